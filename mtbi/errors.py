@@ -1,0 +1,10 @@
+"""The one exception for mistakes a user can put right."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input, configuration or environment.
+
+    The message says what is wrong, where, and what to do. Commands print it without a traceback and exit with status 2.
+    """
