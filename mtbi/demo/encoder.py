@@ -1,0 +1,157 @@
+"""The miniature speech encoder: log-mel, two strided convolutions, four transformer layers, and a CTC head over the ten digits.
+
+It plays the part that Whisper or WavLM plays in a real run: pretrained elsewhere (`mtbi.demo.pretrain_encoder`), then
+frozen. 25 frames a second.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchaudio
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtbi.demo.world import DIGITS
+
+SAMPLE_RATE = 16_000
+HOP_SAMPLES = 160
+BLANK = 0
+PACKAGED_FOLDER = Path(__file__).parent / "weights" / "encoder"
+
+
+@dataclass(frozen=True)
+class DemoEncoderConfig:
+    """Sizes of the encoder."""
+
+    mels: int = 40  #: mel bands between 60 Hz and 4 kHz: the recordings of spoken digits hold nothing above
+    width: int = 144
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.1
+
+
+class LogMel(nn.Module):
+    """Log-mel features `(clips, ceil(samples / 160), mels)`, each band normalised over the clip, zero beyond its length."""
+
+    def __init__(self, mels: int) -> None:
+        super().__init__()
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            SAMPLE_RATE,
+            n_fft=512,
+            win_length=400,
+            hop_length=HOP_SAMPLES,
+            f_min=60,
+            f_max=4000,
+            n_mels=mels,
+            pad_mode="constant",
+        )
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """`waveforms` is `(clips, samples)`, zero beyond `lengths` (samples). Returns features and their lengths in frames."""
+        frames = -(-lengths // HOP_SAMPLES)
+        energy = self.mel(waveforms.float())[..., : -(-waveforms.shape[1] // HOP_SAMPLES)]
+        features = (energy + 1e-6).log().transpose(1, 2)
+        mask = frame_mask(frames, features.shape[1])[..., None]
+        count = frames[:, None, None].clamp(min=1)
+        mean = (features * mask).sum(1, keepdim=True) / count
+        deviation = (((features - mean) * mask).square().sum(1, keepdim=True) / count).sqrt()
+        return (features - mean) / (deviation + 0.3) * mask, frames
+
+
+def frame_mask(lengths: Tensor, longest: int) -> Tensor:
+    """`(clips, longest)`, true on the frames that exist."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+class DemoEncoder(nn.Module):
+    """Waveforms to features `(clips, frames, width)` at 25 Hz: ceil(ceil(ceil(samples / 160) / 2) / 2) frames."""
+
+    def __init__(self, config: DemoEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.features = LogMel(config.mels)
+        self.conv1 = nn.Conv1d(config.mels, width, kernel_size=5, stride=2, padding=2)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=5, stride=2, padding=2)
+        # Positions by a depthwise convolution, as wav2vec 2.0 does: works for any length.
+        self.position = nn.Conv1d(width, width, kernel_size=15, padding=7, groups=width)
+        layer = nn.TransformerEncoderLayer(
+            width, config.heads, 3 * width, config.dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.ctc = nn.Linear(width, 1 + len(DIGITS))
+
+    @property
+    def width(self) -> int:
+        """Size of a feature vector."""
+        return self.config.width
+
+    def encode(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """From log-mel `(clips, frames, mels)` and lengths to encoder features and lengths."""
+        hidden = features.to(self.conv1.weight.dtype).transpose(1, 2)
+        for conv in (self.conv1, self.conv2):
+            frames = -(-frames // 2)
+            hidden = functional.gelu(conv(hidden))
+            hidden = hidden * frame_mask(frames, hidden.shape[2])[:, None]
+        mask = frame_mask(frames, hidden.shape[2])
+        hidden = hidden + functional.gelu(self.position(hidden)) * mask[:, None]
+        hidden = self.layers(hidden.transpose(1, 2), src_key_padding_mask=~mask)
+        return self.norm(hidden) * mask[..., None], frames
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """`(clips, samples)` at 16 kHz and lengths in samples to features `(clips, frames, width)` and lengths in frames."""
+        return self.encode(*self.features(waveforms, lengths))
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """CTC log-probabilities `(clips, frames, 11)` of encoder features; class 0 is blank, digit d is class d + 1."""
+        return self.ctc(features).float().log_softmax(-1)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` (float16: half the size, no measured loss)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "mtbi-demo-encoder", **asdict(self.config)}, indent=1) + "\n"
+        )
+        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str = PACKAGED_FOLDER) -> DemoEncoder:
+        """Read what `save` wrote, as float32 in evaluation mode."""
+        settings = json.loads((Path(folder) / "config.json").read_text())
+        settings.pop("model_type")
+        encoder = cls(DemoEncoderConfig(**settings))
+        encoder.load_state_dict({name: value.float() for name, value in load_file(Path(folder) / "model.safetensors").items()})
+        return encoder.eval()
+
+
+class DemoAligner:
+    """Emissions and labels for `mtbi.data.align`: one CTC label for each digit word."""
+
+    blank = BLANK
+    delimiter = None
+
+    def __init__(self, encoder: DemoEncoder | None = None) -> None:
+        self.encoder = encoder or DemoEncoder.from_pretrained()
+
+    @torch.no_grad()
+    def emissions(self, waveform: np.ndarray) -> tuple[Tensor, float]:
+        """Log-probabilities `(frames, 11)` of one utterance and the seconds between frames."""
+        wave = torch.from_numpy(waveform)[None]
+        features, _ = self.encoder(wave, torch.tensor([wave.shape[1]]))
+        return self.encoder.log_probabilities(features)[0], 4 * HOP_SAMPLES / SAMPLE_RATE
+
+    def labels(self, word: str) -> list[int]:
+        """The CTC classes of a word; none for a word that is no digit."""
+        return [DIGITS.index(word) + 1] if word in DIGITS else []
+
+    def transcribe(self, waveform: np.ndarray) -> str:
+        """Greedy CTC transcript of one utterance."""
+        best = self.emissions(waveform)[0].argmax(-1).unique_consecutive()
+        return " ".join(DIGITS[label - 1] for label in best.tolist() if label != BLANK)

@@ -1,0 +1,121 @@
+"""`mtbi demo`: the whole way from recordings to a speech LLM, in the miniature world.
+
+Each step leaves its result in a folder of its own under RUN/data and is skipped when that folder is complete, so a
+second run starts where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import mtbi
+from mtbi import recipe as recipes
+from mtbi.data import align, importers, shards
+from mtbi.data.corpus import read_manifest, write_manifest
+from mtbi.demo import corpus, world
+from mtbi.demo.encoder import DemoAligner
+from mtbi.demo.speech import speak_digits
+from mtbi.errors import UserError
+from mtbi.recipe import BehaviourConfig, Recipe
+from mtbi.tasks import behaviour
+from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+from mtbi.tasks.teacher import build_teacher
+
+REPOSITORY = Path(mtbi.__file__).parents[1]
+
+
+def questions(part: str, config: BehaviourConfig) -> BehaviourConfig:
+    """Which tasks and wordings the text LLM is asked about a part of the corpus.
+
+    Training hears only the training tasks in their training wordings; `dev`, which picks the best checkpoint, only the
+    training tasks in held-out wordings; the test parts hear everything.
+    """
+    trained = list(world.TRAINED_TASKS)
+    if part == "train":
+        return dataclasses.replace(config, tasks=trained, wordings="train", per_utterance=5)
+    if part == "dev":
+        return dataclasses.replace(config, tasks=trained, wordings="heldout", per_utterance=4)
+    return dataclasses.replace(config, tasks=[*trained, *world.UNSEEN_TASKS], wordings="all", per_utterance=5)
+
+
+def remember_source(data: Path, speech: Path | None) -> None:
+    """Refuse to mix recordings of two sources in one run folder."""
+    note = data / "source.json"
+    source = {"recordings": str(speech.resolve()) if speech else "espeak-ng"}
+    if note.exists() and json.loads(note.read_text()) != source:
+        made_from = json.loads(note.read_text())["recordings"]
+        raise UserError(
+            f"{data} was made from {made_from}, not from {source['recordings']}: choose another --run-dir, or delete it."
+        )
+    data.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(source) + "\n")
+
+
+def import_digits(data: Path, speech: Path | None) -> Path:
+    """The folder with the manifest of single digits."""
+    digits = data / "digits"
+    if not (digits / "manifest.jsonl").exists():
+        if speech is None:
+            speak_digits(data / "espeak", voices=13, recordings=8, seed=1)
+        print(importers.import_corpus("fsdd", speech or data / "espeak", digits))
+    return digits
+
+
+def prepare_part(part: corpus.Part, data: Path, digits: Path, recipe: Recipe) -> Path:
+    """Strings, word times, the text LLM's answers and shards of one part; returns the folder of shards."""
+    folder = data / part.name
+    if (folder / "shards" / shards.INDEX_NAME).exists():
+        return folder / "shards"
+    manifest, aligned = folder / "manifest.jsonl", folder / "aligned.jsonl"
+    if not manifest.exists():
+        corpus.make_part(part, digits, folder)
+    if not aligned.exists():
+        write_manifest(aligned, align.align(read_manifest(manifest), folder, DemoAligner()))
+    utterances = read_manifest(aligned)
+    tokenizer = load_llm_tokenizer(recipe.model.llm)
+    chat = ChatFormat(tokenizer, recipe.behaviour.system_prompt)
+    config = questions(part.name, recipe.behaviour)
+    behaviour.generate(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
+    shards.write(utterances, folder, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
+    return folder / "shards"
+
+
+def prepare(recipe: Recipe, speech: Path | None) -> None:
+    """Everything that training and evaluation read."""
+    data = Path(recipe.run_dir) / "data"
+    remember_source(data, speech)
+    digits = import_digits(data, speech)
+    for part in corpus.PARTS:
+        prepare_part(part, data, digits, recipe)
+
+
+def train(recipe: Recipe, overrides: list[str], processes: int = 2) -> None:
+    """Run `deepspeed mtbi/train.py` on all GPUs, or on `processes` processes of the CPU."""
+    count = torch.cuda.device_count() or processes
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(count), "--no_local_rank",
+        "mtbi/train.py", "--deepspeed", "ds_configs/zero3.json", "--recipe", "demo", f"run_dir={recipe.run_dir}", *overrides,
+    ]  # fmt: skip
+    print("$", " ".join(["deepspeed", *command[1:]]), flush=True)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    status = subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+    if status:
+        raise UserError(
+            f"Training ended with status {status}; see the messages above. `make demo` goes on from the newest checkpoint."
+        )
+
+
+def run(speech: Path | None, overrides: list[str], prepare_only: bool = False) -> None:
+    """Prepare, train, evaluate, and show one dialogue."""
+    recipe = recipes.load("demo", overrides)
+    prepare(recipe, speech)
+    if prepare_only:
+        return
+    train(recipe, overrides)

@@ -1,0 +1,76 @@
+"""The miniature world: digit strings, and the one right answer to each task about them.
+
+Nothing here knows of audio or models. The wordings of the tasks are in `mtbi/tasks/library/digits.yaml`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FRENCH = ("zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf")
+FILLERS = ("um", "uh", "er", "hmm")
+MIN_DIGITS, MAX_DIGITS = 2, 6
+
+#: Tasks that speech training uses. The other tasks of digits.yaml are never trained from speech.
+TRAINED_TASKS = ("repeat", "reverse", "count", "last", "maximum", "sort", "numerals", "french", "drop_first", "has_seven")
+#: Tasks that only the text LLM has seen; they measure task generalisation.
+UNSEEN_TASKS = (
+    "first", "minimum", "sort_down", "add_one", "subtract_one", "drop_last", "parity", "swap_ends", "second", "twice",
+)  # fmt: skip
+
+
+def _words(digits: Sequence[int]) -> str:
+    return " ".join(DIGITS[d] for d in digits)
+
+
+GOLD: dict[str, Callable[[Sequence[int]], str]] = {
+    "repeat": _words,
+    "reverse": lambda d: _words(d[::-1]),
+    "count": lambda d: DIGITS[len(d)],
+    "first": lambda d: DIGITS[d[0]],
+    "last": lambda d: DIGITS[d[-1]],
+    "maximum": lambda d: DIGITS[max(d)],
+    "minimum": lambda d: DIGITS[min(d)],
+    "sort": lambda d: _words(sorted(d)),
+    "sort_down": lambda d: _words(sorted(d, reverse=True)),
+    "numerals": lambda d: " ".join(map(str, d)),
+    "french": lambda d: " ".join(FRENCH[i] for i in d),
+    "add_one": lambda d: _words([(i + 1) % 10 for i in d]),
+    "subtract_one": lambda d: _words([(i - 1) % 10 for i in d]),
+    "drop_first": lambda d: _words(d[1:]),
+    "drop_last": lambda d: _words(d[:-1]),
+    "parity": lambda d: "odd" if d[-1] % 2 else "even",
+    "has_seven": lambda d: "yes" if 7 in d else "no",
+    "swap_ends": lambda d: _words([d[-1], *d[1:-1], d[0]]),
+    "second": lambda d: DIGITS[d[1]],
+    "twice": lambda d: " ".join(DIGITS[i] + " " + DIGITS[i] for i in d),
+}
+
+
+def parse(transcript: str) -> list[int]:
+    """Digits of a transcript such as `"three five"`, fillers skipped. Raises ValueError on any other word."""
+    return [DIGITS.index(word) for word in transcript.split() if word not in FILLERS]
+
+
+def gold_answer(task: str, transcript: str) -> str:
+    """The right answer to `task` about `transcript`."""
+    return GOLD[task](parse(transcript))
+
+
+def random_digits(rng: random.Random) -> list[int]:
+    """A digit string of 2 to 6 digits."""
+    return [rng.randrange(10) for _ in range(rng.randint(MIN_DIGITS, MAX_DIGITS))]
+
+
+def with_fillers(digits: Sequence[int], rng: random.Random, mean_per_gap: float) -> str:
+    """The digits as words with hesitations ("um") before, between and after them, `mean_per_gap` on average in each gap."""
+    words: list[str] = []
+    keep_going = mean_per_gap / (1 + mean_per_gap)
+    for digit in [*digits, None]:
+        while rng.random() < keep_going:
+            words.append(rng.choice(FILLERS))
+        if digit is not None:
+            words.append(DIGITS[digit])
+    return " ".join(words)
