@@ -93,7 +93,6 @@ class DataConfig:
     workers: int = 2  #: threads that decode audio on each rank
     prefetch: int = 4  #: micro-batches prepared ahead
     retries: int = 5  #: attempts to fetch a shard, with growing pauses
-    on_bad_shard: str = "fail"  #: `fail` or `skip` (counted) when a shard stays unreadable
 
 
 @dataclass
@@ -175,7 +174,6 @@ CHOICES = {
     "model.attention": ("auto", "dense", "flash"),
     "behaviour.wordings": ("train", "heldout", "all"),
     "behaviour.backend": ("transformers", "vllm"),
-    "data.on_bad_shard": ("fail", "skip"),
     "interleave.cut": ("slice", "encode"),
 }
 #: Whole numbers that must be at least 1. None but `model.encoder.layer` (-1 = the last) may be negative.

@@ -135,7 +135,7 @@ class DemoAligner:
     """Emissions and labels for `mtbi.data.align`: one CTC label for each digit word."""
 
     blank = BLANK
-    delimiter = None
+    delimiter: int | None = None
 
     def __init__(self, encoder: DemoEncoder | None = None) -> None:
         self.encoder = encoder or DemoEncoder.from_pretrained()

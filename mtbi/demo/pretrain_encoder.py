@@ -174,7 +174,7 @@ class Phase:
 
 
 #: Strong changes first, for speakers never heard; then weaker ones, for the last few per cent on the known ones.
-PHASES = (Phase(2500, 1.5e-3, 1.0), Phase(1500, 8e-4, 0.5))
+PHASES = (Phase(2500, 1.5e-3, 1.0), Phase(1500, 8e-4, 0.5), Phase(1500, 6e-4, 0.3))
 
 
 def run_phase(
@@ -188,7 +188,8 @@ def run_phase(
     bar = tqdm(zip(range(phase.steps), batches, strict=False), desc="encoder", total=phase.steps, unit="step")
     for step, batch in bar:
         with torch.no_grad():
-            features, frames = warp(*encoder.features(batch.waveforms, batch.lengths), rng, phase.strength)
+            features, frames = encoder.features(batch.waveforms, batch.lengths)
+            features, frames = warp(features, frames, rng, phase.strength)
         hidden, lengths = encoder.encode(features, frames)
         targets = torch.tensor([label for labels in batch.labels for label in labels])
         sizes = torch.tensor([len(labels) for labels in batch.labels])

@@ -1,0 +1,31 @@
+# `make demo` and `make test` need nothing installed but a Debian-like machine with Python 3.10 or newer.
+SHELL := /bin/bash
+BIN := .venv/bin
+SPEECH ?=
+
+.PHONY: help setup demo test slow format clean
+
+help: ## say what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: ## .venv with the exact versions of constraints.txt
+	@tools/setup.sh
+
+demo: setup ## the miniature world from recordings to a speech LLM; SPEECH=FOLDER takes FSDD recordings instead of espeak-ng
+	@$(BIN)/mtbi demo $(if $(SPEECH),--speech '$(SPEECH)')
+
+test: setup ## format, lint, types and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: setup ## the end-to-end checks of minutes
+	$(BIN)/python -m pytest -m slow
+
+format: setup ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches, keep runs/
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,160 @@
+"""From the plan to this process's micro-batches: threads fetch shards and decode audio ahead of the step that needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from mtbi.data.batch import Batch, build
+from mtbi.data.plan import Plan, Position, Row, Step
+from mtbi.data.shards import Shards
+
+PLANNED_STEPS = 8  # steps planned ahead of the one whose batches are being made
+
+
+def rows_of(rows: list[Row], rows_per_step: int, rank: int, world: int, rows_per_micro_batch: int) -> list[list[Row]]:
+    """The rows r, r+W, … of a step for rank r of W, in micro-batches; empty rows where the step has too few.
+
+    Every rank gets the same number of micro-batches.
+    """
+    each = -(-rows_per_step // world)
+    mine = rows[rank::world]
+    mine = mine + [Row()] * (each - len(mine))
+    return [mine[start : start + rows_per_micro_batch] for start in range(0, each, rows_per_micro_batch)]
+
+
+@dataclass
+class LoadedStep:
+    """One global step as this process sees it."""
+
+    step: Step
+    loader: Loader
+    parts: int  #: micro-batches, the same number on every process
+    futures: list[Future[Batch]] = field(default_factory=list)
+    data_wait_seconds: float = 0.0  #: spent waiting for batches so far
+
+    @property
+    def position(self) -> Position:
+        """Where this step is in the data."""
+        return self.step.position
+
+    @property
+    def next_position(self) -> Position:
+        """Where the run goes on after this step."""
+        return self.step.next_position
+
+    @property
+    def weight_total(self) -> float:
+        """The denominator of the loss: the same on every process."""
+        return self.step.weight_total
+
+    @property
+    def used_share(self) -> float:
+        """Share of the step's slots that hold tokens."""
+        return self.step.used_share
+
+    @property
+    def micro_batches(self) -> Iterator[Batch]:
+        """This process's micro-batches; to be iterated once."""
+        for place in range(self.parts):
+            began = time.perf_counter()
+            while len(self.futures) <= place:
+                self.loader.submit_next()
+            batch = self.futures[place].result()
+            self.data_wait_seconds += time.perf_counter() - began
+            self.loader.waiting -= 1
+            self.loader.top_up()
+            yield batch
+
+
+class Loader:
+    """Iterate for LoadedSteps from `position` on, without end. `close` it, or use it in a `with` statement.
+
+    At most `prefetch` micro-batches are ready or being made ahead. An error while planning, fetching or decoding is
+    raised in the iteration.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        plan: Plan,
+        rank: int = 0,
+        world: int = 1,
+        rows_per_micro_batch: int = 1,
+        workers: int = 2,
+        prefetch: int = 4,
+        position: Position | None = None,
+    ) -> None:
+        self.shards, self.plan, self.rank, self.world = shards, plan, rank, world
+        self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
+        self.waiting = 0  #: micro-batches submitted and not yet handed out
+        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode")
+        self._planned: queue.Queue[Step | Exception] = queue.Queue(maxsize=PLANNED_STEPS)
+        self._stopped = threading.Event()
+        self._planner = threading.Thread(target=self._plan_ahead, args=(position,), name="mtbi-plan", daemon=True)
+        self._planner.start()
+        self._loaded: queue.SimpleQueue[LoadedStep] = queue.SimpleQueue()
+        self._parts = self._stream()
+
+    def _plan_ahead(self, position: Position | None) -> None:
+        """Runs in a thread of its own: the next window is planned while steps of this one are computed."""
+        try:
+            for step in self.plan.steps(position):
+                self._put(step)
+                if self._stopped.is_set():
+                    return
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, item: Step | Exception) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._planned.put(item, timeout=0.2)
+                break
+
+    def _stream(self) -> Iterator[tuple[LoadedStep, list[Row]]]:
+        while True:
+            step = self._planned.get()
+            if isinstance(step, Exception):
+                raise step
+            rows_per_step = self.plan.config.rows_per_step
+            parts = rows_of(step.rows, rows_per_step, self.rank, self.world, self.rows_per_micro_batch)
+            loaded = LoadedStep(step, self, len(parts))
+            self._loaded.put(loaded)
+            for rows in parts:
+                yield loaded, rows
+
+    def submit_next(self) -> None:
+        """Give the next micro-batch of the stream to the threads."""
+        loaded, rows = next(self._parts)
+        loaded.futures.append(self._pool.submit(build, rows, self.shards.__getitem__, self.plan))
+        self.waiting += 1
+
+    def top_up(self) -> None:
+        """Keep `prefetch` micro-batches in the making."""
+        while self.waiting < self.prefetch:
+            self.submit_next()
+
+    def __iter__(self) -> Iterator[LoadedStep]:
+        while True:
+            while self._loaded.empty():
+                self.submit_next()
+            yield self._loaded.get()
+
+    def close(self) -> None:
+        """Stop the threads; batches in the making are dropped."""
+        self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._planner.join()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

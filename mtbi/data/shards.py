@@ -1,0 +1,348 @@
+"""Shards: MDS files with audio, word times and answers, and beside them an index of every length that the plan needs.
+
+The index is three memory-mapped tables: `utterances.npy`, `branches.npy` (one row for each stored dialogue) and
+`words.npy`, some dozens of bytes an utterance. Shards are read by random access; no shared memory is used, so a killed
+run leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+from tqdm import tqdm
+
+from mtbi.data import audio, store
+from mtbi.data.corpus import Utterance
+from mtbi.errors import UserError
+from mtbi.tasks.behaviour import Behaviour, BehaviourStore
+from mtbi.tasks.chat import ChatFormat
+
+INDEX_NAME = "mtbi_index.json"
+VERSION = 1
+UTTERANCE = np.dtype([("samples", "u4"), ("branches", "u2"), ("words", "u2"), ("first_branch", "u8"), ("first_word", "u8")])
+BRANCH = np.dtype(
+    [("task", "u2"), ("wording", "u2"), ("prompt_tokens", "u2"), ("answer_tokens", "u2"), ("heldout", "?"), ("truncated", "?")]
+)
+WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
+TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
+COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
+
+
+@dataclass
+class Index:
+    """What the plan needs of a corpus; the tables are memory-mapped."""
+
+    fingerprint: str  #: of the LLM's vocabulary, chat template and system prompt
+    llm: str
+    prefix_ids: list[int]
+    end_id: int
+    top_k: int
+    tasks: list[str]  #: `branches["task"]` counts in this list
+    shard_sizes: list[int]  #: utterances in each shard
+    utterances: np.ndarray
+    branches: np.ndarray
+    words: np.ndarray
+
+
+@dataclass
+class Sample:
+    """One utterance as stored."""
+
+    id: str
+    text: str
+    speaker: str
+    waveform: np.ndarray  #: (samples,) float32 at 16 kHz
+    word_times: np.ndarray  #: (words, 2) samples; empty where the utterance is not aligned
+    word_ids: list[np.ndarray]  #: LLM token ids of each word
+    behaviours: list[Behaviour]
+
+
+def pack(utterance: Utterance, behaviours: list[Behaviour], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
+    """The columns of one utterance."""
+    words = utterance.words or []
+    word_ids = chat.word_ids([word for word, _, _ in words])
+    tensors = {
+        "word_times": np.array([(start, end) for _, start, end in words], np.float64).reshape(-1, 2) * audio.SAMPLE_RATE,
+        "word_ends": np.cumsum([len(ids) for ids in word_ids], dtype=np.int64),
+        "word_ids": np.array([i for ids in word_ids for i in ids], np.int32),
+        "prompt_ends": np.cumsum([len(b.prompt_ids) for b in behaviours], dtype=np.int64),
+        "prompt_ids": np.array([i for b in behaviours for i in b.prompt_ids], np.int32),
+        "answer_ends": np.cumsum([len(b.answer_ids) for b in behaviours], dtype=np.int64),
+        "answer_ids": np.array([i for b in behaviours for i in b.answer_ids], np.int32),
+        "topk_ids": np.concatenate([b.topk_ids for b in behaviours]).astype(np.int32),
+        "topk_logprobs": np.concatenate([b.topk_logprobs for b in behaviours]).astype(np.float16),
+    }
+    tensors["word_times"] = np.clip(np.round(tensors["word_times"]), 0, len(wave)).astype(np.uint32)
+    texts = ("task", "wording", "heldout", "prompt", "answer", "truncated", "gold")
+    return {
+        "id": utterance.id,
+        "text": utterance.text,
+        "speaker": utterance.speaker,
+        "audio": audio.encode(wave, kind),
+        "answers": [{name: getattr(behaviour, name) for name in texts} for behaviour in behaviours],
+        "tensors": save_tensors(tensors),
+    }
+
+
+def split(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    """Cut `values` at `ends`, the last of which is its length."""
+    return np.split(values, ends[:-1]) if len(ends) else []
+
+
+def unpack(columns: dict[str, Any]) -> Sample:
+    """The inverse of `pack`."""
+    t = load_tensors(columns["tensors"])
+    parts = zip(
+        columns["answers"],
+        split(t["prompt_ids"], t["prompt_ends"]),
+        split(t["answer_ids"], t["answer_ends"]),
+        split(t["topk_ids"], t["answer_ends"]),
+        split(t["topk_logprobs"], t["answer_ends"]),
+        strict=True,
+    )
+    behaviours = [
+        Behaviour(**texts, prompt_ids=prompt.tolist(), answer_ids=answer.tolist(), topk_ids=ids, topk_logprobs=logprobs)
+        for texts, prompt, answer, ids, logprobs in parts
+    ]
+    word_ids = split(t["word_ids"], t["word_ends"])
+    wave = audio.decode(columns["audio"])
+    return Sample(columns["id"], columns["text"], columns["speaker"], wave, t["word_times"], word_ids, behaviours)
+
+
+class IndexWriter:
+    """Collects the rows of the three tables."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple]] = {name: [] for name in TABLES}
+        self.tasks: dict[str, int] = {}
+
+    def add(self, sample: Sample) -> None:
+        """One more utterance, in the order of the shards."""
+        branches, words = self.rows["branches"], self.rows["words"]
+        counts = (len(sample.behaviours), len(sample.word_ids))
+        self.rows["utterances"].append((len(sample.waveform), *counts, len(branches), len(words)))
+        for b in sample.behaviours:
+            task = self.tasks.setdefault(b.task, len(self.tasks))
+            branches.append((task, b.wording, len(b.prompt_ids), len(b.answer_ids), b.heldout, b.truncated))
+        words += [(start, end, len(ids)) for (start, end), ids in zip(sample.word_times, sample.word_ids, strict=True)]
+
+    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Write the tables, then the JSON file that makes the shards complete."""
+        for name, dtype in TABLES.items():
+            np.save(folder / f"{name}.npy", np.array(self.rows[name], dtype), allow_pickle=False)
+        record = {"version": VERSION, **facts, "tasks": list(self.tasks), "utterances": len(self.rows["utterances"])}
+        (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def write(
+    utterances: Iterable[Utterance],
+    folder: Path,
+    behaviours: BehaviourStore,
+    chat: ChatFormat,
+    out: str,
+    audio_kind: str = "flac",
+    shard_bytes: int = 1 << 26,
+) -> int:
+    """Make shards in `out` (a folder or `s3://…`) of every utterance that has answers; returns how many there are.
+
+    `folder` is the manifest's. Raises UserError where the answers are another LLM's, nothing is to be written, or `out`
+    holds shards already.
+    """
+    from streaming import MDSWriter
+
+    if behaviours.note["fingerprint"] != chat.fingerprint:
+        raise UserError(
+            f"{behaviours.folder}: answers of another LLM, chat template or system prompt ({behaviours.note['llm']}) than the "
+            f"recipe's ({chat.tokenizer.name_or_path}); run `mtbi behave` with this recipe."
+        )
+    remote = store.is_remote(out)
+    if not remote and Path(out).exists() and any(Path(out).iterdir()):
+        raise UserError(f"{out}: not empty; shards go into a new folder. Choose another one, or delete it.")
+    # Made under another name and renamed when complete, so that a killed run leaves no half of it behind under the right one.
+    partial = Path(f"{out.rstrip('/')}.partial")
+    local = Path(tempfile.mkdtemp(prefix="mtbi-shards-")) if remote else partial
+    if local.exists():
+        shutil.rmtree(local)
+    index = IndexWriter()
+    with MDSWriter(out=str(local), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
+        for utterance in tqdm(utterances, desc=f"{Path(out).parent.name}: shards", unit="utterance", disable=None):
+            if found := behaviours.get(utterance.id):
+                columns = pack(utterance, found, audio.read(Path(folder) / utterance.audio), chat, audio_kind)
+                writer.write(columns)
+                index.add(unpack(columns))
+    if not index.rows["utterances"]:
+        raise UserError(
+            f"{behaviours.folder}: no answer is about an utterance of the manifest; run `mtbi behave` on this manifest."
+        )
+    described = json.loads((local / "index.json").read_text(encoding="utf-8"))
+    facts = {
+        "fingerprint": chat.fingerprint,
+        "llm": behaviours.note["llm"],
+        "prefix_ids": chat.prefix_ids,
+        "end_id": chat.end_id,
+        "top_k": behaviours.note["top_k"],
+        "shard_sizes": [shard["samples"] for shard in described["shards"]],
+    }
+    index.save(local, facts)
+    if remote:
+        names = sorted(path.name for path in local.iterdir() if path.name != INDEX_NAME)
+        store.upload(local, [*names, INDEX_NAME], out)
+        shutil.rmtree(local)
+    else:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        local.replace(out)
+    return len(index.rows["utterances"])
+
+
+class Folder:
+    """The shards of one place, fetched on demand into a cache."""
+
+    def __init__(self, place: str, cache_dir: str, cache_limit_bytes: int, retries: int) -> None:
+        self.place, self.retries, self.cache_limit_bytes = place.rstrip("/"), retries, cache_limit_bytes
+        self.remote = store.is_remote(place)
+        self.local = Path(cache_dir) / place.replace("://", "/").strip("/") if self.remote else Path(place)
+        self.checked: set[int] = set()
+        self.lock = threading.Lock()
+        self.index = self._read_index()
+        self.ends = np.cumsum(self.index.shard_sizes)
+        self.readers = self._read_shard_list()
+
+    def _file(self, name: str) -> Path:
+        path = self.local / name
+        if self.remote and not path.exists():
+            store.fetch(f"{self.place}/{name}", path, self.retries)
+        return path
+
+    def _read_index(self) -> Index:
+        path = self._file(INDEX_NAME)
+        if not path.exists():
+            raise UserError(f"{self.place}: no shards there ({INDEX_NAME} is missing). Make them with `mtbi data shard`.")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("version") != VERSION:
+            raise UserError(f"{path}: written by another version of mtbi ({record.get('version')}); make the shards again.")
+        tables = {name: np.load(self._file(f"{name}.npy"), mmap_mode="r", allow_pickle=False) for name in TABLES}
+        for name, dtype in TABLES.items():
+            if tables[name].dtype != dtype:
+                raise UserError(f"{self.place}/{name}.npy: not the table of an index; make the shards again.")
+        if len(tables["utterances"]) != sum(record["shard_sizes"]):
+            raise UserError(f"{self.place}: the index does not fit the shards; make the shards again.")
+        names = ("fingerprint", "llm", "prefix_ids", "end_id", "top_k", "tasks", "shard_sizes")
+        return Index(**{name: record[name] for name in names}, **tables)
+
+    def _read_shard_list(self) -> list[Any]:
+        from streaming.base.format import reader_from_json
+
+        described = json.loads(self._file("index.json").read_text(encoding="utf-8"))["shards"]
+        readers: list[Any] = [reader_from_json(str(self.local), "", shard) for shard in described]
+        for reader in readers:
+            if set(reader.column_encodings) - set(COLUMNS.values()):
+                raise UserError(
+                    f"{self.place}: columns {reader.column_encodings} are refused; only {sorted(set(COLUMNS.values()))} are read."
+                )
+            if "/" in reader.raw_data.basename or reader.raw_data.basename.startswith("."):
+                raise UserError(f"{self.place}: the shard name {reader.raw_data.basename!r} leaves its folder; refused.")
+        return readers
+
+    def _ready(self, shard: int) -> Any:
+        """The reader of a shard whose file is here and whose hash is right."""
+        from streaming.base.hashing import get_hash
+
+        reader = self.readers[shard]
+        path = self.local / reader.raw_data.basename
+        with self.lock:
+            if shard in self.checked and path.exists():
+                return reader
+            for attempt in (1, 2):
+                if not self._file(path.name).exists():
+                    raise UserError(f"{path}: this shard is missing; copy it again or make the shards again.")
+                if get_hash("xxh64", path.read_bytes()) == reader.raw_data.hashes["xxh64"]:
+                    break
+                if attempt == 2 or not self.remote:
+                    raise UserError(
+                        f"{path}: damaged (its checksum is not the one in index.json); copy it again or make the shards again."
+                    )
+                path.unlink(missing_ok=True)  # fetched once more from the remote
+            self.checked.add(shard)
+            self._evict(path)
+            return reader
+
+    def _evict(self, keep: Path) -> None:
+        """Drop the shards used longest ago until the cache is below its limit."""
+        if not self.remote or not self.cache_limit_bytes:
+            return
+        os.utime(keep)
+        files = sorted(self.local.glob("shard.*.mds"), key=lambda path: path.stat().st_mtime)
+        size = sum(path.stat().st_size for path in files)
+        for path in files:
+            if size <= self.cache_limit_bytes or path == keep:
+                break
+            size -= path.stat().st_size
+            path.unlink(missing_ok=True)
+
+    def __getitem__(self, number: int) -> Sample:
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        place = number - (int(self.ends[shard - 1]) if shard else 0)
+        for attempt in (1, 2):
+            try:
+                return unpack(self._ready(shard).get_item(place))
+            except FileNotFoundError:  # dropped from the cache by another process in between
+                if attempt == 2:
+                    raise
+        raise AssertionError("unreachable")
+
+
+def concatenate(indexes: list[Index], places: list[str]) -> Index:
+    """One index over several folders. Raises UserError where they were made for different LLMs."""
+    first = indexes[0]
+    if len(indexes) == 1:
+        return first
+    for place, index in zip(places, indexes, strict=True):
+        if (index.fingerprint, index.top_k) != (first.fingerprint, first.top_k):
+            raise UserError(f"{place} and {places[0]} were made for different LLMs or settings; make one of them again.")
+    tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+    branches = words = 0
+    for index in indexes:
+        utterances, rows = index.utterances.copy(), index.branches.copy()
+        utterances["first_branch"] += branches
+        utterances["first_word"] += words
+        rows["task"] = np.array([tasks.index(task) for task in index.tasks], "u2")[rows["task"]]
+        branches, words = branches + len(rows), words + len(index.words)
+        for name, table in zip(TABLES, (utterances, rows, index.words), strict=True):
+            tables[name].append(table)
+    sizes = [size for index in indexes for size in index.shard_sizes]
+    joined = {name: np.concatenate(parts) for name, parts in tables.items()}
+    return Index(first.fingerprint, first.llm, first.prefix_ids, first.end_id, first.top_k, tasks, sizes, **joined)
+
+
+class Shards:
+    """One or several places as one list of utterances, by random access from any number of threads and processes.
+
+    Raises UserError where a place holds no shards, cannot be reached, or is damaged.
+    """
+
+    def __init__(self, places: str | list[str], cache_dir: str = "", cache_limit_gb: float = 0.0, retries: int = 5) -> None:
+        names = [places] if isinstance(places, str) else places
+        cache = cache_dir or str(Path(tempfile.gettempdir()) / f"mtbi-cache-{os.getuid()}")
+        self.folders = [Folder(name, cache, int(cache_limit_gb * 1e9), retries) for name in names]
+        self.index = concatenate([folder.index for folder in self.folders], names)
+        self.ends = np.cumsum([len(folder.index.utterances) for folder in self.folders])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, number: int) -> Sample:
+        """Utterance `number`, counted over all places."""
+        folder = int(np.searchsorted(self.ends, number, side="right"))
+        return self.folders[folder][number - (int(self.ends[folder - 1]) if folder else 0)]

@@ -1,0 +1,72 @@
+"""Files on object storage (`s3://…`, any `S3_ENDPOINT_URL`) or in a local folder, through mosaicml-streaming's clients."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+from mtbi.errors import UserError
+
+PATIENCE_SECONDS = 60.0  # for one request
+
+
+def is_remote(place: str) -> bool:
+    """Whether `place` is an address such as `s3://bucket/folder`."""
+    return "://" in place
+
+
+def explain(place: str, error: Exception) -> UserError | None:
+    """What a failure of the object store means, where another attempt would not help."""
+    response = getattr(error, "response", None) or {}
+    code = str(response.get("Error", {}).get("Code", ""))
+    endpoint = os.environ.get("S3_ENDPOINT_URL", "the default endpoint")
+    if code in ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
+        return UserError(
+            f"{place}: {endpoint} refuses access ({code}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and your rights."
+        )
+    if code == "NoSuchBucket":
+        return UserError(f"{place}: there is no such bucket at {endpoint}. Check the address and S3_ENDPOINT_URL.")
+    if code in ("404", "NoSuchKey") or isinstance(error, FileNotFoundError):
+        return UserError(f"{place}: not found. Check the address; shards are made by `mtbi data shard`.")
+    if type(error).__name__ == "NoCredentialsError":
+        return UserError(f"{place}: no credentials for {endpoint}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    return None
+
+
+def fetch(place: str, local: Path, retries: int = 5) -> None:
+    """Copy a remote file to `local`, whole or not at all, with growing pauses between attempts.
+
+    Raises UserError at once where the place, the credentials or the rights are wrong, and after `retries` attempts otherwise.
+    """
+    from streaming.base.storage.download import CloudDownloader
+
+    local.parent.mkdir(parents=True, exist_ok=True)
+    # The name ends as the original does: some clients choose by the ending. Every process downloads under a name of its own.
+    temporary = local.with_name(f".{uuid.uuid4().hex}.{local.name}")
+    for attempt in range(1, retries + 1):
+        try:
+            CloudDownloader.direct_download(place, str(temporary), PATIENCE_SECONDS)
+            temporary.replace(local)
+            return
+        except Exception as error:
+            temporary.unlink(missing_ok=True)
+            if (known := explain(place, error)) is not None:
+                raise known from error
+            if attempt == retries:
+                endpoint = os.environ.get("S3_ENDPOINT_URL", "the default endpoint")
+                raise UserError(f"{place}: {retries} attempts failed at {endpoint}, the last with: {error}") from error
+            time.sleep(min(30.0, 0.5 * 2**attempt))
+
+
+def upload(folder: Path, names: list[str], place: str) -> None:
+    """Copy files of a local folder to a remote one. Raises UserError where the store refuses."""
+    from streaming.base.storage.upload import CloudUploader
+
+    try:
+        uploader = CloudUploader.get((str(folder), place), keep_local=True, exist_ok=True)
+        for name in names:
+            uploader.upload_file(name)
+    except Exception as error:
+        raise explain(place, error) or UserError(f"{place}: cannot write there: {error}") from error

@@ -1,0 +1,129 @@
+"""Adapters: encoder frames to a shorter sequence of LLM embeddings. `stack` encoder frames become one LLM position.
+
+The output of a fresh adapter has about the root mean square of the LLM's own embeddings, so training starts in the range
+that the frozen LLM knows. Results beyond a clip's length are zero and do not depend on other clips of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtbi.errors import UserError
+from mtbi.recipe import AdapterConfig
+
+GELU_RMS = 0.652  # root mean square of gelu(x) for a standard normal x
+
+
+def frame_mask(lengths: Tensor, longest: int) -> Tensor:
+    """`(clips, longest)`, true on the frames that exist."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def windows(frames: Tensor, size: int) -> Tensor:
+    """`(clips, frames, width)` to `(clips, ceil(frames / size), size, width)`, zero-padded."""
+    frames = functional.pad(frames, (0, 0, 0, -frames.shape[1] % size))
+    return frames.unflatten(1, (-1, size))
+
+
+class Output(nn.Linear):
+    """Last layer: to LLM embeddings whose root mean square is about `scale`, given inputs of about `input_rms`."""
+
+    def __init__(self, width: int, llm_hidden: int, scale: float, input_rms: float) -> None:
+        super().__init__(width, llm_hidden)
+        nn.init.normal_(self.weight, std=1 / (input_rms * math.sqrt(width)))
+        nn.init.zeros_(self.bias)
+        self.scale = scale  # outside the weight, so that one learning rate suits LLMs of any embedding size
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden) * self.scale
+
+
+class StackMlp(nn.Module):
+    """`stack` frames side by side, layer norm, two layers (as in SLAM-ASR and Ultravox)."""
+
+    def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
+        super().__init__()
+        hidden = config.hidden or llm_hidden
+        self.stack = config.stack
+        self.norm = nn.LayerNorm(config.stack * width)
+        self.expand = nn.Linear(config.stack * width, hidden)
+        nn.init.normal_(self.expand.weight, std=1 / math.sqrt(config.stack * width))
+        self.output = Output(hidden, llm_hidden, scale, GELU_RMS)
+
+    def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
+        """`(clips, frames, width)` to `(clips, ceil(frames / stack), llm_hidden)`; `exists`: `(clips, frames, 1)`."""
+        stacked = windows(frames * exists, self.stack).flatten(2)
+        return self.output(functional.gelu(self.expand(self.norm(stacked))))
+
+
+class Convolution(nn.Module):
+    """Layer norm, one convolution of stride `stack` that sees `stack` frames to either side, and an output layer."""
+
+    def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
+        super().__init__()
+        hidden, kernel = config.hidden or llm_hidden, 2 * config.stack + 1
+        self.norm = nn.LayerNorm(width)
+        self.reduce = nn.Conv1d(width, hidden, kernel, stride=config.stack, padding=config.stack)
+        nn.init.normal_(self.reduce.weight, std=1 / math.sqrt(kernel * width))
+        self.output = Output(hidden, llm_hidden, scale, GELU_RMS)
+
+    def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
+        """`(clips, frames, width)` to `(clips, ceil(frames / stack), llm_hidden)`; `exists`: `(clips, frames, 1)`."""
+        hidden = self.reduce((self.norm(frames) * exists).transpose(1, 2)).transpose(1, 2)
+        return self.output(functional.gelu(hidden))
+
+
+class WindowQformer(nn.Module):
+    """`queries` learnt queries read each window of `stack` frames (window-level Q-Former, SALMONN, arXiv 2310.13289)."""
+
+    def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
+        super().__init__()
+        hidden = config.hidden or llm_hidden
+        if hidden % config.heads:
+            raise UserError(f"model.adapter: the width {hidden} is not a multiple of heads ({config.heads})")
+        self.stack = config.stack
+        self.norm = nn.LayerNorm(width)
+        self.enter = nn.Linear(width, hidden)
+        self.positions = nn.Parameter(torch.randn(config.stack, hidden) * 0.02)
+        self.queries = nn.Parameter(torch.randn(config.queries, hidden))
+        layer = nn.TransformerDecoderLayer(hidden, config.heads, 4 * hidden, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(hidden))
+        self.output = Output(hidden, llm_hidden, scale, 1.0)
+
+    def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
+        """`(clips, frames, width)` to `(clips, ceil(frames / stack) * queries, llm_hidden)`; `exists`: `(clips, frames, 1)`."""
+        exists = windows(exists, self.stack).flatten(0, 1)[..., 0]
+        exists[:, 0] = True  # a window of nothing but padding reads one frame: a softmax over nothing would be NaN
+        memory = windows(self.enter(self.norm(frames)), self.stack)
+        clips, count = memory.shape[:2]
+        memory = memory.flatten(0, 1) + self.positions
+        queries = self.queries.expand(clips * count, -1, -1)
+        hidden = self.layers(queries, memory, memory_key_padding_mask=~exists)
+        return self.output(hidden).unflatten(0, (clips, count)).flatten(1, 2)
+
+
+class Adapter(nn.Module):
+    """One of the kinds, with lengths."""
+
+    def __init__(self, kind: nn.Module, stack: int, queries: int) -> None:
+        super().__init__()
+        self.kind, self.stack, self.queries = kind, stack, queries
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """`(clips, frames, width)` and lengths in frames to `(clips, n, llm_hidden)` and lengths in LLM positions."""
+        frames = self.kind(features, frame_mask(lengths, features.shape[1])[..., None])
+        lengths = -(-lengths // self.stack) * self.queries
+        return frames * frame_mask(lengths, frames.shape[1])[..., None], lengths
+
+
+def build_adapter(config: AdapterConfig, encoder_width: int, llm_hidden: int, embedding_rms: float = 1.0) -> Adapter:
+    """A fresh adapter whose outputs have about the root mean square `embedding_rms`. Raises UserError for an unknown kind."""
+    kinds = {"mlp": StackMlp, "conv": Convolution, "qformer": WindowQformer}
+    if config.kind not in kinds:
+        raise UserError(f"model.adapter.kind: {config.kind!r} is not one of {', '.join(kinds)}")
+    kind = kinds[config.kind](config, encoder_width, llm_hidden, embedding_rms)
+    return Adapter(kind, config.stack, config.queries if config.kind == "qformer" else 1)

@@ -1,0 +1,261 @@
+"""Attention over rows of packed groups, as two back ends of transformers' attention interface.
+
+A token sees the earlier tokens of its group's prefix and of its own branch. `mtbi_dense` is scaled-dot-product attention
+with a mask, over groups laid out side by side. `mtbi_flash` is two variable-length kernel calls (every prefix and every
+branch causally on itself; every branch on its prefix) merged by their log-sum-exp. Both compute the same function. The
+packing reaches them as the forward keyword `packing`; without one (generation) both are transformers' own `sdpa`.
+Attention dropout is not applied in packed rows.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtbi.errors import UserError
+from mtbi.model import varlen
+
+DENSE, FLASH = "mtbi_dense", "mtbi_flash"
+
+
+class Sequences(NamedTuple):
+    """Variable-length sequences, end to end: sequence i is tokens `starts[i]` to `starts[i + 1]`."""
+
+    starts: Tensor  #: (sequences + 1,) int32
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> Sequences:
+        """From lengths `(sequences,)`."""
+        starts = functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        return cls(starts, int(lengths.max()) if len(lengths) else 0)
+
+
+class Packing:
+    """Where the groups and branches of a batch are. Made once a batch; the masks are made on first use and kept."""
+
+    def __init__(self, group: Tensor, branch: Tensor, position_ids: Tensor) -> None:
+        """Each `(rows, tokens)`, as in `mtbi.data.batch.Batch`."""
+        rows, tokens = group.shape
+        self.shape = (rows, tokens)
+        self.slots = (group.flatten() >= 0).nonzero()[:, 0]  #: (real tokens,) flat positions that are not padding
+        row = self.slots // tokens
+        self.group = row * tokens + group.flatten()[self.slots]  #: (real tokens,) number of the group in the batch
+        self.branch = branch.flatten()[self.slots].long()
+        self.position = position_ids.flatten()[self.slots]
+
+    @cached_property
+    def tiles(self) -> Tensor:
+        """(tiles, longest) indices into the real tokens, -1 = none: a tile is a group, or a row where groups differ a lot."""
+        _, sizes = self.group.unique_consecutive(return_counts=True)
+        _, row_sizes = (self.slots // self.shape[1]).unique_consecutive(return_counts=True)
+        cost, row_cost = (len(s) * int(s.max()) ** 2 if len(s) else 0 for s in (sizes, row_sizes))
+        if not len(sizes):
+            return sizes.new_full((1, 1), -1)
+        sizes = sizes if cost <= row_cost else row_sizes
+        place = torch.arange(int(sizes.max()), device=sizes.device)
+        first = sizes.cumsum(0) - sizes
+        return torch.where(place < sizes[:, None], first[:, None] + place, -1)
+
+    @cached_property
+    def scatter(self) -> Tensor:
+        """(rows * tokens,) the place of each token in the flattened tiles; padding takes place 0."""
+        places = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=self.slots.device)
+        real = self.tiles.flatten() >= 0
+        places[self.slots[self.tiles.flatten()[real]]] = real.nonzero()[:, 0]
+        return places
+
+    @cached_property
+    def gather(self) -> Tensor:
+        """(tiles, longest) flat positions in rows * tokens; places without a token take position 0."""
+        return self.slots[self.tiles.clamp(min=0)] if len(self.slots) else torch.zeros_like(self.tiles)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(tiles, 1, longest, longest) added to attention scores: 0 where the query sees the key, -inf elsewhere.
+
+        `window` is the reach of sliding-window layers in positions, None for full attention.
+        """
+        masks: dict = self.__dict__.setdefault("_masks", {})
+        if (window, dtype) not in masks:
+            seen = self._visible(window)
+            masks[window, dtype] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        return masks[window, dtype]
+
+    def _visible(self, window: int | None) -> Tensor:
+        tiles = self.tiles
+        if not len(self.slots):
+            return torch.ones(len(tiles), 1, tiles.shape[1], tiles.shape[1], dtype=torch.bool, device=tiles.device)
+        index = tiles.clamp(min=0)
+        real, group, branch, position = tiles >= 0, self.group[index], self.branch[index], self.position[index]
+        seen = (group[:, :, None] == group[:, None, :]) & real[:, None, :]
+        seen &= (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+        seen &= torch.ones(tiles.shape[1], tiles.shape[1], dtype=torch.bool, device=tiles.device).tril()
+        if window is not None:
+            seen &= position[:, :, None] - position[:, None, :] < window
+        seen |= torch.eye(tiles.shape[1], dtype=torch.bool, device=tiles.device)  # a softmax over nothing would be NaN
+        return seen[:, None]
+
+    @cached_property
+    def longest_reach(self) -> int:
+        """The largest position plus one: a sliding window of this size hides nothing."""
+        return int(self.position.max()) + 1 if len(self.position) else 1
+
+    @cached_property
+    def segments(self) -> Sequences:
+        """Every prefix and every branch as a sequence of real tokens."""
+        pairs = torch.stack([self.group, self.branch])
+        return Sequences.of(pairs.unique_consecutive(dim=1, return_counts=True)[1])
+
+    @cached_property
+    def crossing(self) -> tuple[Tensor, Sequences, Tensor, Sequences]:
+        """Branches on their prefixes: query tokens, their sequences (one a group), key tokens, their sequences."""
+        _, number, sizes = self.group.unique_consecutive(return_inverse=True, return_counts=True)
+        in_prefix = torch.zeros_like(sizes).index_add_(0, number, (self.branch == 0).long())
+        both = (in_prefix > 0) & (in_prefix < sizes)
+        queries = ((self.branch > 0) & both[number]).nonzero()[:, 0]
+        keys = ((self.branch == 0) & both[number]).nonzero()[:, 0]
+        return queries, Sequences.of((sizes - in_prefix)[both]), keys, Sequences.of(in_prefix[both])
+
+
+def dense_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packing: Packing | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """`query` is (rows, heads, tokens, size), `key` and `value` have key-value heads. Returns (rows, tokens, heads, size)."""
+    if packing is None:
+        return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    _refuse_softcap(module, softcap)
+    window = sliding_window if sliding_window is not None and sliding_window < packing.longest_reach else None
+    tiles = (_flat(states)[packing.gather].transpose(1, 2) for states in (query, key, value))
+    mask = packing.mask(window, query.dtype)
+    out, _ = _plain(module, *tiles, mask, 0.0, scaling, is_causal=False)
+    return out.flatten(0, 1)[packing.scatter].unflatten(0, packing.shape), None
+
+
+def flash_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packing: Packing | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """As `dense_attention`. Raises UserError where a sliding window would hide something: the two calls have none."""
+    if packing is None:
+        return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    _refuse_softcap(module, softcap)
+    if sliding_window is not None and sliding_window < packing.longest_reach:
+        raise UserError(
+            f"model.attention=flash: the LLM's sliding window ({sliding_window}) is shorter than a dialogue "
+            f"({packing.longest_reach} tokens); use model.attention=dense"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    tokens = (_flat(states)[packing.slots] for states in (query, key, value))
+    out = SharedPrefixAttention.apply(*tokens, packing, scale)
+    rows, count = packing.shape
+    whole = out.new_zeros(rows * count, *out.shape[1:]).index_copy(0, packing.slots, out)
+    return whole.unflatten(0, (rows, count)), None
+
+
+class SharedPrefixAttention(torch.autograd.Function):
+    """The two kernel calls and their merge.
+
+    The backward pass runs the kernel's backward of each call with the merged output and log-sum-exp, which gives the exact
+    gradient of the joint softmax, as in ring attention (arXiv 2310.01889).
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+        """(real tokens, heads, head size) each; keys and values may have fewer heads."""
+        segments = packing.segments
+        if not len(query):
+            ctx.save_for_backward(query, key, value)
+            return torch.zeros_like(query)
+        out, lse = varlen.forward(query, key, value, segments, segments, True, scale)
+        queries, query_sequences, keys, key_sequences = packing.crossing
+        if len(queries):
+            more, more_lse = varlen.forward(
+                query[queries], key[keys], value[keys], query_sequences, key_sequences, False, scale
+            )
+            joint = torch.logaddexp(lse[:, queries], more_lse)
+            own = (lse[:, queries] - joint).exp().T[..., None] * out[queries]
+            out[queries] = (own + (more_lse - joint).exp().T[..., None] * more).to(out.dtype)
+            lse[:, queries] = joint
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.packing, ctx.scale = packing, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        """Gradients of query, key and value."""
+        [grad] = grads
+        if len(ctx.saved_tensors) == 3:
+            return *(torch.zeros_like(saved) for saved in ctx.saved_tensors), None, None
+        query, key, value, out, lse = ctx.saved_tensors
+        segments, grad = ctx.packing.segments, grad.contiguous()
+        dq, dk, dv = varlen.backward(grad, query, key, value, out, lse, segments, segments, True, ctx.scale)
+        queries, query_sequences, keys, key_sequences = ctx.packing.crossing
+        if len(queries):
+            more_dq, more_dk, more_dv = varlen.backward(
+                grad[queries], query[queries], key[keys], value[keys], out[queries], lse[:, queries].contiguous(),
+                query_sequences, key_sequences, False, ctx.scale,
+            )  # fmt: skip
+            dq.index_add_(0, queries, more_dq)
+            dk.index_add_(0, keys, more_dk)
+            dv.index_add_(0, keys, more_dv)
+        return dq, dk, dv, None, None
+
+
+def register() -> None:
+    """Make both back ends known to transformers (again, if they already are)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    for name, function in ((DENSE, dense_attention), (FLASH, flash_attention)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)  # for generation: packed calls bring a mask of their own
+
+
+def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The registered name for the recipe's `model.attention`; `auto` is flash for half precision on a GPU, else dense.
+
+    Raises UserError for flash in float32 on a GPU: the kernels compute in half precision only.
+    """
+    half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if attention == "flash" and device.type == "cuda" and not half_on_gpu:
+        raise UserError("model.attention=flash needs precision=bf16 on a GPU; use model.attention=dense with fp32")
+    return FLASH if attention == "flash" or (attention == "auto" and half_on_gpu) else DENSE
+
+
+def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest, **kwargs):
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, mask, *rest, **kwargs)
+
+
+def _flat(states: Tensor) -> Tensor:
+    """(rows, heads, tokens, size) to (rows * tokens, heads, size)."""
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def _refuse_softcap(module: nn.Module, softcap: float | None) -> None:
+    if softcap is not None:
+        raise UserError(f"{type(module).__name__}: LLMs that cap attention scores (softcap) are not supported")

@@ -1,0 +1,72 @@
+"""Greedy answers to prompts of text and sound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mtbi.model.speech_llm import SpeechLLM
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+Piece = Tensor | np.ndarray  #: token ids (tokens,) int64, or a waveform (samples,) float32 at 16 kHz
+
+
+@torch.no_grad()
+def generate(
+    model: SpeechLLM,
+    prompts: Sequence[Sequence[Piece]],
+    max_new_tokens: int,
+    end_id: int,
+    streamer: BaseStreamer | None = None,
+) -> list[list[int]]:
+    """Token ids of each answer, without the end token. A streamer (one prompt only) gets tokens as they come.
+
+    Under ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ.
+    """
+    training = model.training
+    model.eval()
+    try:
+        embeddings, mask = embed_prompts(model, prompts)
+        answers = model.llm.generate(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+            streamer=streamer,
+        ).tolist()
+    finally:
+        model.train(training)
+    return [answer[: answer.index(end_id)] if end_id in answer else answer for answer in answers]
+
+
+def embed_prompts(model: SpeechLLM, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
+    """Left-padded embeddings (prompts, tokens, hidden) and their mask (prompts, tokens)."""
+    device = next(model.adapter.parameters()).device
+    waves = [torch.from_numpy(piece).float() for prompt in prompts for piece in prompt if isinstance(piece, np.ndarray)]
+    lengths = torch.tensor([len(wave) for wave in waves or [torch.zeros(1)]])
+    # The encoder and the adapter run even where all is text: ZeRO-3 needs the same calls on every rank.
+    frames, counts = model.hear(pad_sequence(waves or [torch.zeros(1)], True).to(device), lengths.to(device))
+    clips = iter([clip[:count] for clip, count in zip(frames, counts.tolist(), strict=True)])
+    ids = [piece.long() for prompt in prompts for piece in prompt if not isinstance(piece, np.ndarray)]
+    embedded = model.embed(torch.cat(ids or [torch.zeros(1, dtype=torch.long)]).to(device))
+    texts = iter(embedded.split([len(piece) for piece in ids]) if ids else [])
+    rows = [
+        torch.cat([next(clips).to(embedded.dtype) if isinstance(piece, np.ndarray) else next(texts) for piece in prompt])
+        for prompt in prompts
+    ]
+    width = max(len(row) for row in rows)
+    embeddings = embedded.new_zeros(len(rows), width, embedded.shape[-1])
+    mask = torch.zeros(len(rows), width, dtype=torch.long, device=device)
+    for number, row in enumerate(rows):
+        embeddings[number, width - len(row) :] = row
+        mask[number, width - len(row) :] = 1
+    return embeddings, mask

@@ -1,0 +1,162 @@
+"""The speech LLM: a speech encoder, an adapter, and a text LLM that reads audio frames among its token embeddings."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtbi.data.batch import Batch
+from mtbi.errors import UserError
+from mtbi.model import attention
+from mtbi.model.adapter import build_adapter
+from mtbi.model.encoder import build_encoder
+from mtbi.model.loss import AnswerHead, LossOutput
+from mtbi.recipe import LoraConfig, LossConfig, ModelConfig
+
+#: Given where a mask is expected, so that transformers builds none: packed rows make their own.
+NO_MASK_SHAPE = (1, 1, 1, 1)
+
+
+class SpeechLLM(nn.Module):
+    """Encoder, adapter and LLM, always run in this order on every rank, whatever the batch holds (ZeRO-3 needs that)."""
+
+    def __init__(self, encoder: nn.Module, adapter: nn.Module, llm: nn.Module, loss: LossConfig, tasks: int = 1) -> None:
+        """`encoder` and `llm` come with `requires_grad` as they shall train; `tasks` is the length of the plan's task list."""
+        super().__init__()
+        self.encoder, self.adapter, self.llm = encoder, adapter, llm
+        self.head = AnswerHead(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
+        self.dtype = next(adapter.parameters()).dtype
+        self.encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
+        self.llm_trains = any(parameter.requires_grad for parameter in llm.parameters())
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Sums of the loss over the batch's targets, not normalised."""
+        frames, _ = self.hear(batch.waveforms, batch.waveform_lengths)
+        embeddings = self.embed(batch.token_ids)
+        # Out of place and also with no slot at all: the adapter is in every rank's backward pass.
+        heard = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)
+        flat = embeddings.flatten(0, 1).index_put((batch.audio_slot,), heard)
+        hidden = self.llm.get_decoder()(
+            inputs_embeds=flat.view_as(embeddings),
+            attention_mask=flat.new_zeros(NO_MASK_SHAPE),
+            position_ids=batch.position_ids,
+            use_cache=False,
+            packing=attention.Packing(batch.group, batch.branch, batch.position_ids),
+        ).last_hidden_state
+        return self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
+
+    def hear(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """`(clips, samples)` and lengths in samples to frames `(clips, n, llm_hidden)` and lengths in LLM positions."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains):
+            features, frames = self.encoder(waveforms, lengths.clamp(min=1))
+        return self.adapter(features.to(self.dtype), frames)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The LLM's embeddings of token ids."""
+        return self.llm.get_input_embeddings()(token_ids)
+
+    def train(self, mode: bool = True) -> SpeechLLM:
+        """Frozen parts stay in evaluation mode (transformers recomputes activations in training mode only)."""
+        super().train(mode)
+        self.encoder.train(mode and self.encoder_trains)
+        self.llm.train(mode and (self.llm_trains or self.llm.is_gradient_checkpointing))
+        return self
+
+    def bfloat16(self) -> SpeechLLM:
+        """Cast parameters only: DeepSpeed calls this, and rotary frequencies and mel filters must stay in float32."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.bfloat16()
+        self.dtype = torch.bfloat16
+        return self
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """By name: the only parameters in the optimizer and in checkpoints."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def build_speech_llm(
+    config: ModelConfig, loss: LossConfig, dtype: torch.dtype, device: torch.device, tasks: int = 1
+) -> SpeechLLM:
+    """Pretrained encoder and LLM, and a fresh adapter (from torch's random state). Under ZeRO-3 the LLM comes partitioned.
+
+    Raises UserError for models that cannot be found or are of an unsupported kind.
+    """
+    device = torch.device(device)
+    llm = load_llm(config, dtype, device)
+    encoder = build_encoder(config.encoder, dtype, device, config.trust_remote_code)
+    encoder.requires_grad_(config.encoder.trainable)
+    if config.encoder.path == "demo" and config.encoder_lora.rank:
+        # torch's fused transformer layer reads the base weights past a low-rank update.
+        raise UserError("model.encoder_lora: the demo encoder takes none; set model.encoder.trainable=true to train it")
+    add_lora(encoder, config.encoder_lora, "model.encoder_lora")
+    rms, width = _embedding_rms(llm)
+    adapter = build_adapter(config.adapter, encoder.width, width, rms).to(device, dtype)
+    return SpeechLLM(encoder, adapter, llm, loss, tasks)
+
+
+def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The causal LLM, frozen but for LoRA, with one of our attention back ends."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from mtbi.tasks.chat import resolve_llm
+
+    attention.register()
+    path = str(resolve_llm(config.llm))
+    chosen = attention.choose(config.attention, device, dtype)
+    try:
+        llm = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=chosen, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.llm: cannot load {config.llm!r}: {error}") from error
+    if not llm._supports_attention_backend:
+        raise UserError(
+            f"model.llm: {type(llm).__name__} does not use transformers' attention interface, which packed rows need"
+        )
+    llm.requires_grad_(False)
+    add_lora(llm, config.llm_lora, "model.llm_lora")
+    if config.activation_checkpointing:
+        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    llm.generation_config = GenerationConfig()  # greedy: no penalty or temperature that came with the weights
+    return llm if _is_partitioned(llm) else llm.to(device)
+
+
+def add_lora(model: nn.Module, config: LoraConfig, field: str) -> None:
+    """Put trainable low-rank updates (arXiv 2106.09685) into the named linear layers, in place."""
+    if not config.rank:
+        return
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    others = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    settings: Any = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets
+    )
+    try:
+        inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        raise UserError(f"{field}.targets: {error}") from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "lora_" in name or name.replace(".base_layer", "") in others
+
+
+def _is_partitioned(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has split the parameters over the ranks."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def _embedding_rms(llm: nn.Module) -> tuple[float, int]:
+    """Root mean square and width of the LLM's embeddings, over up to 10,000 tokens of the vocabulary."""
+    table = llm.get_input_embeddings()
+    gathered: AbstractContextManager = nullcontext()
+    if _is_partitioned(llm):
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters([table.weight])
+    with gathered, torch.no_grad():
+        ids = torch.arange(0, table.num_embeddings, 1 + table.num_embeddings // 10_000, device=table.weight.device)
+        embeddings = table(ids).float()
+    return float(embeddings.square().mean().sqrt()), embeddings.shape[-1]

@@ -1,0 +1,107 @@
+"""One variable-length attention kernel with its log-sum-exp, forward and backward.
+
+On a GPU: flash-attn where it is installed, else the copy inside PyTorch. On the CPU: a plain reference with the same
+signature, so that tests hold the formulation that uses it to account without a GPU.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mtbi.model.attention import Sequences
+
+try:
+    from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
+except ImportError:
+    _flash_attn_varlen_forward = None
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, queries: Sequences, keys: Sequences, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of each query sequence on the key sequence of the same number.
+
+    (tokens, heads, head size) each, keys and values with fewer heads where heads share them. Returns the output and the
+    log-sum-exp of the scores (heads, tokens) float32.
+    """
+    if query.device.type == "cpu":
+        return _reference_forward(query, key, value, queries, keys, causal, scale)
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    lengths = (queries.starts, keys.starts, queries.longest, keys.longest)
+    if _flash_attn_varlen_forward is not None:
+        out, lse, *_ = _flash_attn_varlen_forward(query, key, value, *lengths, 0.0, scale, causal=causal)
+    else:
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(query, key, value, *lengths, 0.0, causal, False, scale=scale)
+    return out, lse
+
+
+def backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+    queries: Sequences, keys: Sequences, causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of query, key and value. `out` and `lse` may be those of a softmax over more keys than `key` holds."""
+    if query.device.type == "cpu":
+        return _reference_backward(grad, query, key, value, out, lse, queries, keys, causal, scale)
+    grad, query, key, value, out = (states.contiguous() for states in (grad, query, key, value, out))
+    lengths = (queries.starts, keys.starts, queries.longest, keys.longest)
+    if _flash_attn_varlen_forward is not None:
+        dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        _flash_attn_varlen_backward(
+            grad, query, key, value, out, lse, dq, dk, dv, *lengths, 0.0, scale, causal, -1, -1, 0.0, None, False
+        )
+        return dq, dk, dv
+    seed, offset = (query.new_empty(shape, dtype=torch.uint64) for shape in (2, ()))  # of the dropout that there is not
+    return torch.ops.aten._flash_attention_backward(
+        grad, query, key, value, out, lse, *lengths, 0.0, causal, seed, offset, scale=scale
+    )
+
+
+def _reference_forward(query, key, value, queries, keys, causal, scale):
+    out, lse = torch.empty_like(query), query.new_empty(query.shape[1], len(query), dtype=torch.float32)
+    for q, k in _pairs(queries, keys):
+        scores = _scores(query[q], _repeat(key[k], query), causal, scale)
+        lse[:, q] = scores.logsumexp(-1).float()
+        out[q] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), _repeat(value[k], query))
+    return out, lse
+
+
+def _reference_backward(grad, query, key, value, out, lse, queries, keys, causal, scale):
+    dq, dk, dv = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    mean = (grad * out).sum(-1).T[..., None]  # (heads, tokens, 1)
+    for q, k in _pairs(queries, keys):
+        each_key, each_value = _repeat(key[k], query), _repeat(value[k], query)
+        share = (_scores(query[q], each_key, causal, scale) - lse[:, q, None]).exp()
+        change = share * (torch.einsum("qhd,khd->hqk", grad[q], each_value) - mean[:, q]) * scale
+        dq[q] = torch.einsum("hqk,khd->qhd", change, each_key)
+        dk[k] = _sum_heads(torch.einsum("hqk,qhd->khd", change, query[q]), key)
+        dv[k] = _sum_heads(torch.einsum("hqk,qhd->khd", share, grad[q]), value)
+    return dq, dk, dv
+
+
+def _pairs(queries: Sequences, keys: Sequences) -> list[tuple[slice, slice]]:
+    """The tokens of each query sequence and of its key sequence."""
+    q, k = queries.starts.tolist(), keys.starts.tolist()
+    return [(slice(*a), slice(*b)) for a, b in zip(pairwise(q), pairwise(k), strict=True)]
+
+
+def _scores(query: Tensor, key: Tensor, causal: bool, scale: float) -> Tensor:
+    """(heads, queries, keys)."""
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    if causal:
+        scores.masked_fill_(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), -torch.inf)
+    return scores
+
+
+def _repeat(states: Tensor, query: Tensor) -> Tensor:
+    """Key-value heads repeated for the query heads that share them."""
+    return states.repeat_interleave(query.shape[1] // states.shape[1], dim=1)
+
+
+def _sum_heads(grad: Tensor, states: Tensor) -> Tensor:
+    """The gradient of `_repeat`."""
+    return grad.unflatten(1, (states.shape[1], -1)).sum(2)

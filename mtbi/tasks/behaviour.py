@@ -1,0 +1,231 @@
+"""The behaviour to imitate: the text LLM's answers to task prompts about each transcript, made once and kept beside the audio.
+
+Answers are written in chunks, each a `.safetensors` file (token ids and log-probabilities) and a `.jsonl` file (texts)
+that appears last. A killed run leaves only whole chunks; the next one asks what is still unanswered and nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from mtbi.data.corpus import Utterance
+from mtbi.errors import UserError
+from mtbi.recipe import BehaviourConfig
+from mtbi.tasks import registry
+from mtbi.tasks.chat import ChatFormat
+from mtbi.tasks.teacher import Answer, Teacher
+
+NOTE = "behaviour.json"
+CHUNK_BATCHES = 4  # batches that are written together: what a kill can cost
+
+
+@dataclass
+class Behaviour:
+    """One prompt about one transcript and the text LLM's answer."""
+
+    task: str
+    wording: int  #: number among the task's wordings
+    heldout: bool  #: the wording is kept out of training
+    prompt: str
+    prompt_ids: list[int]  #: everything between the transcript and the answer
+    answer: str
+    answer_ids: list[int]  #: with the end token unless the answer was cut off
+    truncated: bool
+    topk_ids: np.ndarray  #: (answer tokens, k) int32
+    topk_logprobs: np.ndarray  #: (answer tokens, k) float16
+    gold: str | None = None  #: the right answer, where the corpus knows one
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to ask."""
+
+    utterance: str
+    task: str
+    wording: int
+    prompt: str
+    prompt_ids: list[int]
+    heldout: bool
+    transcript: str
+    gold: str | None
+    max_new_tokens: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """A task is asked once about an utterance, in one wording."""
+        return self.utterance, self.task
+
+
+def draw_requests(
+    utterance: Utterance, tasks: list[registry.Task], config: BehaviourConfig, chat: ChatFormat, seed: int
+) -> list[Request]:
+    """The questions about one utterance; they depend only on the seed and the utterance's id, not on other utterances."""
+    rng = random.Random(hashlib.sha256(f"{seed} {utterance.id}".encode()).digest())
+    chosen = rng.sample(tasks, min(config.per_utterance or len(tasks), len(tasks)))
+    requests = []
+    for task in chosen:
+        wording = rng.choice(task.choices(config.wordings))
+        requests.append(
+            Request(
+                utterance.id,
+                task.name,
+                wording,
+                task.wordings[wording],
+                chat.suffix_ids(task.wordings[wording]),
+                wording >= task.training_wordings,
+                utterance.text,
+                utterance.answers.get(task.name),
+                task.max_new_tokens or config.max_new_tokens,
+            )
+        )
+    return requests
+
+
+def note_of(config: BehaviourConfig, chat: ChatFormat) -> dict[str, object]:
+    """What all answers of a folder have in common."""
+    return {
+        "fingerprint": chat.fingerprint,
+        "llm": str(chat.tokenizer.name_or_path),
+        "top_k": config.top_k,
+        "temperature": config.temperature,
+    }
+
+
+def open_folder(out: Path, note: dict[str, object]) -> None:
+    """Make the folder, or refuse one that holds answers of another LLM or other settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / NOTE
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key in note if key != "llm" and found.get(key) != note[key]]
+        if other:
+            raise UserError(
+                f"{out}: holds answers made with other settings ({', '.join(f'{key}: {found.get(key)}' for key in other)}); "
+                "choose another folder or delete this one."
+            )
+    else:
+        write_text(path, json.dumps(note, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def answered(out: Path) -> set[tuple[str, str]]:
+    """(utterance, task) of every answer in the folder."""
+    return {(line["utterance"], line["task"]) for path in sorted(out.glob("chunk-*.jsonl")) for line in read_lines(path)}
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The records of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_chunk(out: Path, number: int, pairs: list[tuple[Request, Answer]], texts: list[str]) -> None:
+    """Write a chunk of answers; its `.jsonl` file, which makes it count, comes last."""
+    stem = out / f"chunk-{number:06d}"
+    ends = np.cumsum([len(answer.ids) for _, answer in pairs])
+    k = max(answer.topk_ids.shape[1] for _, answer in pairs)
+    tensors = {
+        "ends": ends.astype(np.int64),
+        "ids": np.concatenate([np.array(answer.ids, np.int32) for _, answer in pairs]),
+        "topk_ids": np.concatenate([answer.topk_ids.reshape(-1, k) for _, answer in pairs]),
+        "topk_logprobs": np.concatenate([answer.topk_logprobs.reshape(-1, k) for _, answer in pairs]),
+    }
+    temporary = stem.with_name(f".{stem.name}.{os.getpid()}")
+    save_file(tensors, temporary)
+    temporary.replace(stem.with_suffix(".safetensors"))
+    records = []
+    for (request, answer), text in zip(pairs, texts, strict=True):
+        record = asdict(request) | {"answer": text, "truncated": answer.truncated}
+        records.append({key: value for key, value in record.items() if key not in ("transcript", "max_new_tokens")})
+    write_text(stem.with_suffix(".jsonl"), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def generate(
+    utterances: Iterable[Utterance], config: BehaviourConfig, teacher: Teacher, chat: ChatFormat, out: Path | str, seed: int = 1
+) -> int:
+    """Ask everything that is still unanswered; returns how many answers were made.
+
+    Raises UserError for unknown tasks, or a folder with answers made in another way.
+    """
+    out = Path(out)
+    tasks = registry.select(registry.load(config.library), config.tasks)
+    open_folder(out, note_of(config, chat))
+    done = answered(out)
+    wanted = (request for utterance in utterances for request in draw_requests(utterance, tasks, config, chat, seed))
+    requests = [request for request in wanted if request.key not in done]
+    # Prompts of similar length together: little padding. Answers that may be long go last, with others of their kind.
+    requests.sort(key=lambda r: (r.max_new_tokens, len(r.transcript.split()) + len(r.prompt.split())))
+    number = 1 + max((int(path.stem.split("-")[1]) for path in out.glob("chunk-*.jsonl")), default=-1)
+    waiting: list[tuple[Request, Answer]] = []
+    with tqdm(total=len(requests), desc=f"{out.parent.name}: answers", unit="answer", disable=None) as bar:
+        for start in range(0, len(requests), config.batch_size):
+            batch = requests[start : start + config.batch_size]
+            prompts = [chat.dialogue_ids(request.transcript, request.prompt) for request in batch]
+            answers = teacher.answer(prompts, max(request.max_new_tokens for request in batch))
+            waiting += zip(batch, answers, strict=True)
+            if len(waiting) >= CHUNK_BATCHES * config.batch_size or start + config.batch_size >= len(requests):
+                texts = chat.tokenizer.batch_decode([answer.ids for _, answer in waiting], skip_special_tokens=True)
+                write_chunk(out, number, waiting, texts)
+                number, waiting = number + 1, []
+            bar.update(len(batch))
+    return len(requests)
+
+
+class BehaviourStore:
+    """The answers of a folder by utterance. Raises UserError where the folder holds none."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / NOTE).exists():
+            raise UserError(f"{folder}: no answers there; make them with `mtbi behave`.")
+        self.note = json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
+        self._places: dict[str, list[tuple[Path, int, dict]]] = defaultdict(list)
+        for path in sorted(self.folder.glob("chunk-*.jsonl")):
+            for row, record in enumerate(read_lines(path)):
+                self._places[record["utterance"]].append((path.with_suffix(".safetensors"), row, record))
+
+    def get(self, utterance: str) -> list[Behaviour]:
+        """The answers about an utterance, in the order of task names; empty where there are none."""
+        found = []
+        for path, row, record in self._places.get(utterance, []):
+            chunk = read_chunk(path)
+            span = slice(int(chunk["ends"][row - 1]) if row else 0, int(chunk["ends"][row]))
+            found.append(
+                Behaviour(
+                    record["task"],
+                    record["wording"],
+                    record["heldout"],
+                    record["prompt"],
+                    record["prompt_ids"],
+                    record["answer"],
+                    chunk["ids"][span].tolist(),
+                    record["truncated"],
+                    chunk["topk_ids"][span],
+                    chunk["topk_logprobs"][span],
+                    record["gold"],
+                )
+            )
+        return sorted(found, key=lambda behaviour: behaviour.task)
+
+
+@lru_cache(maxsize=64)
+def read_chunk(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a chunk."""
+    return load_file(path)

@@ -1,0 +1,116 @@
+"""How a dialogue becomes token ids: one builder for the text LLM that teaches and for the speech LLM that learns.
+
+A dialogue about a transcript is `prefix_ids + words + suffix_ids(prompt)`, then the answer; about speech, adapter
+frames stand in the place of the words. Prefix and suffix come from the LLM's own chat template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mtbi.errors import UserError
+
+MARK = "⸨mtbi⸩"  # stands for the user's words while the template is rendered
+ANSWER_MARK = "⸨answer⸩"
+
+
+def resolve_llm(path: str) -> str:
+    """The folder or Hugging Face name of an LLM; `demo` is the shipped miniature one."""
+    return str(Path(__file__).parents[1] / "demo" / "weights" / "text_llm") if path == "demo" else path
+
+
+def load_llm_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of an LLM. Raises UserError where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve_llm(path), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.llm: no tokenizer can be read from {path!r}: {error}") from error
+
+
+class ChatFormat:
+    """Token ids of the parts of a dialogue, by the chat template of `tokenizer`. Raises UserError where it has no template."""
+
+    def __init__(self, tokenizer: Any, system_prompt: str = "") -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            name = getattr(tokenizer, "name_or_path", "the LLM")
+            raise UserError(
+                f"{name}: its tokenizer has no chat template, so dialogues cannot be written. Use the instruction-tuned version, "
+                "or put a `chat_template.jinja` into its folder."
+            )
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self._suffixes: dict[str, list[int]] = {}
+
+    def _render(self, messages: list[dict[str, str]], ask: bool) -> str:
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return self.tokenizer.apply_chat_template([*system, *messages], tokenize=False, add_generation_prompt=ask)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a piece of text, special tokens in it included, none added."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _around(self, content: str) -> tuple[str, str]:
+        before, found, after = self._render([{"role": "user", "content": content}], ask=True).partition(MARK)
+        if not found:
+            raise UserError(f"the chat template of {self.tokenizer.name_or_path} drops what the user says; it cannot be used.")
+        return before, after
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """Everything before the user's first word: start token, system message, opening of the user's turn."""
+        return self.text_ids(self._around(MARK)[0])
+
+    def suffix_ids(self, prompt: str) -> list[int]:
+        """Everything after the user's speech: the prompt on a line of its own, end of the turn, opening of the answer."""
+        if prompt not in self._suffixes:
+            self._suffixes[prompt] = self.text_ids(self._around(f"{MARK}\n{prompt}" if prompt else MARK)[1])
+        return self._suffixes[prompt]
+
+    @cached_property
+    def _after_answer(self) -> list[int]:
+        """What the template writes after an answer, up to the end of the conversation."""
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER_MARK}]
+        return self.text_ids(self._render(talk, ask=False).partition(ANSWER_MARK)[2])
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer: the first special token that the template writes after one, else the end token."""
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        return next((i for i in self._after_answer if i in special), self.tokenizer.eos_token_id)
+
+    def turn_ids(self, prompt: str) -> list[int]:
+        """From after the end token of the last answer, through a further user turn, to the opening of the next answer."""
+        talk = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": ANSWER_MARK},
+            {"role": "user", "content": prompt},
+        ]
+        ids = self.text_ids(self._render(talk, ask=True).partition(ANSWER_MARK)[2])
+        return ids[ids.index(self.end_id) + 1 :] if self.end_id in ids else ids
+
+    def word_ids(self, words: list[str]) -> list[list[int]]:
+        """Token ids of each word of a transcript; every word but the first carries the space before it."""
+        return [self._one_word(word, first=place == 0) for place, word in enumerate(words)]
+
+    def _one_word(self, word: str, first: bool) -> list[int]:
+        return self.text_ids(word if first else f" {word}")
+
+    def transcript_ids(self, text: str) -> list[int]:
+        """Token ids of a transcript, word by word."""
+        return [i for ids in self.word_ids(text.split()) for i in ids]
+
+    def dialogue_ids(self, transcript: str, prompt: str) -> list[int]:
+        """The text LLM's prompt about a transcript."""
+        return [*self.prefix_ids, *self.transcript_ids(transcript), *self.suffix_ids(prompt)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the vocabulary, the chat template and the system prompt: what shards and recipe must agree on."""
+        facts = [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
+        return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,72 @@
+"""A training run opened for use: its recipe, its newest or best checkpoint, and the speech LLM that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mtbi import recipe as recipes
+from mtbi.engine import checkpoint as checkpoints
+from mtbi.errors import UserError
+from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.recipe import Recipe
+from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+
+
+@dataclass
+class TrainedRun:
+    """What `evaluate`, `chat` and `export` work with."""
+
+    folder: Path
+    checkpoint: Path
+    recipe: Recipe
+    model: SpeechLLM  #: in evaluation mode, on `device`
+    chat: ChatFormat
+    device: torch.device
+
+
+def open_run(folder: Path | str, which: str = "best", device: str = "") -> TrainedRun:
+    """Read a run's folder. `which` is `best`, `latest` or a checkpoint's path; `device` is `cpu`, `cuda`;  empty: a GPU if any.
+
+    Raises UserError when the folder holds no run or no valid checkpoint, or the checkpoint does not fit the recipe.
+    """
+    folder = Path(folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(
+            f"{folder}: no recipe.yaml in it, so this is not the folder of a training run (`run_dir` of its recipe)"
+        )
+    recipe = recipes.load(folder / "recipe.yaml")
+    chosen = find_checkpoint(folder, which)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and place.type == "cuda")
+    model = build_speech_llm(recipe.model, recipe.loss, torch.bfloat16 if bf16 else torch.float32, place, tasks=1)
+    put_weights(model, chosen)
+    chat = ChatFormat(load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code), recipe.behaviour.system_prompt)
+    return TrainedRun(folder, chosen, recipe, model.to(place).eval(), chat, place)
+
+
+def find_checkpoint(folder: Path, which: str) -> Path:
+    """The folder of a checkpoint; raises UserError when there is none."""
+    if which not in ("best", "latest"):
+        if not (Path(which) / "trainable.safetensors").is_file():
+            raise UserError(f"{which}: no checkpoint there; name `best`, `latest` or a folder such as {folder}/step-00000200")
+        return Path(which)
+    found = checkpoints.best(folder) if which == "best" else None
+    found = found or checkpoints.latest_valid(folder)
+    if found is None:
+        raise UserError(f"{folder}: no valid checkpoint yet; train first: deepspeed mtbi/train.py --recipe … run_dir={folder}")
+    return Path(found)
+
+
+def put_weights(model: SpeechLLM, checkpoint: Path) -> None:
+    """Load the trained parameters; raises UserError where their names or shapes are not the model's."""
+    saved = checkpoints.load_trainable(checkpoint)
+    wanted = {name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad}
+    if wanted != {name: tuple(value.shape) for name, value in saved.items()}:
+        other = sorted(wanted.items() ^ {(name, tuple(value.shape)) for name, value in saved.items()})
+        raise UserError(
+            f"{checkpoint}: made by another recipe, {len(other)} trainable parameters differ, the first is {other[0]}"
+        )
+    model.load_state_dict(saved, strict=False)

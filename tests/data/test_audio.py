@@ -1,0 +1,140 @@
+"""Reading of good and broken recordings, resampling, and the two encodings of shards."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mtbi.data import audio
+from mtbi.errors import UserError
+
+
+def tone(seconds: float, rate: int = 16_000, hertz: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def as_file(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def test_real_recordings_of_several_rates_become_16_khz_mono(speech: Path) -> None:
+    for place, rate, channels in [
+        ("fsdd/audio/george/0_george_1.flac", 8000, 1),
+        ("ljspeech_samples/audio/lj-LJ001-0002.flac", 22050, 1),
+        ("librispeech_train_clean_3spk/audio/19/19-198-0000.flac", 16000, 1),
+        ("multitalker_small/audio/fw-stereo-diarization.flac", None, 2),
+    ]:
+        samples, found_rate = audio.load(speech / place)
+        wave = audio.read(speech / place)
+        assert samples.shape[1] == channels
+        assert rate in (None, found_rate)
+        assert wave.dtype == np.float32
+        assert wave.ndim == 1
+        assert len(wave) == math.ceil(len(samples) * 16000 / found_rate)
+        assert np.array_equal(wave, audio.read((speech / place).read_bytes()))
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_resampling_keeps_a_tone(rate: int) -> None:
+    wave = audio.read(as_file(tone(1.0, rate), rate, subtype="FLOAT"))
+    assert len(wave) == 16000
+    assert np.abs(wave - tone(1.0))[200:-200].max() < 2e-3
+
+
+def test_two_channels_are_averaged() -> None:
+    left, right = tone(0.5), tone(0.5, hertz=900)
+    wave = audio.read(as_file(np.stack([left, right], 1), 16000, subtype="FLOAT"))
+    np.testing.assert_allclose(wave, (left + right) / 2, atol=1e-6)
+
+
+def test_ten_minutes_at_44_khz() -> None:
+    data = as_file(tone(600, 44100), 44100, subtype="PCM_16")
+    assert len(audio.read(data)) == 600 * 16000
+    with pytest.raises(UserError, match=r"too long: 600\.0 s, more than 60 s"):
+        audio.load(data, max_seconds=60)
+
+
+def test_flac_is_lossless_and_opus_is_close_and_smaller(speech: Path) -> None:
+    wave = audio.read(speech / "librispeech_train_clean_3spk/audio/19/19-198-0001.flac")
+    flac, opus = audio.encode(wave), audio.encode(wave, "opus")
+    assert np.array_equal(audio.decode(flac), wave)
+    decoded = audio.decode(opus)
+    assert len(opus) < len(flac) / 2
+    assert len(decoded) == len(wave)
+    assert np.corrcoef(decoded, wave)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(("kind", "longest_seconds"), [("flac", 600.0), ("opus", 60.0)])
+def test_encoding_of_the_shortest_and_the_longest(kind: str, longest_seconds: float) -> None:
+    for seconds in (0.1, longest_seconds):
+        assert len(audio.decode(audio.encode(tone(seconds), kind))) == round(seconds * 16000)
+
+
+def test_encoding_clips_and_refuses_unknown_kinds() -> None:
+    assert np.abs(audio.decode(audio.encode(4 * tone(0.2)))).max() <= 1
+    with pytest.raises(UserError, match="'mp3' is unknown: choose one of flac, opus"):
+        audio.encode(tone(0.1), "mp3")
+
+
+def test_decode_refuses_what_no_shard_holds() -> None:
+    with pytest.raises(UserError, match="not from a shard: 8000 Hz"):
+        audio.decode(as_file(tone(0.2, 8000), 8000, "FLAC"))
+
+
+FLAC = as_file(tone(2.0), 16000, "FLAC")
+WAV = as_file(tone(2.0), 16000)
+NAN = tone(1.0)
+NAN[[5, 70]] = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file: 0 bytes"),
+        (b"This is a shopping list, not a sound.\n" * 50, "not readable as audio"),
+        (FLAC[: len(FLAC) // 2], "truncated"),
+        (FLAC[:-7], "truncated"),
+        (FLAC[:60], "truncated|not readable"),
+        (WAV[: len(WAV) // 2], "truncated: 32022 bytes of the 64044"),
+        (as_file(NAN, 16000, subtype="FLOAT"), "not finite: 2 of 16000 samples"),
+        (as_file(tone(0.0), 16000), "no samples"),
+        (as_file(20000 * tone(0.5), 16000, subtype="FLOAT"), "not scaled: samples reach 6000"),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "half FLAC",
+        "FLAC without end",
+        "FLAC header",
+        "half WAV",
+        "NaN",
+        "no samples",
+        "integers as floats",
+    ],
+)
+def test_broken_files_have_a_clear_reason(data: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    path.write_bytes(data)
+    for source in (data, path):
+        with pytest.raises(UserError, match=reason):
+            audio.read(source)
+
+
+def test_missing_file_folder_and_odd_rate(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        audio.read(tmp_path / "gone.wav")
+    with pytest.raises(UserError, match="cannot be opened: Is a directory"):
+        audio.read(tmp_path)
+    with pytest.raises(UserError, match="odd sampling rate: 15999 Hz"):
+        audio.read(as_file(tone(0.2), 15999))
+
+
+def test_silence_can_be_read() -> None:
+    assert not audio.read(as_file(np.zeros(1600, np.float32), 16000)).any()

@@ -1,0 +1,50 @@
+"""Text styles, shipped and installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtbi.data.truecase import style
+from mtbi.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("none", "As It is", "As It is"),
+        ("lower", "AS IT Is", "as it is"),
+        ("sentence", "AND I'M HERE", "And I'm here."),
+        ("sentence", "northanger abbey", "Northanger abbey."),
+        ("sentence", "he said i did. who? i", "He said I did. Who? I."),
+        ("sentence", "Mr. McKay is here!", "Mr. McKay is here!"),
+        ("sentence", "'tis so, i.e. true", "'Tis so, i.e. true."),
+        ("sentence", "émile est là", "Émile est là."),
+        ("sentence", "", ""),
+    ],
+)
+def test_shipped_styles(name: str, before: str, after: str) -> None:
+    assert style(name)(before) == after
+
+
+def test_sentence_case_changes_nothing_the_second_time() -> None:
+    once = style("sentence")("THE YEAR EIGHTEEN O THREE AND I")
+    assert style("sentence")(once) == once
+
+
+def test_another_package_adds_a_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loud_style.py").write_text("def shout(text):\n    return text.upper() + '!'\n")
+    info = tmp_path / "loud_style-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loud-style\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mtbi.text_style]\nloud = loud_style:shout\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert style("loud")("so it is") == "SO IT IS!"
+
+
+def test_unknown_style_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'sentence'"):
+        style("sentense")
+    with pytest.raises(UserError, match="choose one of none, lower, sentence"):
+        style("xyz")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mtbi.errors import UserError
+from mtbi.model.adapter import build_adapter
+from mtbi.model.geometry import DEMO_STAGES, FrameGeometry, adapter_queries
+from mtbi.recipe import AdapterConfig
+
+KINDS = [AdapterConfig("mlp", 3), AdapterConfig("conv", 3), AdapterConfig("qformer", 3, queries=2, heads=2)]
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_lengths_scale_and_independence_of_neighbours(config):
+    torch.manual_seed(0)
+    adapter = build_adapter(config, encoder_width=24, llm_hidden=32, embedding_rms=0.02).eval()
+    features, lengths = torch.randn(4, 11, 24), torch.tensor([11, 1, 6, 7])
+    frames, counts = adapter(features, lengths)
+    geometry = FrameGeometry(DEMO_STAGES, config.stack, adapter_queries(config))
+    assert counts.tolist() == geometry.frames(lengths.numpy() * 640).tolist()
+    assert frames.shape == (4, int(counts.max()), 32)
+    assert 0.01 < frames[0].square().mean().sqrt() < 0.04
+    for clip, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
+        alone, _ = adapter(features[clip : clip + 1, :length], lengths[clip : clip + 1])
+        torch.testing.assert_close(frames[clip, :count], alone[0], rtol=1e-4, atol=1e-6)
+        assert (frames[clip, count:] == 0).all()
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_every_parameter_gets_a_finite_gradient(config):
+    adapter = build_adapter(config, 24, 32, 0.02)
+    features = torch.zeros(2, 6, 24)  # silence
+    features[0] = torch.randn(6, 24)
+    adapter(features, torch.tensor([6, 2]))[0].sum().backward()
+    for name, parameter in adapter.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="mlpp"):
+        build_adapter(AdapterConfig("mlpp"), 24, 32)
+    with pytest.raises(UserError, match="multiple of heads"):
+        build_adapter(AdapterConfig("qformer", heads=5), 24, 32)
+
+
+def test_geometry_takes_numbers_and_arrays():
+    geometry = FrameGeometry(DEMO_STAGES, stack=4)
+    assert geometry.frames(16_000) == 7
+    assert isinstance(geometry.frames(16_000), int)
+    assert geometry.frames(np.array([0, 1, 16_000])).tolist() == [1, 1, 7]
+    assert geometry.samples_per_frame == 2560

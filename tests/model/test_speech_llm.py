@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
+
+from mtbi.errors import UserError
+from mtbi.model import attention
+from mtbi.model.speech_llm import build_speech_llm
+from mtbi.recipe import AdapterConfig, EncoderConfig, LoraConfig, LossConfig, ModelConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path, make_model):
+    """A tiny Llama on disk."""
+    make_model("llama").llm.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def build(folder, dtype=torch.float32, **settings):
+    config = ModelConfig(llm=folder, encoder=EncoderConfig("demo"), adapter=AdapterConfig(stack=2, hidden=16), **settings)
+    torch.manual_seed(0)
+    return build_speech_llm(config, LossConfig(ce=1.0, kl=1.0), dtype, CPU, tasks=3)
+
+
+@pytest.fixture
+def heard(packed):
+    """The packed batch, with audio frames that the demo encoder (a quarter as many) has too."""
+    return replace(packed, audio_frame=packed.audio_frame // 5)
+
+
+def test_only_the_adapter_trains(folder, heard):
+    model = build(folder).train()
+    assert all(name.startswith("adapter.") for name in model.trainable_parameters())
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-2)
+    losses = []
+    for _ in range(8):
+        out = model(heard)
+        (out.loss / out.weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(out.loss.detach()))
+    assert losses[-1] < losses[0]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+        assert parameter.grad is None or parameter.requires_grad, name
+
+
+def test_lora_and_a_trained_encoder(folder, heard):
+    plain = build(folder).eval()
+    model = build(folder, llm_lora=LoraConfig(rank=2)).eval()
+    model.adapter.load_state_dict(plain.adapter.state_dict())
+    torch.testing.assert_close(model(heard).loss, plain(heard).loss)  # a fresh update changes nothing
+    names = set(model.trainable_parameters())
+    assert {name.split(".")[0] for name in names} == {"adapter", "llm"}
+    assert all("lora_" in name for name in names if name.startswith("llm."))
+    model.train()(heard).loss.backward()
+    assert any(p.grad.norm() > 0 for name, p in model.trainable_parameters().items() if name.startswith("llm."))
+
+    config = ModelConfig(llm=folder, encoder=EncoderConfig("demo", trainable=True), adapter=AdapterConfig(stack=2))
+    model = build_speech_llm(config, LossConfig(ce=1.0, kl=0.0), torch.float32, CPU, tasks=3).train()
+    model(heard).loss.backward()
+    assert model.encoder.conv1.weight.grad.norm() > 0
+
+
+def test_lora_on_the_encoder(folder, heard, tmp_path):
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    whisper = WhisperConfig(d_model=32, vocab_size=64, max_source_positions=150, pad_token_id=0, **sizes, **layers)
+    WhisperModel(whisper).save_pretrained(tmp_path / "whisper")
+    config = ModelConfig(
+        folder, EncoderConfig(str(tmp_path / "whisper")), AdapterConfig(stack=2), encoder_lora=LoraConfig(rank=2)
+    )
+    model = build_speech_llm(config, LossConfig(ce=1.0, kl=0.0), torch.float32, CPU, tasks=3).train()
+    model(heard).loss.backward()
+    trained = {name: p.grad for name, p in model.trainable_parameters().items() if name.startswith("encoder.")}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert all(grad.norm() > 0 for name, grad in trained.items() if "lora_B" in name)
+    with pytest.raises(UserError, match="the demo encoder takes none"):
+        build(folder, encoder_lora=LoraConfig(rank=2))
+
+
+def test_activation_checkpointing_changes_no_gradient(folder, heard):
+    results = []
+    for on in (False, True):
+        model = build(folder, activation_checkpointing=on).train()
+        out = model(heard)
+        out.loss.backward()
+        results.append([out.loss, *(parameter.grad for parameter in model.trainable_parameters().values())])
+    torch.testing.assert_close(*results)
+
+
+def test_frozen_parts_stay_in_evaluation_mode(folder):
+    model = build(folder).train()
+    assert model.adapter.training
+    assert not model.encoder.training
+    assert not model.llm.training
+    assert not model.eval().adapter.training
+
+
+def test_bfloat16_keeps_buffers_in_full(folder, heard):
+    model = build(folder).bfloat16()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers() if buffer.is_floating_point()} == {torch.float32}
+    out = model(heard)
+    assert out.loss.dtype == torch.float32
+    out.loss.backward()
+    reference = build(folder)(heard).loss
+    assert abs(out.loss - reference) / reference < 0.02
+
+
+def test_a_fresh_adapter_speaks_at_the_loudness_of_the_embeddings(folder, heard):
+    model = build(folder)
+    frames, counts = model.hear(heard.waveforms, heard.waveform_lengths)
+    rms = frames[0, : counts[0]].square().mean().sqrt() / model.llm.get_input_embeddings().weight.square().mean().sqrt()
+    assert 0.5 < rms < 2
+
+
+def test_the_shipped_models_are_the_default():
+    model = build_speech_llm(ModelConfig(), LossConfig(), torch.float32, CPU)
+    assert model.llm.config._attn_implementation == attention.DENSE
+    assert model.encoder.width == 144
+
+
+def test_mistakes_are_named(tmp_path, folder):
+    with pytest.raises(UserError, match=r"model\.llm: cannot load"):
+        build(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="lora"):
+        build(folder, llm_lora=LoraConfig(rank=2, targets=["nothing"]))
+    assert AutoModelForCausalLM.from_pretrained(folder) is not None
