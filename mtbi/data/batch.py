@@ -43,7 +43,16 @@ class Batch:
         """The same batch on another device."""
         return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
 
+    def emptied(self) -> Batch:
+        """A batch of the same shape with no group, no sound slot and no target: its loss is 0 and so is its gradient."""
+        none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
+        blank = {"group": torch.full_like(self.group, -1), "waveforms": torch.zeros_like(self.waveforms)}
+        zero = {name: torch.zeros_like(getattr(self, name)) for name in ("token_ids", "position_ids", "branch")}
+        return replace(self, **none, **blank, **zero)
 
+
+AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
+TARGET_FIELDS = ("target_slot", "target_ids", "target_weight", "target_task", "teacher_ids", "teacher_logprobs")
 SILENT_SAMPLES = 1600  # the clip of a micro-batch without sound: every step runs the encoder
 
 

@@ -1,10 +1,10 @@
 """Attention over rows of packed groups, as two back ends of transformers' attention interface.
 
-A token sees the earlier tokens of its group's prefix and of its own branch. `mtbi_dense` is scaled-dot-product attention
-with a mask, over groups laid out side by side. `mtbi_flash` is two variable-length kernel calls (every prefix and every
-branch causally on itself; every branch on its prefix) merged by their log-sum-exp. Both compute the same function. The
-packing reaches them as the forward keyword `packing`; without one (generation) both are transformers' own `sdpa`.
-Attention dropout is not applied in packed rows.
+A token sees the earlier tokens of its group's prefix and of its own branch. `dense` is scaled-dot-product attention with a
+mask, over groups laid out side by side. `flash` is two variable-length kernel calls (every prefix and every branch causally
+on itself; every branch on its prefix) merged by their log-sum-exp. Both compute the same function. The packing reaches them
+as the forward keyword `packing`; without one (generation) both are transformers' own `sdpa`. Attention dropout is not
+applied in packed rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn import functional
 from mtbi.errors import UserError
 from mtbi.model import varlen
 
-DENSE, FLASH = "mtbi_dense", "mtbi_flash"
+#: Names in transformers. Its version 5 takes any name with "flash" in it for a kernel of its own.
+DENSE, FLASH = "mtbi_dense", "mtbi_varlen"
 
 
 class Sequences(NamedTuple):

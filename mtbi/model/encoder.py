@@ -6,13 +6,15 @@ were alone: padding is masked wherever a layer could see it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mtbi.errors import UserError
 from mtbi.model.adapter import frame_mask
-from mtbi.model.geometry import HOP_SAMPLES, FrameGeometry, encoder_stages, read_encoder_config
+from mtbi.model.geometry import HOP_SAMPLES, FrameGeometry, read_encoder_config
 from mtbi.recipe import EncoderConfig
 
 FFT_SAMPLES = 400
@@ -20,6 +22,9 @@ FFT_SAMPLES = 400
 
 class LogMel(nn.Module):
     """Whisper's log-mel features (arXiv 2212.04356) of the clip itself, without the padding to 30 seconds."""
+
+    filters: Tensor
+    window: Tensor
 
     def __init__(self, filters: Tensor) -> None:
         """`filters` is (frequencies, mels)."""
@@ -44,13 +49,12 @@ class LogMel(nn.Module):
 class Whisper(nn.Module):
     """A Whisper encoder on clips of any length up to its own 30 seconds."""
 
-    def __init__(self, encoder: nn.Module, filters: Tensor) -> None:
+    def __init__(self, encoder: Any, filters: Tensor) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self.features = LogMel(filters)
         self.width: int = encoder.config.d_model
         self.max_frames: int = encoder.config.max_source_positions
-        self.dtype = encoder.dtype
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`(clips, samples)` and lengths in samples to `(clips, frames, width)` and lengths in frames.
@@ -96,9 +100,10 @@ class MaskedGroupNorm(nn.GroupNorm):
 class Convolutional(nn.Module):
     """wav2vec 2.0, HuBERT and WavLM."""
 
-    def __init__(self, model: nn.Module, normalise: bool) -> None:
+    def __init__(self, model: Any, normalise: bool) -> None:
         super().__init__()
-        self.model, self.normalise = model, normalise
+        self.model: Any = model
+        self.normalise = normalise
         self.width: int = model.config.hidden_size
         stages = tuple(zip(model.config.conv_kernel, model.config.conv_stride, strict=True))
         self.geometry = FrameGeometry(stages, stack=1)
@@ -148,11 +153,10 @@ def build_encoder(
     return _pretrained(config, dtype, trust_remote_code).to(device)
 
 
-def _pretrained(config: EncoderConfig, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+def _pretrained(config: EncoderConfig, dtype: torch.dtype, trust_remote_code: bool) -> Whisper | Convolutional:
     from transformers import AutoModel
 
     settings = read_encoder_config(config, trust_remote_code)
-    encoder_stages(config, trust_remote_code)
     settings.apply_spec_augment, settings.layerdrop = False, 0.0
     try:
         model = AutoModel.from_pretrained(config.path, config=settings, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -166,7 +170,7 @@ def _pretrained(config: EncoderConfig, dtype: torch.dtype, trust_remote_code: bo
     return Convolutional(model, _normalises(config.path))
 
 
-def _keep(layers: nn.ModuleList, config: EncoderConfig) -> nn.ModuleList:
+def _keep(layers: Any, config: EncoderConfig) -> nn.ModuleList:
     """The layers up to `config.layer`."""
     count = config.layer if config.layer >= 0 else len(layers) + 1 + config.layer
     if not 0 <= count <= len(layers):

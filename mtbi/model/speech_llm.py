@@ -23,10 +23,11 @@ NO_MASK_SHAPE = (1, 1, 1, 1)
 class SpeechLLM(nn.Module):
     """Encoder, adapter and LLM, always run in this order on every rank, whatever the batch holds (ZeRO-3 needs that)."""
 
-    def __init__(self, encoder: nn.Module, adapter: nn.Module, llm: nn.Module, loss: LossConfig, tasks: int = 1) -> None:
+    def __init__(self, encoder: nn.Module, adapter: nn.Module, llm: Any, loss: LossConfig, tasks: int = 1) -> None:
         """`encoder` and `llm` come with `requires_grad` as they shall train; `tasks` is the length of the plan's task list."""
         super().__init__()
-        self.encoder, self.adapter, self.llm = encoder, adapter, llm
+        self.encoder, self.adapter = encoder, adapter
+        self.llm: Any = llm
         self.head = AnswerHead(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
         self.dtype = next(adapter.parameters()).dtype
         self.encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
@@ -86,7 +87,7 @@ def build_speech_llm(
     """
     device = torch.device(device)
     llm = load_llm(config, dtype, device)
-    encoder = build_encoder(config.encoder, dtype, device, config.trust_remote_code)
+    encoder: Any = build_encoder(config.encoder, dtype, device, config.trust_remote_code)
     encoder.requires_grad_(config.encoder.trainable)
     if config.encoder.path == "demo" and config.encoder_lora.rank:
         # torch's fused transformer layer reads the base weights past a low-rank update.
@@ -97,7 +98,7 @@ def build_speech_llm(
     return SpeechLLM(encoder, adapter, llm, loss, tasks)
 
 
-def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """The causal LLM, frozen but for LoRA, with one of our attention back ends."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -107,7 +108,7 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> n
     path = str(resolve_llm(config.llm))
     chosen = attention.choose(config.attention, device, dtype)
     try:
-        llm = AutoModelForCausalLM.from_pretrained(
+        llm: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=chosen, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
@@ -132,9 +133,8 @@ def add_lora(model: nn.Module, config: LoraConfig, field: str) -> None:
     from peft import inject_adapter_in_model
 
     others = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    settings: Any = PeftConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets
-    )
+    alpha: Any = config.alpha  # peft's annotation says int; any number works
+    settings = PeftConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=config.targets)
     try:
         inject_adapter_in_model(settings, model)
     except ValueError as error:
@@ -148,7 +148,7 @@ def _is_partitioned(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
-def _embedding_rms(llm: nn.Module) -> tuple[float, int]:
+def _embedding_rms(llm: Any) -> tuple[float, int]:
     """Root mean square and width of the LLM's embeddings, over up to 10,000 tokens of the vocabulary."""
     table = llm.get_input_embeddings()
     gathered: AbstractContextManager = nullcontext()

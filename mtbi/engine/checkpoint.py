@@ -1,0 +1,150 @@
+"""Checkpoints that know nothing of the number of processes.
+
+A checkpoint is a folder `step-00000200` with the trainable parameters and Adam's moments in full float32, the state of the run as
+JSON, and checksums of the three. It is written under another name, flushed to the disk and renamed, so it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+TRAINABLE, OPTIMIZER, STATE, CHECKSUMS = "trainable.safetensors", "optimizer.safetensors", "state.json", "checksums.json"
+FOLDER = "checkpoints"
+BEST = "best.json"
+
+
+@dataclass
+class Snapshot:
+    """What a checkpoint holds."""
+
+    trainable: dict[str, Tensor]  #: parameters by name, float32
+    moments: dict[str, Tensor]  #: `NAME.exp_avg` and `NAME.exp_avg_sq`, float32
+    state: dict[str, Any]  #: step, data position, optimizer step, metrics
+
+
+def folder_of(run_dir: Path | str, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return Path(run_dir) / FOLDER / f"step-{step:08d}"
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one go."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    flush(temporary)
+    temporary.replace(path)
+
+
+def save(run_dir: Path | str, step: int, snapshot: Snapshot) -> Path:
+    """Write the checkpoint of a step; returns its folder. OSError (a full disk, say) leaves the older ones as they are."""
+    folder = folder_of(run_dir, step)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(snapshot.trainable, partial / TRAINABLE)
+    save_file(snapshot.moments, partial / OPTIMIZER)
+    (partial / STATE).write_text(json.dumps(snapshot.state, indent=1) + "\n", encoding="utf-8")
+    sums = {name: checksum(partial / name) for name in (TRAINABLE, OPTIMIZER, STATE)}
+    (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    for path in partial.iterdir():
+        flush(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    flush(folder.parent)
+    return folder
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where all is well."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        for name in (TRAINABLE, OPTIMIZER, STATE):
+            if checksum(folder / name) != sums[name]:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError) as error:
+        return f"it is incomplete ({error})"
+    return None
+
+
+def all_of(run_dir: Path | str) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((Path(run_dir) / FOLDER).glob("step-*"))
+
+
+def latest_valid(run_dir: Path | str) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+    for folder in reversed(all_of(run_dir)):
+        if (wrong := problem(folder)) is None:
+            return folder
+        log.warning("%s: not used, %s; going back to the one before", folder, wrong)
+    return None
+
+
+def load(folder: Path) -> Snapshot:
+    """Read a checkpoint that `latest_valid` found."""
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return Snapshot(load_file(folder / TRAINABLE), load_file(folder / OPTIMIZER), state)
+
+
+def load_trainable(folder: Path | str) -> dict[str, Tensor]:
+    """The trainable parameters of a checkpoint by name, float32."""
+    return load_file(Path(folder) / TRAINABLE)
+
+
+def best(run_dir: Path | str) -> Path | None:
+    """The checkpoint with the best evaluation so far, if it is there and whole."""
+    note = Path(run_dir) / FOLDER / BEST
+    if not note.exists():
+        return None
+    folder = folder_of(run_dir, json.loads(note.read_text(encoding="utf-8"))["step"])
+    return folder if problem(folder) is None else None
+
+
+def keep(run_dir: Path | str, last: int, score: float | None) -> None:
+    """Note whether the newest checkpoint is the best (the highest score), then delete all but the last few and the best."""
+    folders = all_of(run_dir)
+    note = Path(run_dir) / FOLDER / BEST
+    record = json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
+    if score is not None and (record is None or score >= record["score"]):
+        record = {"step": int(folders[-1].name.removeprefix("step-")), "score": score}
+        write_json(note, record)
+    kept = {*folders[-last:], *([folder_of(run_dir, record["step"])] if record else [])}
+    for folder in folders:
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def same_parameters(trainable: dict[str, Tensor], model: torch.nn.Module) -> str | None:
+    """The first difference between saved and wanted trainable parameters; None where they fit."""
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    found = {name: tuple(value.shape) for name, value in trainable.items()}
+    other = sorted({*wanted.items()} ^ {*found.items()})
+    return f"{len(other)} trainable parameters differ, the first is {other[0][0]} {other[0][1]}" if other else None

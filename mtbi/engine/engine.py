@@ -1,0 +1,255 @@
+"""The model inside DeepSpeed: configuration, one training step, and the float32 state that checkpoints keep."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtbi.data.audio import SAMPLE_RATE
+from mtbi.data.loader import LoadedStep
+from mtbi.engine.checkpoint import Snapshot, same_parameters
+from mtbi.engine.schedule import learning_rate
+from mtbi.errors import UserError
+from mtbi.model.loss import LossOutput
+from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.recipe import Recipe
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """bfloat16 or float32, as the recipe says or the device suggests."""
+    half = recipe.precision == "bf16" or (recipe.precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if half else torch.float32
+
+
+def micro_batches(recipe: Recipe, world: int) -> int:
+    """Micro-batches of each process in a global step."""
+    return math.ceil(math.ceil(recipe.plan.rows_per_step / world) / recipe.plan.rows_per_micro_batch)
+
+
+def read_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dtype) -> dict[str, Any]:
+    """A DeepSpeed configuration with every `auto` that the recipe decides filled in. Raises UserError where it cannot be read."""
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--deepspeed {path}: not a DeepSpeed configuration: {error}. Choose one of ds_configs/.") from error
+    train = recipe.train
+    decided: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": recipe.plan.rows_per_micro_batch,
+        "gradient_accumulation_steps": micro_batches(recipe, world),
+        "gradient_clipping": train.grad_clip,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.learning_rate,
+                "betas": [train.beta1, train.beta2],
+                "weight_decay": train.weight_decay,
+                "torch_adam": True,
+            },
+        },
+    }
+    for key, value in decided.items():
+        if config.get(key, "auto") != "auto":
+            raise UserError(f'{path}: "{key}" must be "auto"; the recipe decides it (mtbi recipe show)')
+        config[key] = value
+    if config.get("zero_optimization", {}).get("stage", 0) not in (1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 1, 2 or 3")
+    return config
+
+
+@dataclass
+class StepSums:
+    """Sums over all processes of one global step."""
+
+    loss: float  #: weight * loss of every target
+    weight: float  #: of every target that counted
+    skipped: int  #: micro-batches left out because a loss was not finite
+    stop: bool  #: some process was asked to stop
+    audio_seconds: float  #: encoded
+    tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
+    gradient_norm: float  #: before clipping
+
+
+class Engine:
+    """A SpeechLLM trained by DeepSpeed on `world` processes."""
+
+    def __init__(
+        self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, world: int, snapshot: Snapshot | None
+    ) -> None:
+        """Build the model and put a checkpoint's weights into it, if there is one. Raises UserError for wrong configurations."""
+        import deepspeed
+        from transformers.integrations import HfDeepSpeedConfig
+
+        self.recipe, self.device, self.world, self.tasks = recipe, device, world, tasks
+        self.dtype = precision_of(recipe, device)
+        config = read_config(ds_config, recipe, world, self.dtype)
+        self.stage = int(config["zero_optimization"]["stage"])
+        # While this object lives, transformers reads the LLM straight into its ZeRO-3 partitions.
+        self._partitioning = HfDeepSpeedConfig(config) if self.stage == 3 else None
+        torch.manual_seed(recipe.seed)
+        self.model: SpeechLLM = build_speech_llm(recipe.model, recipe.loss, self.dtype, device, tasks)
+        if snapshot:
+            if wrong := same_parameters(snapshot.trainable, self.model):
+                raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
+            self.model.load_state_dict({name: value.to(self.dtype) for name, value in snapshot.trainable.items()}, strict=False)
+        self.parameters = self.model.trainable_parameters()
+        self.ds, self.optimizer, _, _ = deepspeed.initialize(
+            model=self.model, model_parameters=list(self.parameters.values()), config=config
+        )
+        self.optimizer_steps = 0
+        if snapshot:
+            self.restore(snapshot)
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def train_step(self, step: LoadedStep, number: int, stop: bool) -> StepSums:
+        """Forward and backward over this process's micro-batches and one update; returns sums over all processes.
+
+        The gradient is that of Σ weight·loss over the whole global step ÷ Σ weight, whatever the split: the denominator comes from
+        the plan, and DeepSpeed's mean over processes is undone. A micro-batch in which any process finds a loss that is not finite
+        is left out by all of them; a step in which all are left out changes nothing. Raises UserError where the update itself is
+        not finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, self.recipe.train)
+        scale = self.world / step.weight_total
+        total, used = Sums(self.tasks, self.device), 0
+        for place, micro in enumerate(step.micro_batches, start=1):
+            batch = micro.to(self.device)
+            out = self.ds(batch)
+            finite = total.add(out, float(micro.waveform_lengths.sum()) / SAMPLE_RATE, stop and place == 1)
+            last = place == step.parts
+            if last and used and not finite:  # what came before still counts: close the step with a batch of nothing
+                out, finite = self.ds(batch.emptied()), True
+            if finite:
+                used += 1
+                self.ds.set_gradient_accumulation_boundary(last)
+                self.ds.backward(out.loss * scale, scale_wrt_gas=False)
+                self.ds.step()
+        norm = 0.0
+        if used:
+            self.optimizer_steps += 1
+            norm = float(self.ds.get_global_grad_norm())
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"step {number + 1}: the gradient is not finite although the loss is, so the weights are lost. Checkpoints are "
+                    "untouched: start again with a lower train.learning_rate, or look at the data of this step."
+                )
+        return total.result(norm)
+
+    @torch.no_grad()
+    def evaluate_step(self, step: LoadedStep) -> StepSums:
+        """The same sums without training."""
+        self.ds.eval()
+        total = Sums(self.tasks, self.device)
+        for micro in step.micro_batches:
+            total.add(self.ds(micro.to(self.device)), float(micro.waveform_lengths.sum()) / SAMPLE_RATE, stop=False)
+        self.ds.train()
+        return total.result(0.0)
+
+    # --- what a checkpoint keeps -------------------------------------------------------------------------------------
+
+    def snapshot(self, state: dict[str, Any]) -> Snapshot:
+        """Trainable parameters and moments in full float32, on the CPU. All processes must call it; frozen weights are not touched."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        self._make_moments()
+        trainable, moments = {}, {}
+        for name, parameter in self.parameters.items():
+            trainable[name] = full(safe_get_full_fp32_param(parameter), parameter)
+            for moment in MOMENTS:
+                moments[f"{name}.{moment}"] = full(safe_get_full_optimizer_state(parameter, moment), parameter)
+        return Snapshot(trainable, moments, {**state, "optimizer_steps": self.optimizer_steps})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put back what `snapshot` took, on any number of processes and any ZeRO stage."""
+        self._make_moments()
+        for name, parameter in self.parameters.items():
+            self._put(parameter, snapshot.trainable[name], None)
+            for moment in MOMENTS:
+                self._put(parameter, snapshot.moments[f"{name}.{moment}"], moment)
+        self.optimizer_steps = int(snapshot.state["optimizer_steps"])
+        for part in self._flat_parameters():
+            self._adam.state[part]["step"] = torch.tensor(float(self.optimizer_steps))
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """The float32 partitions that Adam steps."""
+        if self.stage == 3:
+            return list(self.optimizer.fp32_partitioned_groups_flat)
+        return list(self.optimizer.single_partition_of_fp32_groups)
+
+    def _make_moments(self) -> None:
+        """Adam makes its moments at the first step; reading or setting them before that needs them now."""
+        for part in self._flat_parameters():
+            if not self._adam.state[part]:
+                zeros = {moment: torch.zeros_like(part) for moment in MOMENTS}
+                self._adam.state[part].update(step=torch.tensor(0.0), **zeros)
+        if self.stage != 3:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _put(self, parameter: Tensor, value: Tensor, moment: str | None) -> None:
+        from deepspeed import utils
+
+        value = value.to(self.device)
+        if self.stage != 3:
+            if moment:
+                utils.safe_set_full_optimizer_state(parameter, value, moment)
+            else:
+                utils.safe_set_full_fp32_param(parameter, value)
+            return
+        # DeepSpeed's `full` setters do not pad a value that does not divide by the number of processes; the `local` ones take our part.
+        size = utils.safe_get_local_fp32_param(parameter).numel()
+        padded = torch.nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
+        mine = padded.narrow(0, size * torch.distributed.get_rank(), size)
+        if moment:
+            utils.safe_set_local_optimizer_state(parameter, mine, moment)
+        else:
+            utils.safe_set_local_fp32_param(parameter, mine)
+
+
+def full(value: Tensor, parameter: Tensor) -> Tensor:
+    """A gathered float32 value in the parameter's shape, on the CPU, with memory of its own."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return value.detach().float().reshape(shape).to("cpu", copy=True).contiguous()
+
+
+class Sums:
+    """Adds up a step's results over micro-batches and processes: one small all-reduce a micro-batch."""
+
+    def __init__(self, tasks: int, device: torch.device) -> None:
+        self.total = torch.zeros(5 + 4 * tasks, dtype=torch.float64, device=device)
+        self.skipped = 0
+
+    def add(self, out: LossOutput, audio_seconds: float, stop: bool) -> bool:
+        """Returns whether the loss is finite on all processes; if not, the micro-batch does not count."""
+        import deepspeed.comm as dist
+
+        bad = not bool(torch.isfinite(out.loss.detach()))
+        values = torch.cat([torch.stack([out.loss.detach(), out.weight]).double(), torch.stack([*out[2:]]).double().flatten()])
+        flags = torch.tensor([audio_seconds, float(stop), float(bad)], dtype=torch.float64, device=values.device)
+        shared = torch.cat([flags, values.nan_to_num(0.0, 0.0, 0.0)])
+        dist.all_reduce(shared)
+        if shared[2] > 0:
+            self.skipped += 1
+            self.total[1] += shared[1]
+            return False
+        self.total += shared
+        return True
+
+    def result(self, gradient_norm: float) -> StepSums:
+        """The sums as numbers."""
+        audio_seconds, stop, _, loss, weight = self.total[:5].tolist()
+        tasks = self.total[5:].reshape(4, -1).cpu()
+        return StepSums(loss, weight, self.skipped, stop > 0, audio_seconds, tasks, gradient_norm)

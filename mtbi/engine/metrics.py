@@ -1,0 +1,134 @@
+"""What a run tells about itself: one log line every few steps, a progress bar on a terminal, and TensorBoard files."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from mtbi.data.audio import SAMPLE_RATE
+from mtbi.data.plan import Step
+from mtbi.engine.engine import StepSums
+
+#: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's peak, where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+@dataclass
+class Interval:
+    """Sums since the last log line."""
+
+    began: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    tokens: int = 0
+    targets: int = 0
+    audio_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    used_share: float = 0.0
+    tasks: torch.Tensor | None = None
+
+    def add(self, plan: Step, sums: StepSums, data_wait_seconds: float) -> None:
+        """One more step."""
+        self.steps += 1
+        self.loss += sums.loss
+        self.weight += sums.weight
+        self.tokens += plan.tokens
+        self.targets += plan.target_tokens
+        self.audio_seconds += sums.audio_seconds
+        self.data_wait_seconds += data_wait_seconds
+        self.used_share += plan.used_share
+        self.tasks = sums.tasks if self.tasks is None else self.tasks + sums.tasks
+
+
+class Metrics:
+    """Writes on the first process only; on the others every call does nothing."""
+
+    def __init__(
+        self, run_dir: Path, tasks: list[str], steps: int, first: bool, world: int, llm_parameters: int, device: torch.device
+    ):
+        self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
+        self.flops_per_token, self.peak = (
+            4 * llm_parameters,
+            peak_flops(device),
+        )  # frozen LLM: forward, and backward to activations
+        self.interval = Interval()
+        self.writer = SummaryWriter(str(run_dir / "tensorboard")) if first else None
+        self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the progress bar."""
+        if self.first:
+            with self.bar.external_write_mode(file=sys.stdout):
+                print(text, flush=True)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Numbers for TensorBoard."""
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def step(self, number: int, plan: Step, sums: StepSums, data_wait_seconds: float, rate: float, every: int) -> None:
+        """Account for step `number` (from 1); every few steps write the line and the numbers."""
+        self.interval.add(plan, sums, data_wait_seconds)
+        self.bar.n = number
+        self.bar.refresh()
+        if number % every and number != self.steps:
+            return
+        one, self.interval = self.interval, Interval()
+        seconds = time.perf_counter() - one.began
+        loss = one.loss / max(one.weight, 1e-9)
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": rate,
+            "train/gradient_norm": sums.gradient_norm,
+            "speed/step_seconds": seconds / one.steps,
+            "speed/tokens_per_second": one.tokens / seconds,
+            "speed/answer_tokens_per_second": one.targets / seconds,
+            "speed/audio_seconds_per_second": one.audio_seconds / seconds,
+            "speed/data_wait_share": one.data_wait_seconds / seconds,
+            "speed/unused_slots_share": 1 - one.used_share / one.steps,
+        }
+        if self.peak:
+            values["speed/mfu"] = self.flops_per_token * one.tokens / seconds / self.world / self.peak
+            values["speed/memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        assert one.tasks is not None
+        for name, (task_loss, weight, hits, count) in zip(self.tasks, one.tasks.T.tolist(), strict=True):
+            if count:
+                values[f"loss_by_task/{name}"] = task_loss / max(weight, 1e-9)
+                values[f"agreement_by_task/{name}"] = hits / count
+        self.scalars(values, number)
+        mfu = f" mfu {values['speed/mfu']:.1%}" if "speed/mfu" in values else ""
+        self.say(
+            f"step {number}/{self.steps} loss {loss:.4f} lr {rate:.2e} grad {sums.gradient_norm:.3f} "
+            f"{1000 * seconds / one.steps:.0f} ms/step {values['speed/tokens_per_second']:.0f} tok/s "
+            f"{values['speed/answer_tokens_per_second']:.0f} answer tok/s wait {values['speed/data_wait_share']:.1%}{mfu} "
+            f"epoch {plan.position.epoch} data step {plan.position.step}"
+        )
+
+    def dialogue(self, place: int, text: str, wave: np.ndarray, step: int) -> None:
+        """A sample dialogue as text, with its sound."""
+        if self.writer:
+            self.writer.add_text(f"dialogue/{place}", text, step)
+            self.writer.add_audio(f"dialogue/{place}", torch.from_numpy(wave)[None], step, sample_rate=SAMPLE_RATE)
+
+    def close(self) -> None:
+        """Flush the files."""
+        self.bar.close()
+        if self.writer:
+            self.writer.close()
