@@ -174,7 +174,7 @@ class Phase:
 
 
 #: Strong changes first, for speakers never heard; then weaker ones, for the last few per cent on the known ones.
-PHASES = (Phase(2500, 1.5e-3, 1.0), Phase(1500, 8e-4, 0.5), Phase(1500, 6e-4, 0.3))
+PHASES = (Phase(2500, 1.5e-3, 1.0), Phase(1500, 8e-4, 0.5))
 
 
 def run_phase(
