@@ -114,7 +114,7 @@ def batches(turns: Iterable[Turn], size: int) -> Iterator[list[Turn]]:
 def answer(run: TrainedRun, turns: list[Turn], silent: bool) -> list[str]:
     """The speech LLM's greedy answers."""
     prefix = torch.tensor(run.chat.prefix_ids)
-    prompts = [
+    prompts: list[list[torch.Tensor | np.ndarray]] = [
         [prefix, np.zeros_like(wave) if silent else wave, torch.tensor(stored.prompt_ids, dtype=torch.long)]
         for _, stored, wave in turns
     ]

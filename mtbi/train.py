@@ -1,7 +1,7 @@
 """Train a speech LLM: `deepspeed mtbi/train.py --deepspeed ds_configs/zero3.json [--recipe demo] [key=value …]`.
 
-Also runs under torchrun, srun (one task for each GPU), or alone as one process. A run whose folder holds checkpoints goes on from the
-newest whole one. SIGTERM and SIGUSR2 end it after a checkpoint, with status 75.
+Also runs under torchrun, srun (one task for each GPU), or alone as one process. A run whose folder holds checkpoints
+goes on from the newest whole one. SIGTERM and SIGUSR2 end it after a checkpoint, with status 75.
 """
 
 from __future__ import annotations
@@ -36,12 +36,10 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
 
 def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     """The whole run; returns the exit status."""
-    import torch
     import torch.distributed as dist
 
     from mtbi.data.loader import Loader
     from mtbi.data.plan import Plan, Position
-    from mtbi.data.shards import Shards
     from mtbi.engine import checkpoint
     from mtbi.engine.engine import Engine
     from mtbi.engine.evaluation import Evaluation

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from mtbi import recipe as recipes
+from mtbi.data import audio, shards
+from mtbi.data.corpus import Utterance
+from mtbi.demo import world
+from mtbi.demo.speech import EspeakVoices, join
+from mtbi.recipe import BehaviourConfig, Recipe
+from mtbi.tasks import behaviour
+from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+from mtbi.tasks.teacher import build_teacher
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +28,51 @@ def speech() -> Path:
         message = f"the recordings are not at {folder}: set MTBI_SPEECH to the folder that holds fsdd/, ljspeech_samples/, …"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chat() -> ChatFormat:
+    return ChatFormat(load_llm_tokenizer("demo"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Utterance]]:
+    """60 strings spoken by espeak-ng: a folder and its utterances, the last of which is not aligned."""
+    folder = tmp_path_factory.mktemp("corpus")
+    espeak, rng, pauses = EspeakVoices(), random.Random(0), np.random.default_rng(0)
+    digits = [audio.standardise(espeak.speak(word, "en+m3", 180, 50)[:, None], espeak.sample_rate) for word in world.DIGITS]
+    utterances = []
+    for number in range(60):
+        string = world.random_digits(rng)
+        wave, times = join([digits[d] for d in string], pauses)
+        (folder / f"{number}.flac").write_bytes(audio.encode(wave))
+        text = " ".join(world.DIGITS[d] for d in string)
+        words = [(word, start, end) for word, (start, end) in zip(text.split(), times, strict=True)]
+        utterances.append(Utterance(f"u{number:02d}", f"{number}.flac", text, words=words if number < 59 else None))
+    return folder, utterances
+
+
+@pytest.fixture(scope="session")
+def answers(tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[Utterance]], chat: ChatFormat) -> Path:
+    """A folder of the text LLM's answers about the corpus: five tasks for each utterance."""
+    out = tmp_path_factory.mktemp("answers")
+    config = BehaviourConfig(library=["digits"], per_utterance=5, top_k=4, max_new_tokens=24)
+    behaviour.generate(corpus[1], config, build_teacher(recipes.load("demo").model, config), chat, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def shard_folder(
+    tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
+) -> Path:
+    """The same as shards, a few utterances in each."""
+    out = tmp_path_factory.mktemp("shards") / "digits"
+    shards.write(corpus[1], corpus[0], behaviour.BehaviourStore(answers), chat, str(out), shard_bytes=1 << 19)
+    return out
+
+
+@pytest.fixture
+def small_recipe() -> Recipe:
+    """Rows of 256 tokens, three to a step, windows of about 20 utterances."""
+    overrides = ["plan.row_tokens=256", "plan.rows_per_step=3", "plan.window_samples=20", "plan.tasks_per_utterance=3"]
+    return recipes.load("demo", overrides)

@@ -132,7 +132,7 @@ class Plan:
             )
         #: weight of each answer token, by number of the task
         self.task_weights = np.array([recipe.loss.task_weights.get(task, 1.0) for task in index.tasks])
-        self.left_out = LeftOut()  #: of the window planned last
+        self.left_out = LeftOut()  #: of the epoch so far
         self._windows: tuple[int, list[np.ndarray]] | None = None
 
     def windows(self, epoch: int) -> list[np.ndarray]:
@@ -194,7 +194,6 @@ class Plan:
 
     def window_rows(self, epoch: int, window: int) -> list[Row]:
         """The packed rows of a window, shuffled."""
-        self.left_out = LeftOut()
         rng = np.random.default_rng([self.seed, epoch, window])
         ends = np.cumsum(self.index.shard_sizes)
         shards = self.windows(epoch)[window]
@@ -247,6 +246,7 @@ class Plan:
         skip = position.step
         while True:
             found = False
+            self.left_out = LeftOut()
             for number in range(window, len(self.windows(epoch))):
                 for one in self.window_steps(epoch, number, step):
                     found = True

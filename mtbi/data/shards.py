@@ -231,14 +231,22 @@ class Folder:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("version") != VERSION:
             raise UserError(f"{path}: written by another version of mtbi ({record.get('version')}); make the shards again.")
-        tables = {name: np.load(self._file(f"{name}.npy"), mmap_mode="r", allow_pickle=False) for name in TABLES}
-        for name, dtype in TABLES.items():
-            if tables[name].dtype != dtype:
-                raise UserError(f"{self.place}/{name}.npy: not the table of an index; make the shards again.")
+        tables = {name: self._read_table(name, dtype) for name, dtype in TABLES.items()}
         if len(tables["utterances"]) != sum(record["shard_sizes"]):
             raise UserError(f"{self.place}: the index does not fit the shards; make the shards again.")
         names = ("fingerprint", "llm", "prefix_ids", "end_id", "top_k", "tasks", "shard_sizes")
-        return Index(**{name: record[name] for name in names}, **tables)
+        facts: dict[str, Any] = {name: record[name] for name in names} | tables
+        return Index(**facts)
+
+    def _read_table(self, name: str, dtype: np.dtype) -> np.ndarray:
+        path = self._file(f"{name}.npy")
+        try:
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); make the shards again.") from error
+        if table.dtype != dtype:
+            raise UserError(f"{path}: not the table of an index; make the shards again.")
+        return table
 
     def _read_shard_list(self) -> list[Any]:
         from streaming.base.format import reader_from_json
@@ -248,7 +256,7 @@ class Folder:
         for reader in readers:
             if set(reader.column_encodings) - set(COLUMNS.values()):
                 raise UserError(
-                    f"{self.place}: columns {reader.column_encodings} are refused; only {sorted(set(COLUMNS.values()))} are read."
+                    f"{self.place}: columns {reader.column_encodings} are refused, only {sorted({*COLUMNS.values()})} read."
                 )
             if "/" in reader.raw_data.basename or reader.raw_data.basename.startswith("."):
                 raise UserError(f"{self.place}: the shard name {reader.raw_data.basename!r} leaves its folder; refused.")

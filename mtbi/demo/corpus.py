@@ -48,8 +48,9 @@ def make_part(part: Part, digits_folder: Path, out: Path) -> Path:
     speakers = sorted(speaker for speaker, digits in pool.items() if len(digits) == len(world.DIGITS))
     if not speakers:
         raise UserError(
-            f"{digits_folder / 'manifest.jsonl'}: no speaker of split {part.digits!r} says all ten digits. The demo needs files named "
-            "{digit}_{speaker}_{n}.wav as in the Free Spoken Digit Dataset; numbers 40 to 49 and speaker theo are its test splits."
+            f"{digits_folder / 'manifest.jsonl'}: no speaker of split {part.digits!r} says all ten digits. "
+            "The demo needs files named {digit}_{speaker}_{n}.wav as in the Free Spoken Digit Dataset; "
+            "numbers 40 to 49 and speaker theo are its test splits."
         )
     draw, pauses = random.Random(part.seed), np.random.default_rng(part.seed)
     waves: dict[str, np.ndarray] = {}

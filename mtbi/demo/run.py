@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +29,11 @@ from mtbi.tasks import behaviour
 from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 from mtbi.tasks.teacher import build_teacher
 
+if TYPE_CHECKING:
+    from mtbi.evaluate import Report
+    from mtbi.trained import TrainedRun
+
+TEST_PARTS = ("test_known", "test_unseen")
 REPOSITORY = Path(mtbi.__file__).parents[1]
 
 
@@ -52,7 +58,7 @@ def remember_source(data: Path, speech: Path | None) -> None:
     if note.exists() and json.loads(note.read_text()) != source:
         made_from = json.loads(note.read_text())["recordings"]
         raise UserError(
-            f"{data} was made from {made_from}, not from {source['recordings']}: choose another --run-dir, or delete it."
+            f"{data} was made from {made_from}, not from {source['recordings']}: name another folder (run_dir=…), or delete it."
         )
     data.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(source) + "\n")
@@ -87,13 +93,14 @@ def prepare_part(part: corpus.Part, data: Path, digits: Path, recipe: Recipe) ->
     return folder / "shards"
 
 
-def prepare(recipe: Recipe, speech: Path | None) -> None:
-    """Everything that training and evaluation read."""
+def prepare(recipe: Recipe, speech: Path | None) -> Path:
+    """Everything that training and evaluation read; returns its folder."""
     data = Path(recipe.run_dir) / "data"
     remember_source(data, speech)
     digits = import_digits(data, speech)
     for part in corpus.PARTS:
         prepare_part(part, data, digits, recipe)
+    return data
 
 
 def train(recipe: Recipe, overrides: list[str], processes: int = 2) -> None:
@@ -112,10 +119,29 @@ def train(recipe: Recipe, overrides: list[str], processes: int = 2) -> None:
         )
 
 
+def show_example(run: TrainedRun, report: Report) -> None:
+    """One dialogue of an unseen task about held-out speech, and how to go on."""
+    known = [d for d in report.dialogues if d.group == "test_known"]
+    example = next((d for d in known if d.task in world.UNSEEN_TASKS and len(d.transcript.split()) > 3), known[0])
+    sound = run.folder / "data" / "test_known" / "audio" / f"{example.utterance}.flac"
+    print(f"\nA task that speech training never showed ({example.task}), about a recording held out ({sound}):")
+    print(f"  said        {example.transcript}\n  asked       {example.prompt}")
+    print(f"  speech LLM  {example.speech_llm}\n  text LLM    {example.text_llm}   (reading the transcript)")
+    print(f'\nAsk it yourself:  .venv/bin/mtbi chat {run.folder} --audio {sound} "say it backwards"')
+    print(f"See the curves:   .venv/bin/tensorboard --logdir {run.folder}/tensorboard")
+
+
 def run(speech: Path | None, overrides: list[str], prepare_only: bool = False) -> None:
     """Prepare, train, evaluate, and show one dialogue."""
     recipe = recipes.load("demo", overrides)
-    prepare(recipe, speech)
+    data = prepare(recipe, speech)
     if prepare_only:
         return
     train(recipe, overrides)
+    from mtbi.evaluate import evaluate
+    from mtbi.trained import open_run
+
+    trained = open_run(recipe.run_dir, "best")
+    report = evaluate(trained, {part: str(data / part / "shards") for part in TEST_PARTS}, dialogues=2000, batch_size=256)
+    print(f"\n{report}\n\nEvery task and answer: {report.folder}")
+    show_example(trained, report)

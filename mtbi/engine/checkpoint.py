@@ -1,7 +1,8 @@
 """Checkpoints that know nothing of the number of processes.
 
-A checkpoint is a folder `step-00000200` with the trainable parameters and Adam's moments in full float32, the state of the run as
-JSON, and checksums of the three. It is written under another name, flushed to the disk and renamed, so it is there whole or not at all.
+A checkpoint is a folder `step-00000200` with the trainable parameters and Adam's moments in full float32, the state of
+the run as JSON, and checksums of the three. It is written under another name, flushed to the disk and renamed, so it is
+there whole or not at all.
 """
 
 from __future__ import annotations

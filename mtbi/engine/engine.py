@@ -35,7 +35,7 @@ def micro_batches(recipe: Recipe, world: int) -> int:
 
 
 def read_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dtype) -> dict[str, Any]:
-    """A DeepSpeed configuration with every `auto` that the recipe decides filled in. Raises UserError where it cannot be read."""
+    """A DeepSpeed configuration with every `auto` that the recipe decides filled in. Raises UserError for a wrong one."""
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -84,7 +84,7 @@ class Engine:
     def __init__(
         self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, world: int, snapshot: Snapshot | None
     ) -> None:
-        """Build the model and put a checkpoint's weights into it, if there is one. Raises UserError for wrong configurations."""
+        """Build the model, and put a checkpoint's weights into it. Raises UserError for wrong configurations."""
         import deepspeed
         from transformers.integrations import HfDeepSpeedConfig
 
@@ -113,10 +113,10 @@ class Engine:
     def train_step(self, step: LoadedStep, number: int, stop: bool) -> StepSums:
         """Forward and backward over this process's micro-batches and one update; returns sums over all processes.
 
-        The gradient is that of Σ weight·loss over the whole global step ÷ Σ weight, whatever the split: the denominator comes from
-        the plan, and DeepSpeed's mean over processes is undone. A micro-batch in which any process finds a loss that is not finite
-        is left out by all of them; a step in which all are left out changes nothing. Raises UserError where the update itself is
-        not finite.
+        The gradient is that of Σ weight·loss over the whole global step ÷ Σ weight, whatever the split: the denominator
+        comes from the plan, and DeepSpeed's mean over processes is undone. A micro-batch in which any process finds a
+        loss that is not finite is left out by all of them; a step in which all are left out changes nothing. Raises
+        UserError where the update itself is not finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.recipe.train)
@@ -140,8 +140,8 @@ class Engine:
             norm = float(self.ds.get_global_grad_norm())
             if not math.isfinite(norm):
                 raise UserError(
-                    f"step {number + 1}: the gradient is not finite although the loss is, so the weights are lost. Checkpoints are "
-                    "untouched: start again with a lower train.learning_rate, or look at the data of this step."
+                    f"step {number + 1}: the gradient is not finite although the loss is, so the weights are lost. "
+                    "Checkpoints are untouched: start again with a lower train.learning_rate, or look at the data of this step."
                 )
         return total.result(norm)
 
@@ -158,7 +158,7 @@ class Engine:
     # --- what a checkpoint keeps -------------------------------------------------------------------------------------
 
     def snapshot(self, state: dict[str, Any]) -> Snapshot:
-        """Trainable parameters and moments in full float32, on the CPU. All processes must call it; frozen weights are not touched."""
+        """Trainable parameters and moments in full float32, on the CPU. All processes must call it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         self._make_moments()
@@ -209,7 +209,8 @@ class Engine:
             else:
                 utils.safe_set_full_fp32_param(parameter, value)
             return
-        # DeepSpeed's `full` setters do not pad a value that does not divide by the number of processes; the `local` ones take our part.
+        # DeepSpeed's `full` setters do not pad a value that the number of processes does not divide; the `local` ones take our
+        # own part of it.
         size = utils.safe_get_local_fp32_param(parameter).numel()
         padded = torch.nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
         mine = padded.narrow(0, size * torch.distributed.get_rank(), size)

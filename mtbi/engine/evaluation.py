@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import takewhile
 
+import numpy as np
 import torch
 
 from mtbi.data.loader import Loader
@@ -31,9 +32,8 @@ class Evaluation:
         """Returns the share of answer tokens on which the speech LLM, given the answer so far, agrees with the text LLM."""
         loss = weight = hits = count = 0.0
         utterances = 0
-        settings = {"workers": self.recipe.data.workers, "prefetch": self.recipe.data.prefetch}
-        rows = self.recipe.plan.rows_per_micro_batch
-        with Loader(self.shards, self.plan, self.rank, self.world, rows, **settings) as loader:
+        rows, data = self.recipe.plan.rows_per_micro_batch, self.recipe.data
+        with Loader(self.shards, self.plan, self.rank, self.world, rows, data.workers, data.prefetch) as loader:
             for loaded in takewhile(lambda one: one.position.epoch == 0, loader):
                 sums = engine.evaluate_step(loaded)
                 loss, weight = loss + sums.loss, weight + sums.weight
@@ -54,8 +54,13 @@ class Evaluation:
         for place in range(min(self.recipe.train.sample_dialogues, len(self.shards))):
             sample = self.shards[place]
             stored = sample.behaviours[place % len(sample.behaviours)]
-            prompt = [torch.tensor(self.chat.prefix_ids), sample.waveform, torch.tensor(stored.prompt_ids)]
+            prompt: list[torch.Tensor | np.ndarray] = [
+                torch.tensor(self.chat.prefix_ids),
+                sample.waveform,
+                torch.tensor(stored.prompt_ids),
+            ]
             (ids,) = generate(engine.model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
-            text = f"**heard** {sample.text}  \n**asked** {stored.prompt}  \n**speech LLM** {answer}  \n**text LLM** {stored.answer}"
+            said = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
+            text = "  \n".join(f"**{who}** {what}" for who, what in said.items())
             metrics.dialogue(place, text, sample.waveform, step)

@@ -40,7 +40,7 @@ class ChatFormat:
         if not getattr(tokenizer, "chat_template", None):
             name = getattr(tokenizer, "name_or_path", "the LLM")
             raise UserError(
-                f"{name}: its tokenizer has no chat template, so dialogues cannot be written. Use the instruction-tuned version, "
+                f"{name}: its tokenizer has no chat template, so dialogues cannot be built. Use the instruction-tuned version, "
                 "or put a `chat_template.jinja` into its folder."
             )
         self.tokenizer = tokenizer

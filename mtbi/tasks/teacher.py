@@ -43,7 +43,10 @@ class TransformersTeacher:
     """Batched generation by transformers."""
 
     def __init__(self, llm: Any, end_id: int, top_k: int, temperature: float = 0.0) -> None:
+        from transformers import GenerationConfig
+
         self.llm = llm.eval()
+        self.llm.generation_config = GenerationConfig()  # no repetition penalty or the like that came with the weights
         self.end_id = end_id
         self.top_k = min(top_k, llm.config.vocab_size)
         self.temperature = temperature
@@ -114,8 +117,8 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str
     from transformers import AutoModelForCausalLM
 
     try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            resolve_llm(config.llm), torch_dtype=dtype, trust_remote_code=config.trust_remote_code
+        llm: Any = AutoModelForCausalLM.from_pretrained(
+            resolve_llm(config.llm), dtype=dtype, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.llm: no language model can be read from {config.llm!r}: {error}") from error

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtbi.data.batch import build
+from mtbi.data.plan import Plan, Row
+from mtbi.data.shards import Shards
+from mtbi.model.geometry import FrameGeometry
+from mtbi.recipe import Recipe
+
+
+def make(shard_folder: Path, recipe: Recipe, **interleaving: object) -> tuple[Shards, Plan]:
+    shards = Shards(str(shard_folder))
+    mixed = dataclasses.replace(recipe, interleave=dataclasses.replace(recipe.interleave, **interleaving))
+    return shards, Plan(shards.index, mixed, FrameGeometry.from_config(recipe.model))
+
+
+@pytest.mark.parametrize("cut", ["slice", "encode"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_batches_are_what_the_plan_counted(shard_folder: Path, small_recipe: Recipe, cut: str, share: float) -> None:
+    shards, plan = make(shard_folder, small_recipe, cut=cut, share=share)
+    for step in islice(plan.steps(), 12):
+        batch = build(step.rows, shards.__getitem__, plan)
+        assert float(batch.target_weight.sum()) == pytest.approx(step.weight_total)
+        assert len(batch.target_ids) == step.target_tokens == len(batch.teacher_ids)
+        assert int((batch.group >= 0).sum()) == step.tokens
+        assert (batch.group.flatten()[batch.audio_slot] >= 0).all()
+        assert (batch.branch.flatten()[batch.audio_slot] == 0).all()
+        frames = plan.geometry.frames(batch.waveform_lengths.numpy())
+        assert (batch.audio_frame < torch.from_numpy(frames)[batch.audio_clip]).all()
+
+
+def test_a_branch_reads_prompt_and_answer_and_predicts_the_answer(shard_folder: Path, small_recipe: Recipe) -> None:
+    shards, plan = make(shard_folder, small_recipe, share=0.0)
+    step = next(plan.steps())
+    group = step.rows[0].groups[0]
+    batch = build([Row((group,))], shards.__getitem__, plan)
+    sample = shards[group.utterance]
+    frames = plan.geometry.frames(len(sample.waveform))
+    prefix = len(plan.index.prefix_ids) + frames
+    ids, targets = batch.token_ids[0].tolist(), iter(zip(batch.target_slot.tolist(), batch.target_ids.tolist(), strict=True))
+    start = prefix
+    for place, number in enumerate(group.branches, start=1):
+        one = sample.behaviours[number]
+        text = [*one.prompt_ids, *one.answer_ids]
+        assert ids[start : start + len(text) - 1] == text[:-1]
+        assert batch.branch[0, start : start + len(text) - 1].tolist() == [place] * (len(text) - 1)
+        assert batch.position_ids[0, start : start + len(text) - 1].tolist() == list(range(prefix, prefix + len(text) - 1))
+        for offset, token in enumerate(one.answer_ids):
+            assert next(targets) == (start + len(one.prompt_ids) - 1 + offset, token)
+        start += len(text) - 1
+    assert batch.audio_slot.tolist() == list(range(len(plan.index.prefix_ids), prefix))
+    assert batch.audio_frame.tolist() == list(range(frames))
+    torch.testing.assert_close(batch.waveforms[0, : len(sample.waveform)], torch.from_numpy(sample.waveform))
+
+
+def test_text_spans_are_the_transcripts_words(shard_folder: Path, small_recipe: Recipe) -> None:
+    shards, plan = make(shard_folder, small_recipe, share=1.0, text_share_min=0.5, text_share_max=0.5)
+    groups = [group for step in islice(plan.steps(), 12) for row in step.rows for group in row.groups if group.segments]
+    assert len(groups) > 10
+    for group in groups[:20]:
+        batch, sample = build([Row((group,))], shards.__getitem__, plan), shards[group.utterance]
+        shared = (batch.branch[0] == 0) & (batch.group[0] == 0)
+        sounding = torch.zeros(shared.numel(), dtype=torch.bool)
+        sounding[batch.audio_slot] = True
+        text = batch.token_ids[0][shared & ~sounding].tolist()[len(plan.index.prefix_ids) :]
+        assert group.segments
+        expected = [int(i) for s in group.segments if s.is_text for ids in sample.word_ids[s.first : s.stop] for i in ids]
+        assert text == expected
+
+
+def test_a_batch_without_sound_still_has_a_clip(shard_folder: Path, small_recipe: Recipe) -> None:
+    shards, plan = make(shard_folder, small_recipe)
+    batch = build([Row(), Row()], shards.__getitem__, plan)
+    assert batch.token_ids.shape == (2, 256)
+    assert batch.waveforms.shape[0] == 1
+    assert not batch.waveforms.any()
+    assert len(batch.target_ids) == len(batch.audio_slot) == 0
+    assert (batch.group == -1).all()
+
+
+def test_emptied_keeps_the_shape_and_drops_the_content(shard_folder: Path, small_recipe: Recipe) -> None:
+    shards, plan = make(shard_folder, small_recipe)
+    batch = build(next(plan.steps()).rows, shards.__getitem__, plan)
+    empty = batch.emptied()
+    assert empty.token_ids.shape == batch.token_ids.shape
+    assert len(empty.target_ids) == len(empty.audio_slot) == 0
+    assert (empty.group == -1).all()
+    assert len(batch.target_ids) > 0

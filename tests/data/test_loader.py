@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import threading
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtbi.data.batch import Batch
+from mtbi.data.loader import Loader
+from mtbi.data.plan import Plan, Position
+from mtbi.data.shards import Shards
+from mtbi.errors import UserError
+from mtbi.model.geometry import FrameGeometry
+from mtbi.recipe import Recipe
+
+
+@pytest.fixture
+def shards(shard_folder: Path) -> Shards:
+    return Shards(str(shard_folder))
+
+
+def make_plan(shards: Shards, recipe: Recipe) -> Plan:
+    return Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
+
+
+def answers_of(batches: list[Batch]) -> list[tuple[int, ...]]:
+    """The rows' tokens, whatever their order: what was trained on."""
+    return sorted(tuple(row) for batch in batches for row in batch.token_ids.tolist() if any(row))
+
+
+@pytest.mark.parametrize(("world", "rows"), [(1, 3), (2, 1), (2, 2), (4, 1)])
+def test_the_global_batches_do_not_depend_on_the_processes(shards: Shards, small_recipe: Recipe, world: int, rows: int) -> None:
+    def run(world: int, rows: int) -> list[list[tuple[int, ...]]]:
+        steps: list[list[Batch]] = [[] for _ in range(8)]
+        for rank in range(world):
+            with Loader(shards, make_plan(shards, small_recipe), rank, world, rows) as loader:
+                for place, step in enumerate(islice(loader, 8)):
+                    steps[place] += list(step.micro_batches)
+        return [answers_of(batches) for batches in steps]
+
+    assert run(world, rows) == run(1, 1)
+
+
+def test_it_goes_on_from_any_position(shards: Shards, small_recipe: Recipe) -> None:
+    with Loader(shards, make_plan(shards, small_recipe)) as loader:
+        whole = [(step.position, step.next_position, list(step.micro_batches)) for step in islice(loader, 12)]
+    for place in (3, 7, 10):
+        position = Position.from_json(whole[place][1].to_json())
+        with Loader(shards, make_plan(shards, small_recipe), position=position) as loader:
+            step = next(iter(loader))
+            batches = list(step.micro_batches)
+        assert step.position == whole[place + 1][0]
+        for one, two in zip(batches, whole[place + 1][2], strict=True):
+            torch.testing.assert_close(one.waveforms, two.waveforms, rtol=0, atol=0)
+            assert one.token_ids.tolist() == two.token_ids.tolist()
+            assert one.target_slot.tolist() == two.target_slot.tolist()
+
+
+def test_errors_reach_the_consumer_and_threads_end(shards: Shards, small_recipe: Recipe) -> None:
+    def broken(_number: int) -> None:
+        raise UserError("shard.00000.mds: damaged")
+
+    shards.__class__ = type("Broken", (Shards,), {"__getitem__": lambda _self, number: broken(number)})
+    before = threading.active_count()
+    with pytest.raises(UserError, match="damaged"), Loader(shards, make_plan(shards, small_recipe)) as loader:
+        list(next(iter(loader)).micro_batches)
+    assert threading.active_count() <= before
+
+
+def test_an_impossible_plan_is_an_error_at_the_first_step(shards: Shards, small_recipe: Recipe) -> None:
+    small_recipe.plan.row_tokens = 8
+    with pytest.raises(UserError, match="no utterance fits"), Loader(shards, make_plan(shards, small_recipe)) as loader:
+        next(iter(loader))

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streaming import MDSWriter
+
+from mtbi.data import audio, shards
+from mtbi.data.corpus import Utterance
+from mtbi.data.shards import INDEX_NAME, Shards
+from mtbi.errors import UserError
+from mtbi.tasks.behaviour import BehaviourStore
+from mtbi.tasks.chat import ChatFormat
+
+
+def test_what_was_written_is_read(
+    shard_folder: Path, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
+) -> None:
+    found, store = Shards(str(shard_folder)), BehaviourStore(answers)
+    assert len(found) == 60
+    assert len(found.index.shard_sizes) > 3
+    for number, utterance in enumerate(corpus[1]):
+        sample = found[number]
+        assert (sample.id, sample.text) == (utterance.id, utterance.text)
+        np.testing.assert_allclose(sample.waveform, audio.read(corpus[0] / utterance.audio), atol=1e-4)
+        for one, kept in zip(sample.behaviours, store.get(utterance.id), strict=True):
+            np.testing.assert_array_equal(one.topk_logprobs, kept.topk_logprobs)
+            np.testing.assert_array_equal(one.topk_ids, kept.topk_ids)
+            assert (one.task, one.prompt_ids, one.answer_ids) == (kept.task, kept.prompt_ids, kept.answer_ids)
+        words = [] if utterance.words is None else utterance.text.split()
+        assert [ids.tolist() for ids in sample.word_ids] == chat.word_ids(words)
+
+
+def test_the_index_has_every_length(shard_folder: Path) -> None:
+    found = Shards(str(shard_folder))
+    index = found.index
+    for number in range(len(found)):
+        sample, row = found[number], index.utterances[number]
+        branches = index.branches[row["first_branch"] : row["first_branch"] + row["branches"]]
+        words = index.words[row["first_word"] : row["first_word"] + row["words"]]
+        assert row["samples"] == len(sample.waveform)
+        assert [index.tasks[t] for t in branches["task"]] == [b.task for b in sample.behaviours]
+        assert branches["prompt_tokens"].tolist() == [len(b.prompt_ids) for b in sample.behaviours]
+        assert branches["answer_tokens"].tolist() == [len(b.answer_ids) for b in sample.behaviours]
+        assert words["tokens"].tolist() == [len(ids) for ids in sample.word_ids]
+        assert words["start"].tolist() == sample.word_times[:, 0].tolist()
+
+
+def test_several_folders_count_as_one(shard_folder: Path) -> None:
+    both, one = Shards([str(shard_folder)] * 2), Shards(str(shard_folder))
+    assert len(both) == 120
+    assert both[75].id == one[15].id
+    assert both.index.utterances[75]["first_branch"] == one.index.utterances[15]["first_branch"] + len(one.index.branches)
+    assert sum(both.index.shard_sizes) == 120
+
+
+def test_a_damaged_shard_is_reported_with_its_name(shard_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(shard_folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "shard.00001.mds"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    found = Shards(str(tmp_path / "copy"))
+    assert found[0].id == "u00"
+    with pytest.raises(UserError, match=r"shard.00001.mds: damaged"):
+        found[found.index.shard_sizes[0]]
+    path.unlink()
+    with pytest.raises(UserError, match=r"shard.00001.mds: this shard is missing"):
+        Shards(str(tmp_path / "copy"))[found.index.shard_sizes[0]]
+
+
+def test_pickles_are_refused(shard_folder: Path, tmp_path: Path) -> None:
+    with MDSWriter(out=str(tmp_path / "bad"), columns={"id": "pkl"}, hashes=["xxh64"]) as writer:
+        for _ in range(60):
+            writer.write({"id": {"any": "object"}})
+    for name in (INDEX_NAME, "utterances.npy", "branches.npy", "words.npy"):
+        shutil.copy(shard_folder / name, tmp_path / "bad" / name)
+    with pytest.raises(UserError, match=r"\['pkl'\] are refused"):
+        Shards(str(tmp_path / "bad"))
+    np.save(tmp_path / "bad" / "words.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"words.npy"):
+        Shards(str(tmp_path / "bad"))
+
+
+def test_a_folder_with_other_things_is_not_touched(
+    tmp_path: Path, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not empty"):
+        shards.write(corpus[1], corpus[0], BehaviourStore(answers), chat, str(tmp_path))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_wrong_places_and_versions_are_explained(shard_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no shards there"):
+        Shards(str(tmp_path))
+    shutil.copytree(shard_folder, tmp_path / "copy")
+    index = tmp_path / "copy" / INDEX_NAME
+    index.write_text(json.dumps({**json.loads(index.read_text()), "version": 99}))
+    with pytest.raises(UserError, match="another version"):
+        Shards(str(tmp_path / "copy"))
+
+
+def test_answers_of_another_llm_are_refused(
+    corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
+        shards.write(corpus[1], corpus[0], BehaviourStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))

@@ -1,0 +1,48 @@
+"""One float32 step: writes the update's gradients to a file. Run by test_engine.py under `deepspeed` with different numbers of processes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state
+from safetensors.torch import save_file
+
+from launcher.ranks import find_ranks
+from mtbi import recipe as recipes
+from mtbi.data.loader import Loader
+from mtbi.data.plan import Plan
+from mtbi.engine.engine import Engine
+from mtbi.engine.start import open_shards, start_distributed
+from mtbi.model.geometry import FrameGeometry
+from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--deepspeed")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    ranks = find_ranks()
+    recipe = recipes.load("demo", options.overrides)
+    shards = open_shards(recipe.data.shards, recipe, ChatFormat(load_llm_tokenizer("demo")))
+    plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
+    device = start_distributed(ranks)
+    engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks.world, None)
+    with Loader(shards, plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch) as loader:
+        sums = engine.train_step(next(iter(loader)), 0, stop=False)
+    # After one step of Adam from zero, its first moment is (1 - beta1) times the gradient, clipping aside.
+    found = {}
+    for name, parameter in engine.parameters.items():
+        moment = safe_get_full_optimizer_state(parameter, "exp_avg")
+        found[name] = moment.reshape(getattr(parameter, "ds_shape", parameter.shape)).clone() / (1 - recipe.train.beta1)
+    found["norm"], found["loss"] = torch.tensor(sums.gradient_norm), torch.tensor(sums.loss / sums.weight)
+    if ranks.rank == 0:
+        save_file(found, options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtbi.engine import checkpoint
+from mtbi.engine.checkpoint import Snapshot
+
+
+def make(step: int) -> Snapshot:
+    weights = {"adapter.weight": torch.full((2, 3), float(step))}
+    moments = {"adapter.weight.exp_avg": torch.ones(2, 3), "adapter.weight.exp_avg_sq": torch.ones(2, 3)}
+    return Snapshot(weights, moments, {"step": step})
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, 200, make(200))
+    assert folder.name == "step-00000200"
+    found = checkpoint.load(folder)
+    torch.testing.assert_close(found.trainable, make(200).trainable, rtol=0, atol=0)
+    torch.testing.assert_close(found.moments, make(200).moments, rtol=0, atol=0)
+    assert found.state == {"step": 200}
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checksums.json", "optimizer.safetensors", "state.json", "trainable.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "state"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (100, 200):
+        checkpoint.save(tmp_path, step, make(step))
+    newest = checkpoint.folder_of(tmp_path, 200)
+    weights = newest / checkpoint.TRAINABLE
+    data = weights.read_bytes()
+    if damage == "truncate":
+        weights.write_bytes(data[:-4])
+    elif damage == "flip":
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "delete":
+        weights.unlink()
+    else:
+        (newest / checkpoint.STATE).write_text(json.dumps({"step": 300}))
+    assert checkpoint.latest_valid(tmp_path) == checkpoint.folder_of(tmp_path, 100)
+    assert "step-00000200: not used" in caplog.text
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 100, make(100))
+    checkpoint.save(tmp_path, 200, make(200)).rename(tmp_path / checkpoint.FOLDER / ".step-00000200.partial")
+    assert checkpoint.latest_valid(tmp_path) == checkpoint.folder_of(tmp_path, 100)
+    checkpoint.save(tmp_path, 200, make(200))
+    assert checkpoint.latest_valid(tmp_path) == checkpoint.folder_of(tmp_path, 200)
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step, score in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.8)):
+        checkpoint.save(tmp_path, step, make(step))
+        checkpoint.keep(tmp_path, 2, score)
+    assert [path.name for path in checkpoint.all_of(tmp_path)] == ["step-00000002", "step-00000004", "step-00000005"]
+    assert checkpoint.best(tmp_path) == checkpoint.folder_of(tmp_path, 2)
+
+
+def test_an_empty_run_has_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.latest_valid(tmp_path) is None
+    assert checkpoint.best(tmp_path) is None

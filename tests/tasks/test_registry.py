@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtbi.errors import UserError
+from mtbi.tasks import registry
+
+
+@pytest.mark.parametrize("library", sorted(path.stem for path in registry.LIBRARY.glob("*.yaml")))
+def test_shipped_libraries_are_sound(library: str) -> None:
+    for task in registry.load([library]).values():
+        if task.wordings != ("",):  # instruction-free chat has no wording at all
+            assert task.training_wordings >= 5, task.name
+            assert len(task.choices("heldout")) >= 3, task.name
+        assert len(set(task.wordings)) == len(task.wordings)
+        assert not any("{" in wording for wording in task.wordings), task.name
+
+
+def write(folder: Path, text: str) -> list[str]:
+    (folder / "tasks.yaml").write_text(text)
+    return [str(folder / "tasks.yaml")]
+
+
+def test_variables_fill_every_wording(tmp_path: Path) -> None:
+    text = "tasks: {say: {train: ['in {language}', 'plain'], heldout: ['{language}!'], variables: {language: [French, Dutch]}}}"
+    task = registry.load(write(tmp_path, text))["say"]
+    assert task.wordings == ("in French", "in Dutch", "plain", "French!", "Dutch!")
+    assert list(task.choices("train")) == [0, 1, 2]
+    assert list(task.choices("heldout")) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: {a: {trian: [x]}}", "did you mean 'train'"),
+        ("tasks: {a: {heldout: [x]}}", "no training wording"),
+        ("tasks: {a: {train: [x], heldout: [x]}}", "twice"),
+        ("tasks: {a: {train: x}}", "must be a list of texts"),
+        ("tasks: {a: {train: [x], scorer: bleurt}}", "scorer 'bleurt'"),
+        ("tasks: [a]", "holds `tasks:`"),
+        ("tasks: {a: [", "not readable as YAML"),
+    ],
+)
+def test_wrong_libraries_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.load(write(tmp_path, text))
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    tasks = registry.load(["digits"])
+    with pytest.raises(UserError, match="did you mean 'reverse'"):
+        registry.select(tasks, ["revers"])
+    with pytest.raises(UserError, match="shipped library"):
+        registry.load(["digit"])
