@@ -113,7 +113,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
                 score = evaluation.run(engine, metrics, number)
-            if last or stopped or number % config.checkpoint_every_steps == 0:
+            # Weights that just gave a loss that is not finite are no place to go back to.
+            if not bad_steps and (last or stopped or number % config.checkpoint_every_steps == 0):
                 save(score)
     metrics.say(f"stopped after step {number}, as asked" if stopped else f"done: {number} steps, checkpoints in {run_dir}")
     metrics.close()

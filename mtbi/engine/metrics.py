@@ -92,7 +92,7 @@ class Metrics:
             return
         one, self.interval = self.interval, Interval()
         seconds = time.perf_counter() - one.began
-        loss = one.loss / max(one.weight, 1e-9)
+        loss = one.loss / one.weight if one.weight else float("nan")
         values = {
             "train/loss": loss,
             "train/learning_rate": rate,

@@ -1,4 +1,4 @@
-"""One float32 step: writes the update's gradients to a file. Run by test_engine.py under `deepspeed` with different numbers of processes."""
+"""One float32 step, its gradients written to a file. test_engine.py runs it on different numbers of processes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,158 @@
+"""Whole runs with real processes: killed, resumed, on other numbers of processes, and asked for nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtbi.engine import checkpoint
+
+TRAIN = str(Path(__file__).parents[2] / "mtbi" / "train.py")
+ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")
+
+Launch = Callable[..., list[str]]
+Run = Callable[..., str]
+
+
+def losses(output: str) -> dict[int, tuple[str, str]]:
+    """Loss and place in the data by step, as logged."""
+    pattern = r"^step (\d+)/\d+ loss (\S+) .* (epoch \d+ data step \d+)$"
+    return {int(step): (loss, place) for step, loss, place in re.findall(pattern, output, re.MULTILINE)}
+
+
+def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    folder = checkpoint.latest_valid(run_dir)
+    assert folder
+    return checkpoint.load_trainable(folder)
+
+
+def kill_after(command: list[str], environment: dict[str, str], text: str, number: int) -> str:
+    """Start a run in a session of its own and send all its processes a signal once it has printed `text`."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert process.stdout
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            os.killpg(process.pid, number)
+            break
+    seen += process.stdout.read()
+    process.wait(timeout=120)
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_killed_run_ends_as_an_undisturbed_one(
+    launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path, stage: int
+) -> None:
+    whole = losses(run(launch(tmp_path / "whole", stage=stage)))
+    assert sorted(whole) == list(range(1, 9))
+    killed = losses(kill_after(launch(tmp_path / "killed", stage=stage), environment, "step 5/8", signal.SIGKILL))
+    assert 8 not in killed
+    resumed = losses(run(launch(tmp_path / "killed", stage=stage)))
+    assert min(resumed) == 5  # the checkpoint of step 4 is the newest
+    assert {**killed, **resumed} == whole
+    torch.testing.assert_close(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_truncated_checkpoint_is_passed_over_and_other_processes_go_on(
+    launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    whole = losses(run(launch(tmp_path / "whole", processes=1)))
+    kill_after(launch(tmp_path / "moved", processes=2), environment, "step 5/8", signal.SIGKILL)
+    newest = checkpoint.folder_of(tmp_path / "moved", 4) / checkpoint.OPTIMIZER
+    newest.write_bytes(newest.read_bytes()[:-100])
+    output = run(launch(tmp_path / "moved", processes=3))
+    assert "step-00000004: not used, optimizer.safetensors is damaged" in output
+    moved = losses(output)
+    assert min(moved) == 3
+    for step, (loss, place) in moved.items():
+        assert place == whole[step][1]
+        assert float(loss) == pytest.approx(float(whole[step][0]), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_being_asked_to_stop_ends_after_a_checkpoint(
+    launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = launch(tmp_path / "run", "train.checkpoint_every_steps=100", "train.steps=200")
+    environment = {
+        **environment,
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29555",
+    }
+    place = command.index(next(word for word in command if word.endswith("train.py")))
+    process = subprocess.Popen(
+        [sys.executable, *command[place:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGUSR2)
+            break
+    output = process.stdout.read()
+    assert process.wait(timeout=60) == 75, output
+    found = checkpoint.latest_valid(tmp_path / "run")
+    assert found
+    stopped_at = json.loads((found / checkpoint.STATE).read_text())["step"]
+    assert 3 <= stopped_at < 20
+    assert f"stopped after step {stopped_at}, as asked" in output
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_with_a_message_and_keeps_its_checkpoints(launch: Launch, run: Run, tmp_path: Path) -> None:
+    output = run(
+        launch(tmp_path / "run", "train.learning_rate=1e30", "train.warmup_steps=6", "train.max_bad_steps=2"), status=1
+    )
+    assert re.search(r"mtbi: (the loss was not finite in 2 steps|step \d+: the gradient is not finite)", output)
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trian.steps=3"], "train"),
+        (["data.shards=[]"], "data.shards is empty"),
+        (["data.shards=[/nowhere]"], "no shards there"),
+        (["model.llm=/nowhere"], "no tokenizer can be read"),
+    ],
+)
+def test_mistakes_are_one_message(
+    launch: Launch, environment: dict[str, str], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    command = launch(tmp_path / "run", *overrides)
+    place = command.index(next(word for word in command if word.endswith("train.py")))
+    done = subprocess.run([sys.executable, *command[place:]], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("mtbi: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_one_process_without_a_launcher_trains(launch: Launch, run: Run, tmp_path: Path) -> None:
+    command = launch(tmp_path / "run", "train.steps=4", "plan.rows_per_step=1")
+    place = command.index(next(word for word in command if word.endswith("train.py")))
+    output = run([sys.executable, TRAIN, "--deepspeed", ZERO1, *command[place + 3 :]])
+    found = losses(output)
+    assert sorted(found) == [1, 2, 3, 4]
+    assert all(float(loss) > 0 for loss, _ in found.values())
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert "done: 4 steps" in run([sys.executable, TRAIN, "--deepspeed", ZERO1, *command[place + 3 :]])  # nothing left to do
