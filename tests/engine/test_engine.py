@@ -70,8 +70,7 @@ def test_the_gradient_is_the_same_on_one_and_two_processes(gradients: Callable[.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "stage", "rows"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 3, 1), (4, 3, 1)])
-def test_the_gradient_does_not_depend_on_the_split(
-    gradients: Callable[..., dict[str, torch.Tensor]], processes: int, stage: int, rows: int
-) -> None:
-    assert_same(gradients(1, 2, 4), gradients(processes, stage, rows))
+def test_the_gradient_does_not_depend_on_the_split(gradients: Callable[..., dict[str, torch.Tensor]]) -> None:
+    whole = gradients(1, 2, 4)
+    for processes, stage, rows in [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 3, 1), (4, 3, 1)]:
+        assert_same(whole, gradients(processes, stage, rows))

@@ -118,10 +118,12 @@ def test_being_asked_to_stop_ends_after_a_checkpoint(
 @pytest.mark.slow
 def test_a_run_that_diverges_ends_with_a_message_and_keeps_its_checkpoints(launch: Launch, run: Run, tmp_path: Path) -> None:
     output = run(
-        launch(tmp_path / "run", "train.learning_rate=1e30", "train.warmup_steps=6", "train.max_bad_steps=2"), status=1
+        launch(tmp_path / "run", "train.learning_rate=1e30", "train.warmup_steps=6", "train.max_bad_steps=2"), status=2
     )
     assert re.search(r"mtbi: (the loss was not finite in 2 steps|step \d+: the gradient is not finite)", output)
     assert "Traceback" not in output
+    for folder in checkpoint.all_of(tmp_path / "run"):
+        assert all(value.isfinite().all() for value in checkpoint.load_trainable(folder).values())
 
 
 @pytest.mark.parametrize(
