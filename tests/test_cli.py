@@ -169,7 +169,7 @@ def test_from_recordings_to_shards_and_a_plan(
     assert "steps an epoch  1\n" in planned
     assert "utterances      2 of 2\n" in planned
     assert main(["data", "shard", "corpus/manifest.jsonl", "answers", "shards"]) == 2
-    assert "holds shards already" in one_message(capsys.readouterr())
+    assert "not empty" in one_message(capsys.readouterr())
     assert main(["behave", "corpus/manifest.jsonl", "answers", "behaviour.system_prompt=be brief"]) == 2
     assert "answers" in one_message(capsys.readouterr())
 

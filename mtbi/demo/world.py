@@ -51,7 +51,10 @@ GOLD: dict[str, Callable[[Sequence[int]], str]] = {
 
 def parse(transcript: str) -> list[int]:
     """Digits of a transcript such as `"three five"`, fillers skipped. Raises ValueError on any other word."""
-    return [DIGITS.index(word) for word in transcript.split() if word not in FILLERS]
+    words = [word for word in transcript.split() if word not in FILLERS]
+    if strange := [word for word in words if word not in DIGITS]:
+        raise ValueError(f"{strange[0]!r} is no digit")
+    return [DIGITS.index(word) for word in words]
 
 
 def gold_answer(task: str, transcript: str) -> str:
