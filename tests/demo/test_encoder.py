@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from mtbi.data import audio
-from mtbi.data.corpus import read_manifest
+from mtbi.data.align import align
+from mtbi.data.corpus import Utterance, read_manifest
 from mtbi.demo.encoder import DemoAligner, DemoEncoder
 from mtbi.demo.speech import join
 from mtbi.demo.world import DIGITS
@@ -60,3 +62,23 @@ def test_held_out_recordings_are_understood(
         wave, words, _ = random_string(recordings, rng)
         right += aligner.transcribe(wave) == " ".join(words)
     assert right / 40 >= least
+
+
+def test_alignment_finds_the_words(speech: Path, encoder: DemoEncoder, tmp_path: Path) -> None:
+    recordings, rng = held_out(speech, "jackson", range(40, 50)), np.random.default_rng(1)
+    utterances, truth = [], {}
+    for number in range(20):
+        wave, words, times = random_string(recordings, rng)
+        (tmp_path / f"{number}.flac").write_bytes(audio.encode(wave))
+        utterances.append(Utterance(str(number), f"{number}.flac", " ".join(words)))
+        truth[str(number)] = times
+    inside = total = 0
+    for utterance in align(utterances, tmp_path, DemoAligner(encoder)):
+        assert utterance.words is not None
+        assert [word for word, _, _ in utterance.words] == utterance.text.split()
+        assert utterance.words[0][1] == 0
+        assert all(a[2] == b[1] for a, b in itertools.pairwise(utterance.words))
+        for (_, start, end), (spoken_from, spoken_to) in zip(utterance.words, truth[utterance.id], strict=True):
+            inside += start <= (spoken_from + spoken_to) / 2 < end  # the middle of the spoken digit lies in its span
+            total += 1
+    assert inside / total > 0.97
