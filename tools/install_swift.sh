@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Debian's packages of OpenStack Swift, the real S3 server of the slow tests. As root it installs what is missing; otherwise it says what.
+set -euo pipefail
+missing=()
+for package in swift-proxy swift-account swift-container swift-object memcached; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+done
+((${#missing[@]})) || exit 0
+if [[ $(id -u) == 0 ]]; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq </dev/null
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+else
+    echo "missing: ${missing[*]}. On Debian: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 2
+fi
