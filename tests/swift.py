@@ -15,7 +15,10 @@ import pytest
 
 SERVERS = ("account", "container", "object")
 PROGRAMS = ("swift-proxy-server", "swift-ring-builder", "memcached", *(f"swift-{name}-server" for name in SERVERS))
-PIPELINE = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats bulk s3api tempauth slo dlo proxy-logging proxy-server"
+PIPELINE = (
+    "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats bulk "
+    "s3api tempauth slo dlo proxy-logging proxy-server"
+)
 
 
 def free_ports(count: int) -> list[int]:
