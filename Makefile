@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing installed but a Debian-like machine with Python 3.10 or newer.
+# `make demo` and `make test` need nothing installed but a Debian-like machine with Python 3.11 or newer.
 SHELL := /bin/bash
 BIN := .venv/bin
 SPEECH ?=

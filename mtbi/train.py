@@ -45,7 +45,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     from mtbi.engine.evaluation import Evaluation
     from mtbi.engine.metrics import Metrics
     from mtbi.engine.schedule import learning_rate
-    from mtbi.engine.start import open_shards, start_distributed
+    from mtbi.engine.start import check_same_plan, open_shards, start_distributed
     from mtbi.model.geometry import FrameGeometry
     from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 
@@ -68,6 +68,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     # --- model and state --------------------------------------------------------------------------------------------
     newest = checkpoint.latest_valid(run_dir)
     snapshot = checkpoint.load(newest) if newest else None
+    if snapshot:
+        check_same_plan(recipe, snapshot.state["recipe"])
     tasks = shards.index.tasks
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
     number = int(snapshot.state["step"]) if snapshot else 0
@@ -131,10 +133,9 @@ def main() -> int:
         options, recipe = parse_arguments()
         return train(recipe, options.deepspeed, ranks)
     except UserError as error:
-        if ranks.rank == 0:
-            print(f"mtbi: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(1)  # let the first process speak before a launcher ends it
+        # A mistake that all processes find is told once: the launcher ends the others before they speak.
+        time.sleep(0 if ranks.rank == 0 else 5)
+        print(f"mtbi: {error}" + (f" (process {ranks.rank})" if ranks.rank else ""), file=sys.stderr, flush=True)
         return 2
 
 

@@ -28,8 +28,8 @@ if ((${#missing[@]})); then
         exit 2
     fi
 fi
-if ! "$python" -c 'import sys; exit(sys.version_info < (3, 10))'; then
-    echo "setup: $("$python" --version) is too old, 3.10 or newer is needed. Name another one: PYTHON=python3.11 make …" >&2
+if ! "$python" -c 'import sys; exit(sys.version_info < (3, 11))'; then
+    echo "setup: $("$python" --version) is too old, 3.11 or newer is needed. Name another one: PYTHON=python3.11 make …" >&2
     exit 2
 fi
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
 from launcher.ranks import Ranks
+from mtbi import recipe as recipes
 from mtbi.data.shards import Shards
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
@@ -25,6 +27,23 @@ def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
             f"({recipe.model.llm}); run `mtbi behave` and `mtbi data shard` with this recipe."
         )
     return shards
+
+
+def check_same_plan(recipe: Recipe, before: dict[str, Any]) -> None:
+    """Refuse to go on with another plan than the checkpoint's: its place in the data would mean something else.
+
+    The number of rows that a process computes at once may change, as may everything that the plan does not depend on.
+    """
+    now = recipes.to_dict(recipe)
+    for part in ("seed", "plan", "interleave"):
+        old, new = (value[part] if isinstance(value[part], dict) else {part: value[part]} for value in (before, now))
+        for name in new:
+            if name != "rows_per_micro_batch" and old.get(name) != new[name]:
+                path = name if name == part else f"{part}.{name}"
+                raise UserError(
+                    f"{recipe.run_dir}: its checkpoints were made with {path}={old.get(name)}, the recipe says {new[name]}. "
+                    f"Put it back to go on, or choose another run_dir to start afresh."
+                )
 
 
 def start_distributed(ranks: Ranks) -> torch.device:
