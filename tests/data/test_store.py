@@ -12,7 +12,6 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-from swift import free_ports, swift_server
 
 from mtbi.data import shards
 from mtbi.data.corpus import Utterance
@@ -20,6 +19,7 @@ from mtbi.data.shards import Shards
 from mtbi.errors import UserError
 from mtbi.tasks.behaviour import BehaviourStore
 from mtbi.tasks.chat import ChatFormat
+from swift import free_ports, swift_server
 
 pytestmark = pytest.mark.slow
 PLACE = "s3://speech/digits"

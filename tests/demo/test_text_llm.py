@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import random
 
-from mtbi.tasks.chat import resolve_llm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtbi.demo.text_llm import make_batch, make_tokenizer, measure, random_dialogue, read_wordings
+from mtbi.tasks.chat import resolve_llm
 
 
 def test_the_shipped_llm_answers_fresh_dialogues() -> None:
