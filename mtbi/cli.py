@@ -126,11 +126,14 @@ def plan(options: Options) -> None:
     for step in epoch.steps(Position(0, 0)):
         if step.position.epoch > 0:
             break
+        out = epoch.left_out
         steps += 1
         used += step.used_share
         utterances += sum(len(row.groups) for row in step.rows)
     print(f"steps an epoch  {steps}")
     print(f"utterances      {utterances} of {len(shards.index.utterances)}")
+    if steps and (out.too_long or out.too_big or out.unanswered):
+        print(f"left out        {out.too_long} too long, {out.too_big} too big for a row, {out.unanswered} without an answer")
     print(f"slots used      {used / max(steps, 1):.1%} of {recipe.plan.rows_per_step} rows of {recipe.plan.row_tokens} tokens")
     print(f"epochs          {recipe.train.steps / max(steps, 1):.2f} in {recipe.train.steps} steps")
 

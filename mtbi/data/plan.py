@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,11 @@ from mtbi.recipe import Recipe
 
 class Geometry(Protocol):
     """How many LLM positions a stretch of sound takes."""
+
+    @property
+    def max_samples(self) -> int | None:
+        """Longest clip that the encoder takes; None = any."""
+        ...
 
     @property
     def samples_per_frame(self) -> float:
@@ -89,10 +94,9 @@ class Step:
 class LeftOut:
     """Utterances that no row can take."""
 
-    too_long: int = 0  #: more than `max_audio_seconds`
+    too_long: int = 0  #: more than `max_audio_seconds`, or than the encoder takes
     too_big: int = 0  #: more than a row's tokens even with one task
     unanswered: int = 0  #: without a stored dialogue
-    examples: list[int] = field(default_factory=list)
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
@@ -132,6 +136,7 @@ class Plan:
             )
         #: weight of each answer token, by number of the task
         self.task_weights = np.array([recipe.loss.task_weights.get(task, 1.0) for task in index.tasks])
+        self.max_samples = min(recipe.plan.max_audio_seconds * SAMPLE_RATE, geometry.max_samples or float("inf"))
         self.left_out = LeftOut()  #: of the epoch so far
         self._windows: tuple[int, list[np.ndarray]] | None = None
 
@@ -152,10 +157,9 @@ class Plan:
         wanted = min(self.config.tasks_per_utterance or stored, stored)
         chosen = rng.permutation(stored)[:wanted]
         segments = interleave.draw(words, rng, self.interleave)
-        if stored == 0 or samples > self.config.max_audio_seconds * SAMPLE_RATE:
+        if stored == 0 or samples > self.max_samples:
             self.left_out.unanswered += stored == 0
             self.left_out.too_long += stored > 0
-            self.left_out.examples.append(utterance)
             return None
         first = int(row["first_branch"])
         branches = self.index.branches[first : first + stored][chosen]
@@ -168,7 +172,6 @@ class Plan:
         fitting = int((prefix + np.cumsum(lengths) <= self.config.row_tokens).sum())
         if not fitting:
             self.left_out.too_big += 1
-            self.left_out.examples.append(utterance)
             return None
         kept = tuple(int(place) for place in chosen[:fitting])
         return Group(utterance, kept, segments, prefix + int(lengths[:fitting].sum()))
@@ -256,6 +259,7 @@ class Plan:
             if not found and window == 0:
                 raise UserError(
                     f"no utterance fits plan.row_tokens={self.config.row_tokens}: {self.left_out.too_big} need more tokens, "
-                    f"{self.left_out.too_long} are longer than plan.max_audio_seconds={self.config.max_audio_seconds}."
+                    f"{self.left_out.too_long} are longer than {self.max_samples / SAMPLE_RATE:g} s (plan.max_audio_seconds, "
+                    "or what the encoder takes)."
                 )
             epoch, window, step = epoch + 1, 0, 0

@@ -89,6 +89,14 @@ def test_nothing_that_fits_is_a_clear_error(plan: Plan, small_recipe: Recipe) ->
         next(Plan(plan.index, short, plan.geometry).steps())
 
 
+def test_what_the_encoder_cannot_take_is_left_out(plan: Plan, small_recipe: Recipe) -> None:
+    assert isinstance(plan.geometry, FrameGeometry)
+    samples = int(np.median(plan.index.utterances["samples"]))
+    shorter = Plan(plan.index, small_recipe, dataclasses.replace(plan.geometry, max_samples=samples))
+    kept = [group.utterance for step in epoch(shorter, 0) for row in step.rows for group in row.groups]
+    assert sorted(kept) == np.flatnonzero(plan.index.utterances["samples"] <= samples).tolist()
+
+
 def test_best_fit_puts_an_item_into_the_fullest_row_that_takes_it() -> None:
     assert best_fit(np.array([5, 3, 7, 2, 3]), 10) == [[2, 1], [0, 4, 3]]
     assert best_fit(np.array([], int), 10) == []
