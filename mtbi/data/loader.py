@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -67,9 +68,9 @@ class LoadedStep:
             while len(self.futures) <= place:
                 self.loader.submit_next()
             batch = self.futures[place].result()
-            self.data_wait_seconds += time.perf_counter() - began
             self.loader.waiting -= 1
             self.loader.top_up()
+            self.data_wait_seconds += time.perf_counter() - began
             yield batch
 
 
@@ -99,8 +100,8 @@ class Loader:
         self._stopped = threading.Event()
         self._planner = threading.Thread(target=self._plan_ahead, args=(position,), name="mtbi-plan", daemon=True)
         self._planner.start()
-        self._loaded: queue.SimpleQueue[LoadedStep] = queue.SimpleQueue()
-        self._parts = self._stream()
+        self._loaded: deque[LoadedStep] = deque()
+        self._parts: deque[tuple[LoadedStep, list[Row]]] = deque()  #: of planned steps, not yet given to the threads
 
     def _plan_ahead(self, position: Position | None) -> None:
         """Runs in a thread of its own: the next window is planned while steps of this one are computed."""
@@ -118,34 +119,39 @@ class Loader:
                 self._planned.put(item, timeout=0.2)
                 break
 
-    def _stream(self) -> Iterator[tuple[LoadedStep, list[Row]]]:
-        while True:
-            step = self._planned.get()
-            if isinstance(step, Exception):
-                raise step
-            rows_per_step = self.plan.config.rows_per_step
-            parts = rows_of(step.rows, rows_per_step, self.rank, self.world, self.rows_per_micro_batch)
-            loaded = LoadedStep(step, self, len(parts))
-            self._loaded.put(loaded)
-            for rows in parts:
-                yield loaded, rows
+    def _take_step(self) -> None:
+        """Deal out the next planned step; waits for the planner."""
+        step = self._planned.get()
+        if isinstance(step, Exception):
+            self._planned.put(step)  # whoever asks again gets the same answer
+            raise step
+        rows_per_step = self.plan.config.rows_per_step
+        parts = rows_of(step.rows, rows_per_step, self.rank, self.world, self.rows_per_micro_batch)
+        loaded = LoadedStep(step, self, len(parts))
+        self._loaded.append(loaded)
+        self._parts.extend((loaded, rows) for rows in parts)
 
     def submit_next(self) -> None:
-        """Give the next micro-batch of the stream to the threads."""
-        loaded, rows = next(self._parts)
+        """Give the next micro-batch to the threads."""
+        if not self._parts:
+            self._take_step()
+        loaded, rows = self._parts.popleft()
         loaded.futures.append(self._pool.submit(build, rows, self.shards.__getitem__, self.plan))
         self.waiting += 1
 
     def top_up(self) -> None:
-        """Keep `prefetch` micro-batches in the making."""
-        while self.waiting < self.prefetch:
+        """Keep `prefetch` micro-batches in the making, as far as steps are planned: no finished batch waits for the planner."""
+        while self.waiting < self.prefetch and (self._parts or not self._planned.empty()):
             self.submit_next()
 
     def __iter__(self) -> Iterator[LoadedStep]:
         while True:
-            while self._loaded.empty():
+            began = time.perf_counter()
+            while not self._loaded:
                 self.submit_next()
-            yield self._loaded.get()
+            loaded = self._loaded.popleft()
+            loaded.data_wait_seconds += time.perf_counter() - began
+            yield loaded
 
     def close(self) -> None:
         """Stop the threads; batches in the making are dropped."""

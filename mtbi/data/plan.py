@@ -136,6 +136,8 @@ class Plan:
             )
         #: weight of each answer token, by number of the task
         self.task_weights = np.array([recipe.loss.task_weights.get(task, 1.0) for task in index.tasks])
+        if bad := [task for task, weight in recipe.loss.task_weights.items() if not 0 < weight < float("inf")]:
+            raise UserError(f"loss.task_weights.{bad[0]} must be above 0; a task is left out by `behaviour.tasks`.")
         self.max_samples = min(recipe.plan.max_audio_seconds * SAMPLE_RATE, geometry.max_samples or float("inf"))
         self.left_out = LeftOut()  #: of the epoch so far
         self._windows: tuple[int, list[np.ndarray]] | None = None

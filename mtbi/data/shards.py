@@ -7,6 +7,7 @@ run leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ BRANCH = np.dtype(
     [("task", "u2"), ("wording", "u2"), ("prompt_tokens", "u2"), ("answer_tokens", "u2"), ("heldout", "?"), ("truncated", "?")]
 )
 WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
+EVICTED_ATTEMPTS = 5  # fetches of one shard that other readers may drop before the cache counts as too small
 TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
 
@@ -159,26 +161,64 @@ def write(
     `folder` is the manifest's. Raises UserError where the answers are another LLM's, nothing is to be written, or `out`
     holds shards already.
     """
-    from streaming import MDSWriter
-
     if behaviours.note["fingerprint"] != chat.fingerprint:
         raise UserError(
             f"{behaviours.folder}: answers of another LLM, chat template or system prompt ({behaviours.note['llm']}) than the "
             f"recipe's ({chat.tokenizer.name_or_path}); run `mtbi behave` with this recipe."
         )
-    remote = store.is_remote(out)
-    if not remote and Path(out).exists() and any(Path(out).iterdir()):
+    if store.is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="mtbi-shards-") as scratch:
+            refuse_used(out, Path(scratch))
+            local = Path(scratch) / "shards"
+            count = write_local(utterances, folder, behaviours, chat, local, Path(out).name, audio_kind, shard_bytes)
+            names = sorted(path.name for path in local.iterdir() if path.name != INDEX_NAME)
+            store.upload(local, [*names, INDEX_NAME], out)
+        return count
+    if Path(out).exists() and any(Path(out).iterdir()):
         raise UserError(f"{out}: not empty; shards go into a new folder. Choose another one, or delete it.")
     # Made under another name and renamed when complete, so that a killed run leaves no half of it behind under the right one.
     partial = Path(f"{out.rstrip('/')}.partial")
-    local = Path(tempfile.mkdtemp(prefix="mtbi-shards-")) if remote else partial
-    if local.exists():
-        shutil.rmtree(local)
+    shutil.rmtree(partial, ignore_errors=True)
+    count = write_local(utterances, folder, behaviours, chat, partial, Path(out).parent.name, audio_kind, shard_bytes)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(out)
+    return count
+
+
+def refuse_used(out: str, scratch: Path) -> None:
+    """Raises UserError where a remote place holds shards: copies of them in caches would be mixed with the new ones."""
+    try:
+        store.fetch(f"{out.rstrip('/')}/{INDEX_NAME}", scratch / INDEX_NAME, retries=2)
+    except store.NotFoundError:
+        return
+    raise UserError(f"{out}: holds shards already; choose another place, or delete them there and in the caches.")
+
+
+def write_local(
+    utterances: Iterable[Utterance],
+    folder: Path,
+    behaviours: BehaviourStore,
+    chat: ChatFormat,
+    local: Path,
+    label: str,
+    audio_kind: str,
+    shard_bytes: int,
+) -> int:
+    """Shards and index in a local folder; `label` stands beside the progress bar."""
+    from streaming import MDSWriter
+
     index = IndexWriter()
     with MDSWriter(out=str(local), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
-        for utterance in tqdm(utterances, desc=f"{Path(out).parent.name}: shards", unit="utterance", disable=None):
+        for utterance in tqdm(utterances, desc=f"{label}: shards", unit="utterance", disable=None):
             if found := behaviours.get(utterance.id):
-                columns = pack(utterance, found, audio.read(Path(folder) / utterance.audio), chat, audio_kind)
+                path = Path(folder) / utterance.audio
+                try:
+                    wave = audio.read(path)
+                except UserError as error:
+                    raise UserError(
+                        f"{path} (utterance {utterance.id}): {error}. Sort such files out with `mtbi data import jsonl`."
+                    ) from error
+                columns = pack(utterance, found, wave, chat, audio_kind)
                 writer.write(columns)
                 index.add(unpack(columns))
     if not index.rows["utterances"]:
@@ -195,13 +235,6 @@ def write(
         "shard_sizes": [shard["samples"] for shard in described["shards"]],
     }
     index.save(local, facts)
-    if remote:
-        names = sorted(path.name for path in local.iterdir() if path.name != INDEX_NAME)
-        store.upload(local, [*names, INDEX_NAME], out)
-        shutil.rmtree(local)
-    else:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        local.replace(out)
     return len(index.rows["utterances"])
 
 
@@ -213,10 +246,12 @@ class Folder:
         self.remote = store.is_remote(place)
         self.local = Path(cache_dir) / place.replace("://", "/").strip("/") if self.remote else Path(place)
         self.checked: set[int] = set()
-        self.lock = threading.Lock()
         self.index = self._read_index()
         self.ends = np.cumsum(self.index.shard_sizes)
         self.readers = self._read_shard_list()
+        # One lock a shard: while one is fetched, the others are read and fetched too.
+        self.locks = [threading.Lock() for _ in self.readers]
+        self.evicting = threading.Lock()
 
     def _file(self, name: str) -> Path:
         path = self.local / name
@@ -224,19 +259,37 @@ class Folder:
             store.fetch(f"{self.place}/{name}", path, self.retries)
         return path
 
-    def _read_index(self) -> Index:
-        path = self._file(INDEX_NAME)
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self._file(name)
         if not path.exists():
-            raise UserError(f"{self.place}: no shards there ({INDEX_NAME} is missing). Make them with `mtbi data shard`.")
-        record = json.loads(path.read_text(encoding="utf-8"))
+            raise UserError(f"{self.place}: no shards there ({name} is missing). Make them with `mtbi data shard`.")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: damaged ({error}); copy it again or make the shards again.") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: damaged (not a JSON object); copy it again or make the shards again.")
+        return record
+
+    def _read_index(self) -> Index:
+        record = self._read_json(INDEX_NAME)
         if record.get("version") != VERSION:
-            raise UserError(f"{path}: written by another version of mtbi ({record.get('version')}); make the shards again.")
+            found = record.get("version")
+            raise UserError(f"{self.place}: written by another version of mtbi ({found}); make the shards again.")
         tables = {name: self._read_table(name, dtype) for name, dtype in TABLES.items()}
-        if len(tables["utterances"]) != sum(record["shard_sizes"]):
-            raise UserError(f"{self.place}: the index does not fit the shards; make the shards again.")
         names = ("fingerprint", "llm", "prefix_ids", "end_id", "top_k", "tasks", "shard_sizes")
+        if missing := [name for name in names if name not in record]:
+            raise UserError(f"{self.place}: {INDEX_NAME} has no {', '.join(missing)}; make the shards again.")
         facts: dict[str, Any] = {name: record[name] for name in names} | tables
-        return Index(**facts)
+        index = Index(**facts)
+        last = index.utterances[-1:]
+        fits = len(index.utterances) == sum(index.shard_sizes) > 0 and all(
+            int(last[f"first_{one}"][0]) + int(last[many][0]) == len(tables[many])
+            for one, many in (("branch", "branches"), ("word", "words"))
+        )
+        if not fits:
+            raise UserError(f"{self.place}: the index does not fit the shards; make the shards again.")
+        return index
 
     def _read_table(self, name: str, dtype: np.dtype) -> np.ndarray:
         path = self._file(f"{name}.npy")
@@ -251,8 +304,11 @@ class Folder:
     def _read_shard_list(self) -> list[Any]:
         from streaming.base.format import reader_from_json
 
-        described = json.loads(self._file("index.json").read_text(encoding="utf-8"))["shards"]
-        readers: list[Any] = [reader_from_json(str(self.local), "", shard) for shard in described]
+        try:
+            described = self._read_json("index.json")["shards"]
+            readers: list[Any] = [reader_from_json(str(self.local), "", shard) for shard in described]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{self.place}: index.json is not that of MDS shards ({error}); make the shards again.") from error
         for reader in readers:
             if set(reader.column_encodings) - set(COLUMNS.values()):
                 raise UserError(
@@ -260,6 +316,10 @@ class Folder:
                 )
             if "/" in reader.raw_data.basename or reader.raw_data.basename.startswith("."):
                 raise UserError(f"{self.place}: the shard name {reader.raw_data.basename!r} leaves its folder; refused.")
+            if "xxh64" not in reader.raw_data.hashes:
+                raise UserError(f"{self.place}: {reader.raw_data.basename} has no xxh64 checksum; make the shards again.")
+        if [reader.samples for reader in readers] != self.index.shard_sizes:
+            raise UserError(f"{self.place}: index.json and {INDEX_NAME} disagree; make the shards again.")
         return readers
 
     def _ready(self, shard: int) -> Any:
@@ -268,8 +328,10 @@ class Folder:
 
         reader = self.readers[shard]
         path = self.local / reader.raw_data.basename
-        with self.lock:
+        with self.locks[shard]:
             if shard in self.checked and path.exists():
+                if self.cache_limit_bytes and self.remote:
+                    os.utime(path)  # used now: what was used longest ago is dropped first
                 return reader
             for attempt in (1, 2):
                 if not self._file(path.name).exists():
@@ -289,25 +351,30 @@ class Folder:
         """Drop the shards used longest ago until the cache is below its limit."""
         if not self.remote or not self.cache_limit_bytes:
             return
-        os.utime(keep)
-        files = sorted(self.local.glob("shard.*.mds"), key=lambda path: path.stat().st_mtime)
-        size = sum(path.stat().st_size for path in files)
-        for path in files:
-            if size <= self.cache_limit_bytes or path == keep:
-                break
-            size -= path.stat().st_size
-            path.unlink(missing_ok=True)
+        with self.evicting:
+            os.utime(keep)
+            files = []
+            for path in self.local.glob("shard.*.mds"):
+                with contextlib.suppress(FileNotFoundError):  # dropped by another process just now
+                    facts = path.stat()
+                    files.append((facts.st_mtime_ns, facts.st_size, path))
+            size = sum(bytes_ for _, bytes_, _ in files)
+            for _, bytes_, path in sorted(files):
+                if size <= self.cache_limit_bytes:
+                    break
+                if path != keep:
+                    path.unlink(missing_ok=True)
+                    size -= bytes_
 
     def __getitem__(self, number: int) -> Sample:
         shard = int(np.searchsorted(self.ends, number, side="right"))
         place = number - (int(self.ends[shard - 1]) if shard else 0)
-        for attempt in (1, 2):
-            try:
+        for _ in range(EVICTED_ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):  # dropped from the cache by another reader in between
                 return unpack(self._ready(shard).get_item(place))
-            except FileNotFoundError:  # dropped from the cache by another process in between
-                if attempt == 2:
-                    raise
-        raise AssertionError("unreachable")
+        raise UserError(
+            f"{self.place}: shard {shard} is dropped from {self.local} as fast as it is fetched; raise data.cache_limit_gb."
+        )
 
 
 def concatenate(indexes: list[Index], places: list[str]) -> Index:

@@ -12,6 +12,10 @@ from mtbi.errors import UserError
 PATIENCE_SECONDS = 60.0  # for one request
 
 
+class NotFoundError(UserError):
+    """There is no file at the place."""
+
+
 def is_remote(place: str) -> bool:
     """Whether `place` is an address such as `s3://bucket/folder`."""
     return "://" in place
@@ -29,7 +33,7 @@ def explain(place: str, error: Exception) -> UserError | None:
     if code == "NoSuchBucket":
         return UserError(f"{place}: there is no such bucket at {endpoint}. Check the address and S3_ENDPOINT_URL.")
     if code in ("404", "NoSuchKey") or isinstance(error, FileNotFoundError):
-        return UserError(f"{place}: not found. Check the address; shards are made by `mtbi data shard`.")
+        return NotFoundError(f"{place}: not found. Check the address; shards are made by `mtbi data shard`.")
     if type(error).__name__ == "NoCredentialsError":
         return UserError(f"{place}: no credentials for {endpoint}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
     return None

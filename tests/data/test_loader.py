@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from mtbi.data.batch import Batch
 from mtbi.data.loader import Loader
-from mtbi.data.plan import Plan, Position
+from mtbi.data.plan import Plan, Position, Row
 from mtbi.data.shards import Shards
 from mtbi.errors import UserError
 from mtbi.model.geometry import FrameGeometry
@@ -56,6 +57,23 @@ def test_it_goes_on_from_any_position(shards: Shards, small_recipe: Recipe) -> N
             torch.testing.assert_close(one.waveforms, two.waveforms, rtol=0, atol=0)
             assert one.token_ids.tolist() == two.token_ids.tolist()
             assert one.target_slot.tolist() == two.target_slot.tolist()
+
+
+def test_all_waiting_is_counted(shards: Shards, small_recipe: Recipe) -> None:
+    class SlowPlan(Plan):
+        def window_rows(self, epoch: int, window: int) -> list[Row]:
+            time.sleep(0.2)
+            return super().window_rows(epoch, window)
+
+    plan = SlowPlan(shards.index, small_recipe, FrameGeometry.from_config(small_recipe.model))
+    counted, began = 0.0, time.perf_counter()
+    with Loader(shards, plan) as loader:
+        for step in islice(loader, 12):
+            list(step.micro_batches)
+            counted += step.data_wait_seconds
+        passed = time.perf_counter() - began
+    assert passed > 0.5  # several windows
+    assert 0.6 * passed < counted <= passed
 
 
 def test_errors_reach_the_consumer_and_threads_end(shards: Shards, small_recipe: Recipe) -> None:

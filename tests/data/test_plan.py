@@ -80,6 +80,13 @@ def test_weights_of_tasks_are_in_the_denominator(plan: Plan, small_recipe: Recip
         )
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_a_weight_that_leaves_a_step_without_denominator_is_refused(plan: Plan, small_recipe: Recipe, weight: float) -> None:
+    small_recipe.loss.task_weights = {plan.index.tasks[0]: weight}
+    with pytest.raises(UserError, match="must be above 0"):
+        Plan(plan.index, small_recipe, plan.geometry)
+
+
 def test_nothing_that_fits_is_a_clear_error(plan: Plan, small_recipe: Recipe) -> None:
     tiny = dataclasses.replace(small_recipe, plan=dataclasses.replace(small_recipe.plan, row_tokens=8))
     with pytest.raises(UserError, match="60 need more tokens"):

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from mtbi.data import audio, shards
+from mtbi.data import audio, shards, store
 from mtbi.data.corpus import Utterance
 from mtbi.data.shards import INDEX_NAME, Shards
 from mtbi.errors import UserError
@@ -83,6 +85,71 @@ def test_pickles_are_refused(shard_folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "bad" / "words.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(UserError, match=r"words.npy"):
         Shards(str(tmp_path / "bad"))
+
+
+@pytest.mark.parametrize("name", [INDEX_NAME, "index.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1', '{"version": 1}'])
+def test_a_damaged_index_is_one_message(shard_folder: Path, tmp_path: Path, name: str, content: str) -> None:
+    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
+    (copy / name).write_text(content)
+    with pytest.raises(UserError, match=r"again\."):
+        Shards(str(copy))
+
+
+def test_an_index_that_does_not_fit_its_shards_is_refused(shard_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
+    branches = np.load(copy / "branches.npy")
+    np.save(copy / "branches.npy", branches[:-5])
+    with pytest.raises(UserError, match="does not fit"):
+        Shards(str(copy))
+    np.save(copy / "branches.npy", branches)
+    described = json.loads((copy / "index.json").read_text())
+    described["shards"][0]["raw_data"]["hashes"] = {}
+    (copy / "index.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="no xxh64 checksum"):
+        Shards(str(copy))
+
+
+def test_a_bad_recording_is_named(
+    corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(corpus[0], tmp_path / "corpus"))
+    (folder / "3.flac").write_bytes((folder / "3.flac").read_bytes()[:200])
+    with pytest.raises(UserError, match=r"3\.flac \(utterance u03\): truncated"):
+        shards.write(corpus[1], folder, BehaviourStore(answers), chat, str(tmp_path / "out"))
+
+
+@pytest.fixture
+def slow_remote(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address whose files are those of `shard_folder`; a shard takes a while. S3 itself: test_store."""
+
+    def fetch(_place: str, local: Path, _retries: int) -> None:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        if local.suffix == ".mds":
+            time.sleep(1.5)
+        shutil.copy(shard_folder / local.name, local)
+
+    monkeypatch.setattr(store, "fetch", fetch)
+    return "s3://speech/digits"
+
+
+def test_a_ready_shard_is_read_while_another_is_fetched(slow_remote: str, tmp_path: Path) -> None:
+    found = Shards(slow_remote, str(tmp_path))
+    found[0]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(found.__getitem__, 59)
+        time.sleep(0.05)
+        found[1]
+        assert not other.done()
+
+
+def test_the_shard_used_longest_ago_is_dropped(slow_remote: str, shard_folder: Path, tmp_path: Path) -> None:
+    sizes = [path.stat().st_size for path in sorted(shard_folder.glob("*.mds"))]
+    found = Shards(slow_remote, str(tmp_path), cache_limit_gb=(sizes[0] + max(sizes[1:3])) / 1e9)
+    ends = np.cumsum(found.index.shard_sizes).tolist()
+    for number in (0, ends[0], 0, ends[1]):
+        found[number]
+    assert sorted(path.name for path in tmp_path.rglob("*.mds")) == ["shard.00000.mds", "shard.00002.mds"]
 
 
 def test_a_folder_with_other_things_is_not_touched(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,8 +99,22 @@ def test_wrong_places_and_credentials_are_one_message(
     assert not list(tmp_path.rglob("*.mds"))
 
 
-def test_writing_to_a_bucket_that_is_not_there(
+def test_shards_are_not_written_over_others(
     server: dict[str, str], corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> None:
+    with pytest.raises(UserError, match="holds shards already"):
+        shards.write(corpus[1][:2], corpus[0], BehaviourStore(answers), chat, PLACE)
+
+
+def test_writing_to_a_bucket_that_is_not_there(
+    server: dict[str, str],
+    corpus: tuple[Path, list[Utterance]],
+    answers: Path,
+    chat: ChatFormat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match=r"s3://nobody/digits"):
         shards.write(corpus[1][:2], corpus[0], BehaviourStore(answers), chat, "s3://nobody/digits")
+    assert not list(tmp_path.glob("mtbi-shards-*"))
