@@ -168,6 +168,9 @@ def test_from_recordings_to_shards_and_a_plan(
     planned = capsys.readouterr().out
     assert "steps an epoch  1\n" in planned
     assert "utterances      2 of 2\n" in planned
+    assert main(["data", "shard", "corpus/manifest.jsonl", "answers", "opus", "--audio", "opus"]) == 0
+    assert b"OggS" in Path("opus/shard.00000.mds").read_bytes()
+    assert b"fLaC" in Path("shards/shard.00000.mds").read_bytes()
     assert main(["data", "shard", "corpus/manifest.jsonl", "answers", "shards"]) == 2
     assert "not empty" in one_message(capsys.readouterr())
     assert main(["behave", "corpus/manifest.jsonl", "answers", "behaviour.system_prompt=be brief"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -26,6 +27,13 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU where there is one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
 
 
 @dataclass
@@ -104,9 +112,9 @@ class Metrics:
             "speed/data_wait_share": one.data_wait_seconds / seconds,
             "speed/unused_slots_share": 1 - one.used_share / one.steps,
         }
+        values["speed/memory_gb"] = peak_memory_gb(self.device)
         if self.peak:
             values["speed/mfu"] = self.flops_per_token * one.tokens / seconds / self.world / self.peak
-            values["speed/memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         assert one.tasks is not None
         for name, (task_loss, weight, hits, count) in zip(self.tasks, one.tasks.T.tolist(), strict=True):
             if count:
