@@ -62,7 +62,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     killed = losses(kill_after(launch(tmp_path / "killed", stage=stage), environment, "step 5/8", signal.SIGKILL))
     assert 8 not in killed
     resumed = losses(run(launch(tmp_path / "killed", stage=stage)))
-    assert min(resumed) == 5  # the checkpoint of step 4 is the newest
+    assert min(resumed) in (5, 7)  # after the checkpoint of step 4, or of 6 where the machine was slow to kill
     assert {**killed, **resumed} == whole
     torch.testing.assert_close(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"), rtol=0, atol=0)
 
@@ -73,12 +73,13 @@ def test_a_truncated_checkpoint_is_passed_over_and_other_processes_go_on(
 ) -> None:
     whole = losses(run(launch(tmp_path / "whole", processes=1)))
     kill_after(launch(tmp_path / "moved", processes=2), environment, "step 5/8", signal.SIGKILL)
-    newest = checkpoint.folder_of(tmp_path / "moved", 4) / checkpoint.OPTIMIZER
-    newest.write_bytes(newest.read_bytes()[:-100])
+    older, newest = checkpoint.all_of(tmp_path / "moved")
+    moments = newest / checkpoint.OPTIMIZER
+    moments.write_bytes(moments.read_bytes()[:-100])
     output = run(launch(tmp_path / "moved", processes=3))
-    assert "step-00000004: not used, optimizer.safetensors is damaged" in output
+    assert f"{newest.name}: not used, optimizer.safetensors is damaged" in output
     moved = losses(output)
-    assert min(moved) == 3
+    assert min(moved) == 1 + int(older.name.removeprefix("step-"))
     for step, (loss, place) in moved.items():
         assert place == whole[step][1]
         assert float(loss) == pytest.approx(float(whole[step][0]), rel=2e-3)
