@@ -76,7 +76,7 @@ class Metrics:
             peak_flops(device),
         )  # frozen LLM: forward, and backward to activations
         self.interval = Interval()
-        self.writer = SummaryWriter(str(run_dir / "tensorboard")) if first else None
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=15) if first else None
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
     def say(self, text: str) -> None:

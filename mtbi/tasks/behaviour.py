@@ -6,18 +6,23 @@ that appears last. A killed run leaves only whole chunks; the next one asks what
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from mtbi.data.corpus import Utterance
@@ -104,12 +109,15 @@ def note_of(config: BehaviourConfig, chat: ChatFormat) -> dict[str, object]:
 
 
 def open_folder(out: Path, note: dict[str, object]) -> None:
-    """Make the folder, or refuse one that holds answers of another LLM or other settings."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Make the folder's note, or refuse a folder that holds answers of another LLM or other settings."""
     path = out / NOTE
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in note if key != "llm" and found.get(key) != note[key]]
+        other = [key for key in note if found.get(key) != note[key]]
+        if "llm" in other and Path(str(found.get("llm"))).name == Path(str(note["llm"])).name:
+            other.remove(
+                "llm"
+            )  # the same LLM in another place; sizes of one family share vocabulary and template, not the name
         if other:
             raise UserError(
                 f"{out}: holds answers made with other settings ({', '.join(f'{key}: {found.get(key)}' for key in other)}); "
@@ -117,6 +125,20 @@ def open_folder(out: Path, note: dict[str, object]) -> None:
             )
     else:
         write_text(path, json.dumps(note, indent=1) + "\n")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes from writing into the folder; the lock goes with the process, even by kill -9."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{out}: another `mtbi behave` is writing there; wait for it or choose another folder.") from error
+        for left_over in out.glob(".chunk-*"):  # of a killed run
+            left_over.unlink()
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -162,30 +184,44 @@ def generate(
 ) -> int:
     """Ask everything that is still unanswered; returns how many answers were made.
 
-    Raises UserError for unknown tasks, or a folder with answers made in another way.
+    Raises UserError for unknown tasks, tasks without wordings of the wanted kind, a folder with answers made in another
+    way, or one that another process is filling.
     """
     out = Path(out)
     tasks = registry.select(registry.load(config.library), config.tasks)
-    open_folder(out, note_of(config, chat))
-    done = answered(out)
-    wanted = (request for utterance in utterances for request in draw_requests(utterance, tasks, config, chat, seed))
-    requests = [request for request in wanted if request.key not in done]
-    # Prompts of similar length together: little padding. Answers that may be long go last, with others of their kind.
+    tasks = [task for task in tasks if task.choices(config.wordings)]
+    if not tasks:
+        raise UserError(f"behaviour.tasks: none of the tasks has {config.wordings} wordings")
+    with locked(out):
+        open_folder(out, note_of(config, chat))
+        done = answered(out)
+        wanted = (request for utterance in utterances for request in draw_requests(utterance, tasks, config, chat, seed))
+        return ask([request for request in wanted if request.key not in done], config.batch_size, teacher, chat, out)
+
+
+def make_batches(requests: list[Request], batch_size: int) -> Iterator[list[Request]]:
+    """Prompts of similar length together: little padding. Only answers with the same limit share a batch."""
     requests.sort(key=lambda r: (r.max_new_tokens, len(r.transcript.split()) + len(r.prompt.split())))
+    for _, group in groupby(requests, key=lambda r: r.max_new_tokens):
+        same = list(group)
+        yield from (same[start : start + batch_size] for start in range(0, len(same), batch_size))
+
+
+def ask(requests: list[Request], batch_size: int, teacher: Teacher, chat: ChatFormat, out: Path) -> int:
+    """Ask all requests and write the answers chunk by chunk; returns their number."""
     number = 1 + max((int(path.stem.split("-")[1]) for path in out.glob("chunk-*.jsonl")), default=-1)
     waiting: list[tuple[Request, Answer]] = []
+    written = 0
     with tqdm(total=len(requests), desc=f"{out.parent.name}: answers", unit="answer", disable=None) as bar:
-        for start in range(0, len(requests), config.batch_size):
-            batch = requests[start : start + config.batch_size]
+        for batch in make_batches(requests, batch_size):
             prompts = [chat.dialogue_ids(request.transcript, request.prompt) for request in batch]
-            answers = teacher.answer(prompts, max(request.max_new_tokens for request in batch))
-            waiting += zip(batch, answers, strict=True)
-            if len(waiting) >= CHUNK_BATCHES * config.batch_size or start + config.batch_size >= len(requests):
+            waiting += zip(batch, teacher.answer(prompts, batch[0].max_new_tokens), strict=True)
+            if len(waiting) >= CHUNK_BATCHES * batch_size or written + len(waiting) == len(requests):
                 texts = chat.tokenizer.batch_decode([answer.ids for _, answer in waiting], skip_special_tokens=True)
                 write_chunk(out, number, waiting, texts)
-                number, waiting = number + 1, []
+                number, written, waiting = number + 1, written + len(waiting), []
             bar.update(len(batch))
-    return len(requests)
+    return written
 
 
 class BehaviourStore:
@@ -197,6 +233,7 @@ class BehaviourStore:
             raise UserError(f"{folder}: no answers there; make them with `mtbi behave`.")
         self.note = json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
         self._places: dict[str, list[tuple[Path, int, dict]]] = defaultdict(list)
+        self._chunk = lru_cache(maxsize=64)(open_chunk)
         for path in sorted(self.folder.glob("chunk-*.jsonl")):
             for row, record in enumerate(read_lines(path)):
                 self._places[record["utterance"]].append((path.with_suffix(".safetensors"), row, record))
@@ -205,8 +242,8 @@ class BehaviourStore:
         """The answers about an utterance, in the order of task names; empty where there are none."""
         found = []
         for path, row, record in self._places.get(utterance, []):
-            chunk = read_chunk(path)
-            span = slice(int(chunk["ends"][row - 1]) if row else 0, int(chunk["ends"][row]))
+            ends, chunk = self._chunk(path)
+            span = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
             found.append(
                 Behaviour(
                     record["task"],
@@ -215,17 +252,17 @@ class BehaviourStore:
                     record["prompt"],
                     record["prompt_ids"],
                     record["answer"],
-                    chunk["ids"][span].tolist(),
+                    chunk.get_slice("ids")[span].tolist(),
                     record["truncated"],
-                    chunk["topk_ids"][span],
-                    chunk["topk_logprobs"][span],
+                    chunk.get_slice("topk_ids")[span],
+                    chunk.get_slice("topk_logprobs")[span],
                     record["gold"],
                 )
             )
         return sorted(found, key=lambda behaviour: behaviour.task)
 
 
-@lru_cache(maxsize=64)
-def read_chunk(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a chunk."""
-    return load_file(path)
+def open_chunk(path: Path) -> tuple[np.ndarray, Any]:
+    """Where each answer of a chunk ends, and the open file, of which only the rows asked for are read."""
+    chunk = safe_open(path, framework="np")
+    return chunk.get_tensor("ends"), chunk

@@ -12,10 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from mtbi.errors import UserError
 
 MARK = "⸨mtbi⸩"  # stands for the user's words while the template is rendered
 ANSWER_MARK = "⸨answer⸩"
+#: Variables that templates ask for: no reasoning before the answer (Qwen3), and a date that is the same tomorrow (Llama 3).
+TEMPLATE_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
 
 def resolve_llm(path: str) -> str:
@@ -46,10 +50,18 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self._suffixes: dict[str, list[int]] = {}
+        # Some SentencePiece tokenizers put a space before every text by themselves; a second one would be a token of its own.
+        self._space = "" if self.text_ids("a a") == 2 * self.text_ids("a") else " "
 
     def _render(self, messages: list[dict[str, str]], ask: bool) -> str:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return self.tokenizer.apply_chat_template([*system, *messages], tokenize=False, add_generation_prompt=ask)
+        try:
+            return self.tokenizer.apply_chat_template(
+                [*system, *messages], tokenize=False, add_generation_prompt=ask, **TEMPLATE_VARIABLES
+            )
+        except TemplateError as error:
+            hint = " Leave behaviour.system_prompt empty for this LLM." if "system" in str(error).lower() else ""
+            raise UserError(f"{self.tokenizer.name_or_path}: its chat template refuses the dialogue: {error}.{hint}") from error
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a piece of text, special tokens in it included, none added."""
@@ -99,7 +111,7 @@ class ChatFormat:
         return [self._one_word(word, first=place == 0) for place, word in enumerate(words)]
 
     def _one_word(self, word: str, first: bool) -> list[int]:
-        return self.text_ids(word if first else f" {word}")
+        return self.text_ids(word if first else f"{self._space}{word}")
 
     def transcript_ids(self, text: str) -> list[int]:
         """Token ids of a transcript, word by word."""

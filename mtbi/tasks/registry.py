@@ -97,7 +97,13 @@ def parse_task(where: str, name: str, entry: object) -> Task:
         raise UserError(f"{where}: task {name!r} has no training wording (`train`)")
     if entry.get("scorer", "exact") not in SCORERS:
         raise UserError(f"{where}: task {name!r}: scorer {entry['scorer']!r} is not one of {', '.join(SCORERS)}")
-    variables = {key: tuple(map(str, values)) for key, values in (entry.get("variables") or {}).items()}
+    limit = entry.get("max_new_tokens", 0)
+    if type(limit) is not int or limit < 0:
+        raise UserError(f"{where}: task {name!r}: max_new_tokens must be a whole number of tokens, not {limit!r}")
+    given = entry.get("variables") or {}
+    if not isinstance(given, dict) or not all(isinstance(values, list) and values for values in given.values()):
+        raise UserError(f"{where}: task {name!r}: variables must look like {{language: [German, French]}}")
+    variables = {str(key): tuple(map(str, values)) for key, values in given.items()}
     settings = {key: entry[key] for key in ("scorer", "max_new_tokens") if key in entry}
     task = Task(
         str(name),

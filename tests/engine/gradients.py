@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def main() -> None:
     found["norm"], found["loss"] = torch.tensor(sums.gradient_norm), torch.tensor(sums.loss / sums.weight)
     if ranks.rank == 0:
         save_file(found, options.out)
+    torch.distributed.barrier()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # as mtbi/train.py ends

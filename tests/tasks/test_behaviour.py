@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def test_answers_and_teacher_are_the_llms_own(tmp_path: Path, chat: ChatFormat, 
             expected = logits.log_softmax(-1)
             assert expected.argmax(-1).tolist() == one.answer_ids  # greedy
             stored = torch.from_numpy(one.topk_logprobs.astype(np.float32))
-            torch.testing.assert_close(stored, expected.gather(1, torch.from_numpy(one.topk_ids).long()), rtol=2e-3, atol=2e-3)
+            exact = expected.gather(1, torch.from_numpy(one.topk_ids).long())
+            torch.testing.assert_close(stored, exact, rtol=2**-11, atol=1e-3)  # 2**-11 is what rounding to fp16 costs
+            assert torch.equal(exact, expected.topk(CONFIG.top_k).values)
             assert one.answer_ids[-1] == chat.end_id
             assert not one.truncated
             assert not one.heldout
@@ -83,7 +86,30 @@ def test_answers_do_not_depend_on_the_batch(chat: ChatFormat, teacher: Transform
     prompts = [chat.dialogue_ids(u.text, "say every digit twice") for u in make_utterances(12)]
     together = teacher.answer(prompts, 24)
     alone = [teacher.answer([prompt], 24)[0] for prompt in prompts]
-    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+    assert len({len(prompt) for prompt in prompts}) > 1  # some are padded
+    for one, other in zip(together, alone, strict=True):
+        assert one.ids == other.ids
+        np.testing.assert_allclose(one.topk_logprobs, other.topk_logprobs, rtol=2**-10, atol=1e-3)
+
+
+def test_each_task_keeps_its_own_limit_beside_others(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    library = "tasks: {short: {train: ['say every digit twice'], max_new_tokens: 2}, long: {train: ['repeat it']}}"
+    (tmp_path / "tasks.yaml").write_text(library)
+    config = dataclasses.replace(CONFIG, library=[str(tmp_path / "tasks.yaml")])
+    behaviour.generate(make_utterances(2), config, teacher, chat, tmp_path / "out")
+    long, short = behaviour.BehaviourStore(tmp_path / "out").get("u0")
+    assert (short.truncated, len(short.answer_ids)) == (True, 2)
+    assert not long.truncated
+    assert long.answer == make_utterances(1)[0].text
+
+
+def test_tasks_without_heldout_wordings_are_not_asked_in_them(
+    tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
+) -> None:
+    config = dataclasses.replace(CONFIG, library=["content"], tasks=["chat", "sentiment"], wordings="heldout")
+    assert behaviour.generate(make_utterances(1), config, teacher, chat, tmp_path) == 1
+    with pytest.raises(UserError, match="heldout wordings"):
+        behaviour.generate(make_utterances(1), dataclasses.replace(config, tasks=["chat"]), teacher, chat, tmp_path)
 
 
 def test_nothing_is_asked_twice(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
@@ -97,8 +123,29 @@ def test_other_settings_need_another_folder(tmp_path: Path, chat: ChatFormat, te
     behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path)
     with pytest.raises(UserError, match="other settings"):
         behaviour.generate(make_utterances(1), dataclasses.replace(CONFIG, top_k=4), teacher, chat, tmp_path)
+    larger = ChatFormat(load_llm_tokenizer("demo"))  # another size of the same family: same vocabulary and template
+    larger.tokenizer.name_or_path = "/models/larger-llm"
+    with pytest.raises(UserError, match="llm: "):
+        behaviour.generate(make_utterances(1), CONFIG, teacher, larger, tmp_path)
+    larger.tokenizer.name_or_path = f"/elsewhere/{Path(chat.tokenizer.name_or_path).name}"
+    assert behaviour.generate(make_utterances(1), CONFIG, teacher, larger, tmp_path) == 0
     with pytest.raises(UserError, match="no answers there"):
         behaviour.BehaviourStore(tmp_path / "nowhere")
+
+
+def test_a_folder_made_anew_is_read_anew(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    for count in (20, 2):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        behaviour.generate(make_utterances(count), CONFIG, teacher, chat, tmp_path / "out")
+        store = behaviour.BehaviourStore(tmp_path / "out")
+        for one in (found for utterance in make_utterances(count) for found in store.get(utterance.id)):
+            assert chat.tokenizer.decode(one.answer_ids, skip_special_tokens=True) == one.answer
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    with behaviour.locked(tmp_path), pytest.raises(UserError, match="another `mtbi behave`"):
+        behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path)
+    assert behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path) == 3
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -111,9 +158,11 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         while len(list(out.glob("chunk-*.jsonl"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
+    (out / ".chunk-000099.1").write_bytes(b"half")  # as if the kill had come while a chunk was being written
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("chunk-*")}
     assert 3 <= len(list(out.glob("chunk-*.jsonl"))) < 22
     subprocess.run(command, check=True, capture_output=True)
+    assert not list(out.glob(".chunk-*"))
     asked = [(r["utterance"], r["task"]) for path in out.glob("chunk-*.jsonl") for r in behaviour.read_lines(path)]
     assert len(asked) == len(set(asked)) == 2800
     whole = {path.name for path in out.glob("chunk-*.jsonl")} & before.keys()

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from mtbi.errors import UserError
 from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
@@ -15,7 +18,9 @@ def chat() -> ChatFormat:
 
 def test_a_dialogue_is_what_the_template_renders(chat: ChatFormat) -> None:
     content = "three five\nhow many digits are there"
-    rendered = chat.tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    rendered = chat.tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
+    )
     assert chat.dialogue_ids("three five", "how many digits are there") == rendered
 
 
@@ -32,7 +37,7 @@ def test_turns_follow_one_another_as_in_the_template(chat: ChatFormat) -> None:
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "repeat it"},
     ]
-    rendered = chat.tokenizer.apply_chat_template(talk, add_generation_prompt=True)
+    rendered = chat.tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
     first = [*chat.dialogue_ids("three five", "count them"), *chat.text_ids("two"), chat.end_id]
     assert [*first, *chat.turn_ids("repeat it")] == rendered
 
@@ -51,6 +56,74 @@ def test_no_chat_template_is_a_clear_error(chat: ChatFormat) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         ChatFormat(tokenizer)
+
+
+def test_reasoning_is_turned_off_and_the_date_stands_still() -> None:
+    tokenizer = load_llm_tokenizer("demo")
+    asked = "{% if add_generation_prompt and enable_thinking is false and date_string %}um{% endif %}"
+    plain, tokenizer.chat_template = ChatFormat(tokenizer).suffix_ids("count them"), tokenizer.chat_template + asked
+    assert ChatFormat(tokenizer).suffix_ids("count them") == [*plain, *tokenizer.convert_tokens_to_ids(["um"])]
+
+
+def test_a_template_without_a_system_role_is_a_clear_error() -> None:
+    tokenizer = load_llm_tokenizer("demo")
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    assert ChatFormat(tokenizer).prefix_ids
+    with pytest.raises(UserError, match=r"Leave behaviour\.system_prompt empty"):
+        _ = ChatFormat(tokenizer, "be kind").prefix_ids
+
+
+TEXT = "Don't stop at 1999, please: um, naïve cafés!"
+#: Templates in the manner of Llama 3, Qwen, Gemma; all but the second trim what the user says.
+TEMPLATES = {
+    "llama3": "<s>{% for m in messages %}<h>{{ m.role }}</h>\n\n{{ m.content | trim }}<e>{% endfor %}"
+    "{% if add_generation_prompt %}<h>assistant</h>\n\n{% endif %}",
+    "qwen": "{% for m in messages %}<h>{{ m.role }}\n{{ m.content }}<e>\n{% endfor %}"
+    "{% if add_generation_prompt %}<h>assistant\n{% endif %}",
+    "gemma": "<s>{% for m in messages %}<h>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<e>\n"
+    "{% endfor %}{% if add_generation_prompt %}<h>model\n{% endif %}",
+}
+
+
+def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (as Llama 3, Qwen) or a SentencePiece-like one that prepends a space (as Llama 2), trained on `TEXT`."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    special = ["<unk>", "<s>", "<e>", "<h>", "</h>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else [chr(i) for i in range(33, 127)]
+    if kind == "bytes":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaced = TEXT if kind == "bytes" else " ".join(TEXT.split())
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet, max_token_length=6)
+    tokenizer.train_from_iterator([spaced] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<unk>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_other_llms_dialogues_are_what_their_templates_render(template: str) -> None:
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.chat_template = TEMPLATES[template]
+    chat = ChatFormat(tokenizer)
+    talk = [{"role": "user", "content": f"{TEXT}\nSay it in 5 words."}]
+    render = functools.partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    first = chat.dialogue_ids(TEXT, "Say it in 5 words.")
+    assert first == chat.text_ids(render(talk))
+    assert chat.end_id == tokenizer.convert_tokens_to_ids("<e>")
+    talk += [{"role": "assistant", "content": "please stop"}, {"role": "user", "content": "Why?"}]
+    assert [*first, *chat.text_ids("please stop"), chat.end_id, *chat.turn_ids("Why?")] == chat.text_ids(render(talk))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_every_word_carries_exactly_one_space(kind: str) -> None:
+    tokenizer = make_tokenizer(kind)
+    tokenizer.chat_template = TEMPLATES["qwen"]
+    words = ChatFormat(tokenizer).word_ids(TEXT.split())
+    space = "Ġ" if kind == "bytes" else "▁"
+    spelt = ["".join(tokenizer.convert_ids_to_tokens(ids)) for ids in words]
+    assert [word.count(space) for word in spelt] == [int(kind != "bytes" or place > 0) for place in range(len(words))]
+    assert all(word.startswith(space) for word in spelt[1:])
 
 
 def test_no_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
