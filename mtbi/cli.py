@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,13 +48,7 @@ def data_align(options: Options) -> None:
     """Add the time of every word, by CTC forced alignment."""
     from mtbi.data import align
 
-    if options.model == "demo":
-        from mtbi.demo.encoder import DemoAligner
-
-        aligner: align.CtcAligner = DemoAligner()
-    else:
-        aligner = align.HuggingFaceAligner(options.model)
-    aligned, without = align.align_manifest(options.manifest, options.out, aligner)
+    aligned, without = align.align_manifest(options.manifest, options.out, align.open_aligner(options.model))
     print(f"{options.out}: {aligned} utterances aligned, {without} kept without word times")
 
 
@@ -68,6 +63,25 @@ def data_shard(options: Options) -> None:
     store = BehaviourStore(options.behaviour)
     written = shards.write(utterances, options.manifest.parent, store, read_chat(recipe), options.out, options.audio)
     print(f"{options.out}: {written} of {len(utterances)} utterances")
+
+
+def data_encode(options: Options) -> None:
+    """Store a frozen encoder's output in place of the sound."""
+    import torch
+
+    from mtbi import recipe as recipes
+    from mtbi.data import features
+    from mtbi.data.shards import Shards
+    from mtbi.model.encoder import build_encoder
+
+    recipe = recipes.load(options.recipe, options.overrides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
+    shards = Shards(options.shards, recipe.data.cache_dir or f"{recipe.run_dir}/cache")
+    written = features.write(
+        shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), features.encoder_name(recipe), options.out
+    )
+    print(f"{options.out}: the encoder's output for {written} utterances")
 
 
 def data_stats(options: Options) -> None:
@@ -140,19 +154,55 @@ def plan(options: Options) -> None:
 
 def evaluate(options: Options) -> None:
     """Measure a trained run on held-out speech."""
-    from mtbi import evaluate as evaluation
+    from mtbi.benchmark import cells
+    from mtbi.benchmark import run as benchmark
+    from mtbi.benchmark.judge import Judge
+    from mtbi.data.align import open_aligner
     from mtbi.trained import open_run
 
-    places = dict(named_place(text) for text in options.shards)
-    run = open_run(options.run, options.checkpoint, options.device)
-    report = evaluation.evaluate(run, places or None, options.dialogues, options.batch_size, silence=not options.no_silence)
-    print(evaluation.render(report.lines) if options.tasks else report)
+    settings = benchmark.Settings(
+        places=dict(named_place(text) for text in options.shards),
+        dialogues=options.dialogues,
+        batch_size=options.batch_size,
+        controls=() if options.no_controls else benchmark.CONTROLS,
+        prompt_first=not options.no_prompt_first,
+        judge=Judge(options.judge, options.judge_model) if options.judge else None,
+        transcribe=open_aligner(options.cascade).transcribe if options.cascade else None,
+    )
+    report = benchmark.evaluate(open_run(options.run, options.checkpoint, options.device), settings)
+    print(cells.render(report.cells) if options.tasks else report)
     print(f"\n{report.folder}: report.json, table.md, answers.jsonl")
+
+
+def reproduce(options: Options) -> None:
+    """Train and measure every arm of a benchmark with several seeds, and write one report."""
+    import torch
+
+    from mtbi.benchmark import grid as grids
+    from mtbi.benchmark import report
+
+    grid, out = grids.load(options.grid), options.out
+    chosen = [job for job in grids.jobs(grid) if not options.arms or job.arm in options.arms]
+    if not chosen:
+        raise UserError(f"--arms: choose of {', '.join(grid.arms)}")
+    if options.list:
+        for job in chosen:
+            print("\n".join(shlex.join(command) for command in grids.commands(grid, job, out, options.processes)))
+        return
+    if grid.world and not options.report_only:
+        from mtbi.demo.grid_data import prepare_grid
+
+        prepare_grid(grid.recipe, out, options.speech)
+    parallel = options.parallel or (1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // options.processes))
+    failures = [] if options.report_only else grids.run(grid, out, parallel, options.processes, chosen)
+    print(report.write(grid, out))
+    if failures:
+        raise UserError(f"{len(failures)} runs failed; the same command tries them again:\n" + "\n".join(failures))
 
 
 def named_place(text: str) -> tuple[str, str]:
     """`NAME=FOLDER` or `FOLDER` (named after itself)."""
-    from mtbi.evaluate import group_name
+    from mtbi.benchmark.run import group_name
 
     name, equals, place = text.partition("=")
     return (name, place) if equals else (group_name(text), text)
@@ -270,6 +320,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--audio", choices=["flac", "opus"], default="flac", help="flac (default) loses nothing; opus is smaller"
     )
     add_recipe(command)
+    command = add(data, "encode", data_encode)
+    command.add_argument("shards", help="a folder or s3:// address of shards")
+    command.add_argument("out", help="a new folder")
+    add_recipe(command)
     command = add(data, "stats", data_stats)
     command.add_argument("place", help="a manifest, or a folder or s3:// address of shards")
     command.add_argument("--cache-dir", default="", help="copies of remote shards (default: in the folder for temporary files)")
@@ -285,12 +339,31 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(commands, "evaluate", evaluate)
     add_run(command)
     command.add_argument(
-        "--shards", nargs="+", default=[], metavar="[NAME=]FOLDER", help="groups to measure (default: data.eval_shards)"
+        "--shards",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]PLACE",
+        help="shards or Speech-IFEval-like .jsonl (default: data.eval_shards)",
     )
     command.add_argument("--dialogues", type=int, default=2000, help="about how many in each group; 0 = all (default: 2000)")
     command.add_argument("--batch-size", type=int, default=64)
-    command.add_argument("--no-silence", action="store_true", help="leave out the lower line")
+    command.add_argument("--no-controls", action="store_true", help="leave out silence, no audio and other speech")
+    command.add_argument("--no-prompt-first", action="store_true", help="do not ask with the prompt before the speech as well")
+    command.add_argument("--cascade", metavar="MODEL", help="also a CTC recogniser (`demo`, or one of transformers) + text LLM")
+    command.add_argument("--judge", metavar="URL", help="also marks by an LLM behind an OpenAI-compatible address (…/v1)")
+    command.add_argument("--judge-model", default="gpt-4o-mini", metavar="NAME", help="the judge (default: gpt-4o-mini)")
     command.add_argument("--tasks", action="store_true", help="print every task, not only the summary")
+    command = add(commands, "reproduce", reproduce)
+    command.add_argument(
+        "out", type=Path, help="folder for data, runs and the report; a killed command goes on from what it holds"
+    )
+    command.add_argument("--grid", default="digits", help="a grid's file, or the name of a shipped one (default: digits)")
+    command.add_argument("--speech", type=Path, help="folder of FSDD recordings (default: espeak-ng speaks)")
+    command.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
+    command.add_argument("--parallel", type=int, default=0, help="runs at once (default: one a GPU machine, else one a core)")
+    command.add_argument("--processes", type=int, default=1, help="processes of each run, one a GPU (default: 1)")
+    command.add_argument("--list", action="store_true", help="print the commands of every run and stop")
+    command.add_argument("--report-only", action="store_true", help="write the report of what is finished")
     command = add(commands, "chat", chat)
     add_run(command)
     command.add_argument("prompt", nargs="*", help="a question; without one, lines are read from standard input")

@@ -74,6 +74,11 @@ class BehaviourConfig:
     tasks: list[str] = field(default_factory=list)  #: task names; empty = every task of the library
     wordings: str = "train"  #: `train`, `heldout` or `all`
     per_utterance: int = 0  #: tasks asked about each utterance, drawn from the seed; 0 = all
+    wordings_per_task: int = 1  #: in how many wordings each task is asked about an utterance
+    answers: str = (
+        "llm"  #: whose answers are imitated: `llm`, or `gold` for the corpus's right answers (supervised fine-tuning)
+    )
+    prompt_first: bool = False  #: the prompt stands before the speech, so branches share no audio; False = after it
     system_prompt: str = ""  #: system message before every dialogue; empty = none
     top_k: int = 32  #: teacher log-probabilities kept per answer token
     max_new_tokens: int = 128  #: longest answer; a longer one is cut off and tagged
@@ -114,8 +119,14 @@ class PlanConfig:
     row_tokens: int = 1024  #: LLM positions in a row
     rows_per_step: int = 4  #: rows in a global step, whatever the number of processes
     rows_per_micro_batch: int = 1  #: rows that one process computes at once
+    utterances_per_row: int = 0  #: at most so many utterances in a row, taken in random order; 0 = as many as fit, best fit
+    tasks: list[str] = field(default_factory=list)  #: train on these tasks of the shards only (names or patterns); empty = all
+    hours: float = 0.0  #: train on so much of the shards' speech, drawn from the seed; 0 = all
     tasks_per_utterance: int = 4  #: branches that share one audio prefix; 0 = all that the shard holds
     window_samples: int = 8192  #: utterances shuffled and packed together (whole shards)
+    passes_per_epoch: int = (
+        1  #: passes over a small corpus shuffled together, so that few steps are short; 0 = what fills a window
+    )
     max_audio_seconds: float = 30.0  #: longer utterances are left out, and counted
 
 
@@ -135,6 +146,7 @@ class TrainConfig:
 
     steps: int = 1000  #: global steps
     learning_rate: float = 1e-3  #: peak
+    encoder_learning_rate: float = 0.0  #: peak for a trained encoder's own weights; 0 = learning_rate
     min_learning_rate: float = 0.0  #: at the end of the cosine
     warmup_steps: int = 50  #: linear warm-up
     beta1: float = 0.9
@@ -174,12 +186,14 @@ CHOICES = {
     "model.attention": ("auto", "dense", "flash"),
     "behaviour.wordings": ("train", "heldout", "all"),
     "behaviour.backend": ("transformers", "vllm"),
+    "behaviour.answers": ("llm", "gold"),
     "interleave.cut": ("slice", "encode"),
 }
 #: Whole numbers that must be at least 1. None but `model.encoder.layer` (-1 = the last) may be negative.
 AT_LEAST_ONE = {
     "model.adapter.stack", "model.adapter.queries", "model.adapter.layers", "model.adapter.heads", "behaviour.max_new_tokens",
-    "behaviour.batch_size", "data.workers", "data.prefetch", "interleave.span_words_min", "interleave.span_words_max",
+    "behaviour.batch_size", "behaviour.wordings_per_task", "data.workers", "data.prefetch",
+    "interleave.span_words_min", "interleave.span_words_max",
     "plan.row_tokens", "plan.rows_per_step", "plan.rows_per_micro_batch", "plan.window_samples", "loss.chunk", "train.steps",
     "train.max_bad_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_last",
 }  # fmt: skip

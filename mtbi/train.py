@@ -74,6 +74,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
     number = int(snapshot.state["step"]) if snapshot else 0
     position = Position.from_json(snapshot.state["position"]) if snapshot else Position()
+    audio_seconds = float(snapshot.state["audio_seconds"]) if snapshot else 0.0
     stop_flag = StopFlag()
     llm_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.llm.parameters())
     metrics = Metrics(run_dir, tasks, config.steps, first, ranks.world, llm_parameters, device)
@@ -86,6 +87,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
 
     def save(score: float | None) -> None:
         state = {"step": number, "position": position.to_json(), "world": ranks.world, "recipe": recipes.to_dict(recipe)}
+        state["audio_seconds"] = audio_seconds  # heard so far, repetitions included
         snapshot = engine.snapshot(state)  # all processes gather, the first one writes
         if first:
             checkpoint.save(run_dir, number, snapshot)
@@ -101,6 +103,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
                 break
             sums = engine.train_step(step, number, stop_flag.set)
             number, position, stopped = number + 1, step.next_position, sums.stop
+            audio_seconds += step.step.audio_seconds
             bad_steps = bad_steps + 1 if sums.skipped == step.parts else 0
             if sums.skipped:
                 metrics.say(f"step {number}: {sums.skipped} of {step.parts} micro-batches left out, their loss is not finite")

@@ -95,6 +95,9 @@ def test_the_reference_in_docs_is_the_printed_one(capsys: pytest.CaptureFixture[
         (["recipe", "show", "demmo"], "did you mean demo?"),
         (["tasks", "list", "digitz"], "digitz"),
         (["demo", "--speech", "nowhere"], "nowhere: no such folder"),
+        (["reproduce", "out", "--grid", "digitz"], "digitz: neither a file nor a shipped grid (digits)"),
+        (["reproduce", "out", "--arms", "mtbee"], "--arms: choose of mtbi, multi_task"),
+        (["data", "encode", "nowhere", "out"], "nowhere"),
     ],
 )
 def test_user_mistakes(

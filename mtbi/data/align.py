@@ -43,6 +43,10 @@ class CtcAligner(Protocol):
         """The classes that spell a word; letters outside the vocabulary are dropped, so it may be empty."""
         ...
 
+    def transcribe(self, waveform: np.ndarray, /) -> str:
+        """The greedy transcript."""
+        ...
+
 
 class HuggingFaceAligner:
     """Any CTC model of transformers with a character vocabulary: fine-tuned wav2vec 2.0, HuBERT, WavLM and their like."""
@@ -84,6 +88,23 @@ class HuggingFaceAligner:
         """The classes of the word's letters, in the case of the vocabulary."""
         cased = word.upper() if self._upper else word.lower()
         return [self._letters[letter] for letter in cased if letter in self._letters]
+
+    def transcribe(self, waveform: np.ndarray) -> str:
+        """Greedy CTC transcript, lower case."""
+        best = self.emissions(waveform)[0].argmax(-1).unique_consecutive().tolist()
+        spelling = {place: letter for letter, place in self._letters.items()}
+        if self.delimiter is not None:
+            spelling[self.delimiter] = " "
+        return " ".join("".join(spelling.get(label, "") for label in best).lower().split())
+
+
+def open_aligner(name: str) -> CtcAligner:
+    """`demo`, or a CTC model of transformers by name or folder."""
+    if name == "demo":
+        from mtbi.demo.encoder import DemoAligner
+
+        return DemoAligner()
+    return HuggingFaceAligner(name)
 
 
 def word_frames(log_probs: Tensor, words: list[list[int]], blank: int, delimiter: int | None) -> list[tuple[int, int]] | None:

@@ -29,6 +29,8 @@ class Batch:
     branch: Tensor  #: (rows, tokens) int32; 0 = shared prefix, 1.. = branch; 0 on padding
     waveforms: Tensor  #: (clips, samples) float32 in [-1, 1] at 16 kHz, zero-padded on the right; at least one clip
     waveform_lengths: Tensor  #: (clips,) int64, samples
+    features: Tensor  #: (clips, frames, width) the encoder's stored output in place of its input; (0, 0, 0) where not stored
+    feature_lengths: Tensor  #: (clips,) int64, frames; else (0,)
     audio_slot: Tensor  #: (frames,) int64; flat position in rows*tokens that takes an adapter frame; may be empty
     audio_clip: Tensor  #: (frames,) int64; the clip of that frame
     audio_frame: Tensor  #: (frames,) int64; the adapter frame within the clip
@@ -46,14 +48,19 @@ class Batch:
     def emptied(self) -> Batch:
         """A batch of the same shape with no group, no sound slot and no target: its loss is 0 and so is its gradient."""
         none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
-        blank = {"group": torch.full_like(self.group, -1), "waveforms": torch.zeros_like(self.waveforms)}
+        blank = {"group": torch.full_like(self.group, -1)}
+        blank |= {name: torch.zeros_like(getattr(self, name)) for name in ("waveforms", "features")}
         zero = {name: torch.zeros_like(getattr(self, name)) for name in ("token_ids", "position_ids", "branch")}
         return replace(self, **none, **blank, **zero)
 
 
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
 TARGET_FIELDS = ("target_slot", "target_ids", "target_weight", "target_task", "teacher_ids", "teacher_logprobs")
+WIDTH_UNIT = 64  # rows are cut to a multiple of it: few shapes, little waste
 SILENT_SAMPLES = 1600  # the clip of a micro-batch without sound: every step runs the encoder
+
+
+Span = tuple[int, int, int] | np.ndarray  #: (clip, first adapter frame, one past the last), or token ids
 
 
 @dataclass
@@ -61,7 +68,7 @@ class RowBuilder:
     """Fills one row, left to right, and collects what the whole batch shares."""
 
     plan: Plan
-    clips: list[np.ndarray]  #: of the batch
+    clips: list[np.ndarray]  #: of the batch: sound (samples,), or its features (frames, width)
     base: int  #: flat position of the row's first slot
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -79,56 +86,69 @@ class RowBuilder:
         self.groups.extend([group] * len(ids))
         self.branches.extend([branch] * len(ids))
 
-    def put_sound(self, clip: int, first: int, stop: int, group: int, position: int) -> None:
+    def put_sound(self, clip: int, first: int, stop: int, group: int, branch: int, position: int) -> None:
         """Append slots for adapter frames `first` to `stop` of a clip."""
         slot = self.base + len(self.tokens)
         self.audio.extend((slot + place, clip, first + place) for place in range(stop - first))
-        self.put([0] * (stop - first), group, 0, position)
+        self.put([0] * (stop - first), group, branch, position)
 
     def add_clip(self, wave: np.ndarray) -> int:
         """One more clip to encode; returns its number."""
         self.clips.append(wave)
         return len(self.clips) - 1
 
-    def put_speech(self, group: Group, sample: Sample, number: int, position: int) -> int:
-        """The utterance, as sound or interleaved; returns the position after it."""
+    def cut_speech(self, group: Group, sample: Sample) -> list[Span]:
+        """The utterance, as sound or interleaved."""
         geometry, config = self.plan.geometry, self.plan.interleave
-        samples = len(sample.waveform)
+        samples = int(self.plan.index.utterances[group.utterance]["samples"])
         frames = int(geometry.frames(samples))
+        sound = sample.waveform if sample.features is None else sample.features
         if group.segments is None:
-            self.put_sound(self.add_clip(sample.waveform), 0, frames, number, position)
-            return position + frames
+            return [(self.add_clip(sound), 0, frames)]
         starts = sample.word_times[:, 0]
-        whole = self.add_clip(sample.waveform) if config.cut == "slice" else -1
+        whole = self.add_clip(sound) if config.cut == "slice" else -1
+        spans: list[Span] = []
         for segment in group.segments:
             if segment.is_text:
-                ids = np.concatenate(sample.word_ids[segment.first : segment.stop])
-                self.put(ids, number, 0, position)
-                position += len(ids)
+                spans.append(np.concatenate(sample.word_ids[segment.first : segment.stop]))
             elif config.cut == "slice":
                 first, stop = interleave.sliced_frames(segment, starts, samples, frames, geometry.samples_per_frame)
-                self.put_sound(whole, first, stop, number, position)
-                position += stop - first
+                spans.append((whole, first, stop))
             else:
                 begin, end = interleave.sound_bounds(segment, starts, samples)
                 if end > begin:
-                    length = int(geometry.frames(end - begin))
-                    self.put_sound(self.add_clip(sample.waveform[begin:end]), 0, length, number, position)
-                    position += length
+                    spans.append((self.add_clip(sample.waveform[begin:end]), 0, int(geometry.frames(end - begin))))
+        return spans
+
+    def put_speech(self, spans: list[Span], number: int, branch: int, position: int) -> int:
+        """The spans of an utterance; returns the position after them."""
+        for span in spans:
+            if isinstance(span, tuple):
+                clip, first, stop = span
+                self.put_sound(clip, first, stop, number, branch, position)
+                position += stop - first
+            else:
+                self.put(span, number, branch, position)
+                position += len(span)
         return position
 
     def put_group(self, group: Group, sample: Sample, number: int) -> None:
         """Prefix and branches of one utterance."""
-        prefix = self.plan.index.prefix_ids
+        prefix, prompt_first = self.plan.index.prefix_ids, self.plan.index.prompt_first
+        spans = self.cut_speech(group, sample)
         self.put(prefix, number, 0, 0)
-        after_speech = self.put_speech(group, sample, number, len(prefix))
+        shared = len(prefix) if prompt_first else self.put_speech(spans, number, 0, len(prefix))
         for branch, place in enumerate(group.branches, start=1):
             behaviour = sample.behaviours[place]
             prompt, answer = behaviour.prompt_ids, behaviour.answer_ids
             task = self.plan.index.tasks.index(behaviour.task)
             weight = float(self.plan.task_weights[task])
+            position = shared
+            if prompt_first:
+                self.put(behaviour.lead_ids, number, branch, position)
+                position = self.put_speech(spans, number, branch, position + len(behaviour.lead_ids))
             first_target = self.base + len(self.tokens) + len(prompt) - 1
-            self.put([*prompt, *answer[:-1]], number, branch, after_speech)
+            self.put([*prompt, *answer[:-1]], number, branch, position)
             self.targets.extend((first_target + i, token, weight, task) for i, token in enumerate(answer))
             self.teacher_ids.append(behaviour.topk_ids)
             self.teacher_logprobs.append(behaviour.topk_logprobs)
@@ -139,12 +159,22 @@ def column(records: list[tuple], place: int, dtype: torch.dtype) -> Tensor:
     return torch.tensor([record[place] for record in records], dtype=dtype)
 
 
+def stack_clips(clips: list[np.ndarray], shortest: int) -> Tensor:
+    """`(clips, longest, …)` float32, zero-padded on the right."""
+    stacked = torch.zeros(len(clips), max(shortest, max(map(len, clips))), *clips[0].shape[1:])
+    for place, clip in enumerate(clips):
+        stacked[place, : len(clip)] = torch.from_numpy(clip)
+    return stacked
+
+
 def build(rows: list[Row], read: Callable[[int], Sample], plan: Plan) -> Batch:
-    """The tensors of `rows`; `read` gives an utterance by its number in the plan's index.
+    """The tensors of `rows`, as wide as the fullest row needs; `read` gives an utterance by its number in the plan's index.
 
     Raises ValueError where a group does not take the slots that the plan counted: index and shards disagree.
     """
-    width, k = plan.config.row_tokens, plan.index.top_k
+    fullest = max((sum(group.tokens for group in row.groups) for row in rows), default=0)
+    width = min(plan.config.row_tokens, max(1, -(-fullest // WIDTH_UNIT)) * WIDTH_UNIT)
+    k = plan.index.top_k
     clips: list[np.ndarray] = []
     built = []
     for place, row in enumerate(rows):
@@ -166,10 +196,9 @@ def build(rows: list[Row], read: Callable[[int], Sample], plan: Plan) -> Batch:
         position_ids[place, :used] = torch.tensor(builder.positions)
         groups[place, :used] = torch.tensor(builder.groups, dtype=torch.int32)
         branches[place, :used] = torch.tensor(builder.branches, dtype=torch.int32)
-    clips = clips or [np.zeros(SILENT_SAMPLES, np.float32)]
-    waveforms = torch.zeros(len(clips), max(SILENT_SAMPLES, max(map(len, clips))))
-    for place, clip in enumerate(clips):
-        waveforms[place, : len(clip)] = torch.from_numpy(clip)
+    silence = [np.zeros(SILENT_SAMPLES, np.float32)]
+    encoded = clips or [np.zeros((1, plan.index.feature_width), np.float32)] if plan.index.encoded else []
+    sound = silence if encoded else clips or silence
     audio = [record for builder in built for record in builder.audio]
     targets = [record for builder in built for record in builder.targets]
     ids = [part for builder in built for part in builder.teacher_ids]
@@ -179,8 +208,10 @@ def build(rows: list[Row], read: Callable[[int], Sample], plan: Plan) -> Batch:
         position_ids=position_ids,
         group=groups,
         branch=branches,
-        waveforms=waveforms,
-        waveform_lengths=torch.tensor([len(clip) for clip in clips]),
+        waveforms=stack_clips(sound, SILENT_SAMPLES),
+        waveform_lengths=torch.tensor([len(clip) for clip in sound]),
+        features=stack_clips(encoded, 1) if encoded else torch.zeros(0, 0, 0),
+        feature_lengths=torch.tensor([len(clip) for clip in encoded], dtype=torch.int64),
         audio_slot=column(audio, 0, torch.int64),
         audio_clip=column(audio, 1, torch.int64),
         audio_frame=column(audio, 2, torch.int64),

@@ -9,6 +9,7 @@ first (Johnson 1974). A window ends with a step that may hold fewer rows.
 from __future__ import annotations
 
 import bisect
+import fnmatch
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -87,6 +88,7 @@ class Step:
     weight_total: float  #: sum of the weights of all targets: the denominator of the loss
     target_tokens: int
     tokens: int  #: slots used
+    audio_seconds: float  #: of the utterances
     used_share: float  #: of rows_per_step * row_tokens slots
 
 
@@ -117,6 +119,40 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     return rows
 
 
+def next_fit(sizes: np.ndarray, capacity: int, most: int) -> list[list[int]]:
+    """Fill rows with at most `most` items each in the given order, one row after the other."""
+    rows: list[list[int]] = []
+    free = 0
+    for item, size in enumerate(sizes.tolist()):
+        if not rows or size > free or len(rows[-1]) == most:
+            rows.append([])
+            free = capacity
+        rows[-1].append(item)
+        free -= size
+    return rows
+
+
+def chosen_tasks(names: list[str], tasks: list[str]) -> np.ndarray | None:
+    """`(tasks,)` true for the tasks that names or patterns choose; None = all. Raises UserError for unknown ones."""
+    if unknown := [name for name in names if not fnmatch.filter(tasks, name)]:
+        raise UserError(f"plan.tasks: no task {unknown[0]!r} in the shards, which hold {', '.join(tasks)}")
+    return np.array([any(fnmatch.fnmatch(task, name) for name in names) for task in tasks]) if names else None
+
+
+def take_hours(index: Index, hours: float, seed: int) -> np.ndarray | None:
+    """`(utterances,)` true for those that make up the first `hours` of speech in an order drawn from the seed; None = all.
+
+    Fewer hours take a part of what more hours take. At least one utterance is taken.
+    """
+    if not hours:
+        return None
+    order = np.random.default_rng([seed, len(index.utterances)]).permutation(len(index.utterances))
+    heard = np.cumsum(index.utterances["samples"][order], dtype=np.int64)
+    taken = np.zeros(len(order), bool)
+    taken[order[: max(1, int(np.searchsorted(heard, hours * 3600 * SAMPLE_RATE, side="right")))]] = True
+    return taken
+
+
 class Plan:
     """Steps of packed rows over an index. Raises UserError where the recipe's numbers make no sense or nothing fits."""
 
@@ -138,15 +174,20 @@ class Plan:
         self.task_weights = np.array([recipe.loss.task_weights.get(task, 1.0) for task in index.tasks])
         if bad := [task for task, weight in recipe.loss.task_weights.items() if not 0 < weight < float("inf")]:
             raise UserError(f"loss.task_weights.{bad[0]} must be above 0; a task is left out by `behaviour.tasks`.")
+        self._chosen_tasks = chosen_tasks(recipe.plan.tasks, index.tasks)
+        self._taken = take_hours(index, recipe.plan.hours, self.seed)
         self.max_samples = min(recipe.plan.max_audio_seconds * SAMPLE_RATE, geometry.max_samples or float("inf"))
         self.left_out = LeftOut()  #: of the epoch so far
         self._windows: tuple[int, list[np.ndarray]] | None = None
 
     def windows(self, epoch: int) -> list[np.ndarray]:
-        """The shards of each window of an epoch, in order."""
+        """The shards of each window of an epoch, in order; shards of which no utterance is taken are in none."""
         if self._windows is None or self._windows[0] != epoch:
             sizes = np.array(self.index.shard_sizes)
             order = np.random.default_rng([self.seed, epoch]).permutation(len(sizes))
+            if self._taken is not None:
+                sizes = np.add.reduceat(self._taken, np.cumsum(sizes) - sizes)
+                order = order[sizes[order] > 0]
             filled = np.cumsum(sizes[order])
             window = (filled - sizes[order]) // self.config.window_samples
             self._windows = epoch, np.split(order, np.flatnonzero(np.diff(window)) + 1)
@@ -155,22 +196,27 @@ class Plan:
     def draw_group(self, utterance: int, rng: np.random.Generator) -> Group | None:
         """Tasks and interleaving of one utterance; None where no row can take it."""
         row = self.index.utterances[utterance]
-        samples, stored, words = int(row["samples"]), int(row["branches"]), int(row["words"])
-        wanted = min(self.config.tasks_per_utterance or stored, stored)
-        chosen = rng.permutation(stored)[:wanted]
+        samples, words, first = int(row["samples"]), int(row["words"]), int(row["first_branch"])
+        stored = self.index.branches[first : first + int(row["branches"])]
+        places = np.arange(len(stored))
+        if self._chosen_tasks is not None:
+            places = places[self._chosen_tasks[stored["task"]]]
+        chosen = rng.permutation(places)[: self.config.tasks_per_utterance or None]
         segments = interleave.draw(words, rng, self.interleave)
-        if stored == 0 or samples > self.max_samples:
-            self.left_out.unanswered += stored == 0
-            self.left_out.too_long += stored > 0
+        if len(chosen) == 0 or samples > self.max_samples:
+            self.left_out.unanswered += len(chosen) == 0
+            self.left_out.too_long += len(chosen) > 0
             return None
-        first = int(row["first_branch"])
-        branches = self.index.branches[first : first + stored][chosen]
+        branches = stored[chosen]
         # The last answer token is predicted, never read: it takes no slot.
         lengths = branches["prompt_tokens"].astype(int) + branches["answer_tokens"] - 1
         first_word = int(row["first_word"])
-        prefix = len(self.index.prefix_ids) + self.sound_and_words(
-            samples, segments, self.index.words[first_word : first_word + words]
-        )
+        speech = self.sound_and_words(samples, segments, self.index.words[first_word : first_word + words])
+        prefix = len(self.index.prefix_ids)
+        if self.index.prompt_first:  # the speech comes after each prompt anew
+            lengths += branches["lead_tokens"].astype(int) + speech
+        else:
+            prefix += speech
         fitting = int((prefix + np.cumsum(lengths) <= self.config.row_tokens).sum())
         if not fitting:
             self.left_out.too_big += 1
@@ -203,9 +249,16 @@ class Plan:
         ends = np.cumsum(self.index.shard_sizes)
         shards = self.windows(epoch)[window]
         utterances = np.concatenate([np.arange(ends[shard] - self.index.shard_sizes[shard], ends[shard]) for shard in shards])
-        drawn = [self.draw_group(int(utterance), rng) for utterance in rng.permutation(utterances)]
+        if self._taken is not None:
+            utterances = utterances[self._taken[utterances]]
+        passes = self.config.passes_per_epoch or max(1, self.config.window_samples // len(utterances))
+        drawn = [self.draw_group(int(one), rng) for _ in range(passes) for one in rng.permutation(utterances)]
         groups = [group for group in drawn if group is not None]
-        packed = best_fit(np.array([group.tokens for group in groups], int), self.config.row_tokens)
+        sizes = np.array([group.tokens for group in groups], int)
+        if self.config.utterances_per_row:
+            packed = next_fit(sizes, self.config.row_tokens, self.config.utterances_per_row)
+        else:
+            packed = best_fit(sizes, self.config.row_tokens)
         return [Row(tuple(groups[item] for item in packed[row])) for row in rng.permutation(len(packed))]
 
     def targets(self, row: Row) -> tuple[int, float]:
@@ -234,6 +287,7 @@ class Plan:
                 following = Position(epoch + 1)
             counts = [self.targets(row) for row in mine]
             tokens = sum(group.tokens for row in mine for group in row.groups)
+            samples = sum(int(self.index.utterances[group.utterance]["samples"]) for row in mine for group in row.groups)
             yield Step(
                 Position(epoch, step, window, window_step),
                 following,
@@ -241,6 +295,7 @@ class Plan:
                 weight_total=sum(weight for _, weight in counts),
                 target_tokens=sum(count for count, _ in counts),
                 tokens=tokens,
+                audio_seconds=samples / SAMPLE_RATE,
                 used_share=tokens / (size * self.config.row_tokens),
             )
 

@@ -13,8 +13,9 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from mtbi.tasks.behaviour import Behaviour, BehaviourStore
 from mtbi.tasks.chat import ChatFormat
 
 INDEX_NAME = "mtbi_index.json"
-VERSION = 1
+VERSION = 2
 UTTERANCE = np.dtype([("samples", "u4"), ("branches", "u2"), ("words", "u2"), ("first_branch", "u8"), ("first_word", "u8")])
-BRANCH = np.dtype(
-    [("task", "u2"), ("wording", "u2"), ("prompt_tokens", "u2"), ("answer_tokens", "u2"), ("heldout", "?"), ("truncated", "?")]
-)
+LENGTHS = ("task", "wording", "lead_tokens", "prompt_tokens", "answer_tokens")
+BRANCH = np.dtype([*((name, "u2") for name in LENGTHS), ("heldout", "?"), ("truncated", "?")])
 WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
 EVICTED_ATTEMPTS = 5  # fetches of one shard that other readers may drop before the cache counts as too small
+SHARED_FACTS = ("fingerprint", "top_k", "prompt_first", "encoded")  # of all places that are read together
 TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
 
@@ -50,11 +51,18 @@ class Index:
     prefix_ids: list[int]
     end_id: int
     top_k: int
+    prompt_first: bool  #: prompts stand before the speech
+    encoded: str  #: the encoder whose output is stored in place of the sound (`mtbi data encode`); empty = the sound itself
+    feature_width: int  #: of that output; 0 without
     tasks: list[str]  #: `branches["task"]` counts in this list
     shard_sizes: list[int]  #: utterances in each shard
     utterances: np.ndarray
     branches: np.ndarray
     words: np.ndarray
+
+    def facts(self) -> dict[str, Any]:
+        """All but the tables."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in TABLES}
 
 
 @dataclass
@@ -64,10 +72,11 @@ class Sample:
     id: str
     text: str
     speaker: str
-    waveform: np.ndarray  #: (samples,) float32 at 16 kHz
+    waveform: np.ndarray  #: (samples,) float32 at 16 kHz; no samples where features are stored
     word_times: np.ndarray  #: (words, 2) samples; empty where the utterance is not aligned
     word_ids: list[np.ndarray]  #: LLM token ids of each word
     behaviours: list[Behaviour]
+    features: np.ndarray | None = None  #: (frames, width) float16, the encoder's output, where it is stored
 
 
 def pack(utterance: Utterance, behaviours: list[Behaviour], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
@@ -78,6 +87,8 @@ def pack(utterance: Utterance, behaviours: list[Behaviour], wave: np.ndarray, ch
         "word_times": np.array([(start, end) for _, start, end in words], np.float64).reshape(-1, 2) * audio.SAMPLE_RATE,
         "word_ends": np.cumsum([len(ids) for ids in word_ids], dtype=np.int64),
         "word_ids": np.array([i for ids in word_ids for i in ids], np.int32),
+        "lead_ends": np.cumsum([len(b.lead_ids) for b in behaviours], dtype=np.int64),
+        "lead_ids": np.array([i for b in behaviours for i in b.lead_ids], np.int32),
         "prompt_ends": np.cumsum([len(b.prompt_ids) for b in behaviours], dtype=np.int64),
         "prompt_ids": np.array([i for b in behaviours for i in b.prompt_ids], np.int32),
         "answer_ends": np.cumsum([len(b.answer_ids) for b in behaviours], dtype=np.int64),
@@ -107,6 +118,7 @@ def unpack(columns: dict[str, Any]) -> Sample:
     t = load_tensors(columns["tensors"])
     parts = zip(
         columns["answers"],
+        split(t["lead_ids"], t["lead_ends"]),
         split(t["prompt_ids"], t["prompt_ends"]),
         split(t["answer_ids"], t["answer_ends"]),
         split(t["topk_ids"], t["answer_ends"]),
@@ -114,12 +126,20 @@ def unpack(columns: dict[str, Any]) -> Sample:
         strict=True,
     )
     behaviours = [
-        Behaviour(**texts, prompt_ids=prompt.tolist(), answer_ids=answer.tolist(), topk_ids=ids, topk_logprobs=logprobs)
-        for texts, prompt, answer, ids, logprobs in parts
+        Behaviour(
+            **texts,
+            lead_ids=lead.tolist(),
+            prompt_ids=prompt.tolist(),
+            answer_ids=answer.tolist(),
+            topk_ids=ids,
+            topk_logprobs=logprobs,
+        )
+        for texts, lead, prompt, answer, ids, logprobs in parts
     ]
     word_ids = split(t["word_ids"], t["word_ends"])
-    wave = audio.decode(columns["audio"])
-    return Sample(columns["id"], columns["text"], columns["speaker"], wave, t["word_times"], word_ids, behaviours)
+    features = t.get("features")
+    wave = audio.decode(columns["audio"]) if features is None else np.zeros(0, np.float32)
+    return Sample(columns["id"], columns["text"], columns["speaker"], wave, t["word_times"], word_ids, behaviours, features)
 
 
 class IndexWriter:
@@ -136,15 +156,28 @@ class IndexWriter:
         self.rows["utterances"].append((len(sample.waveform), *counts, len(branches), len(words)))
         for b in sample.behaviours:
             task = self.tasks.setdefault(b.task, len(self.tasks))
-            branches.append((task, b.wording, len(b.prompt_ids), len(b.answer_ids), b.heldout, b.truncated))
+            lengths = len(b.lead_ids), len(b.prompt_ids), len(b.answer_ids)
+            branches.append((task, b.wording, *lengths, b.heldout, b.truncated))
         words += [(start, end, len(ids)) for (start, end), ids in zip(sample.word_times, sample.word_ids, strict=True)]
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write the tables, then the JSON file that makes the shards complete."""
+        """Write the tables, then the JSON file."""
         for name, dtype in TABLES.items():
             np.save(folder / f"{name}.npy", np.array(self.rows[name], dtype), allow_pickle=False)
-        record = {"version": VERSION, **facts, "tasks": list(self.tasks), "utterances": len(self.rows["utterances"])}
-        (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_index(folder, {**facts, "tasks": list(self.tasks)})
+
+
+def write_index(folder: Path, facts: dict[str, Any]) -> None:
+    """The JSON file that makes the shards of a folder complete; `facts` are all of an Index but shard sizes and tables."""
+    described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    sizes = [shard["samples"] for shard in described["shards"]]
+    record = {"version": VERSION, **facts, "shard_sizes": sizes, "utterances": sum(sizes)}
+    (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder that a killed run may have left."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(
@@ -178,7 +211,7 @@ def write(
         raise UserError(f"{out}: not empty; shards go into a new folder. Choose another one, or delete it.")
     # Made under another name and renamed when complete, so that a killed run leaves no half of it behind under the right one.
     partial = Path(f"{out.rstrip('/')}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     count = write_local(utterances, folder, behaviours, chat, partial, Path(out).parent.name, audio_kind, shard_bytes)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     partial.replace(out)
@@ -225,17 +258,24 @@ def write_local(
         raise UserError(
             f"{behaviours.folder}: no answer is about an utterance of the manifest; run `mtbi behave` on this manifest."
         )
-    described = json.loads((local / "index.json").read_text(encoding="utf-8"))
     facts = {
         "fingerprint": chat.fingerprint,
         "llm": behaviours.note["llm"],
         "prefix_ids": chat.prefix_ids,
         "end_id": chat.end_id,
         "top_k": behaviours.note["top_k"],
-        "shard_sizes": [shard["samples"] for shard in described["shards"]],
+        "prompt_first": behaviours.note.get("prompt_first", False),
+        "encoded": "",
+        "feature_width": 0,
     }
     index.save(local, facts)
     return len(index.rows["utterances"])
+
+
+def touch(path: Path) -> None:
+    """Mark a file as used now, by a clock that never says the same twice (the kernel's own stamps are milliseconds apart)."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 class Folder:
@@ -277,8 +317,8 @@ class Folder:
             found = record.get("version")
             raise UserError(f"{self.place}: written by another version of mtbi ({found}); make the shards again.")
         tables = {name: self._read_table(name, dtype) for name, dtype in TABLES.items()}
-        names = ("fingerprint", "llm", "prefix_ids", "end_id", "top_k", "tasks", "shard_sizes")
-        if missing := [name for name in names if name not in record]:
+        names = {one.name for one in fields(Index)} - set(TABLES)
+        if missing := sorted(names - set(record)):
             raise UserError(f"{self.place}: {INDEX_NAME} has no {', '.join(missing)}; make the shards again.")
         facts: dict[str, Any] = {name: record[name] for name in names} | tables
         index = Index(**facts)
@@ -331,7 +371,7 @@ class Folder:
         with self.locks[shard]:
             if shard in self.checked and path.exists():
                 if self.cache_limit_bytes and self.remote:
-                    os.utime(path)  # used now: what was used longest ago is dropped first
+                    touch(path)  # used now: what was used longest ago is dropped first
                 return reader
             for attempt in (1, 2):
                 if not self._file(path.name).exists():
@@ -352,7 +392,7 @@ class Folder:
         if not self.remote or not self.cache_limit_bytes:
             return
         with self.evicting:
-            os.utime(keep)
+            touch(keep)
             files = []
             for path in self.local.glob("shard.*.mds"):
                 with contextlib.suppress(FileNotFoundError):  # dropped by another process just now
@@ -366,12 +406,13 @@ class Folder:
                     path.unlink(missing_ok=True)
                     size -= bytes_
 
-    def __getitem__(self, number: int) -> Sample:
+    def columns(self, number: int) -> dict[str, Any]:
+        """What is stored of an utterance."""
         shard = int(np.searchsorted(self.ends, number, side="right"))
         place = number - (int(self.ends[shard - 1]) if shard else 0)
         for _ in range(EVICTED_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):  # dropped from the cache by another reader in between
-                return unpack(self._ready(shard).get_item(place))
+                return self._ready(shard).get_item(place)
         raise UserError(
             f"{self.place}: shard {shard} is dropped from {self.local} as fast as it is fetched; raise data.cache_limit_gb."
         )
@@ -383,7 +424,7 @@ def concatenate(indexes: list[Index], places: list[str]) -> Index:
     if len(indexes) == 1:
         return first
     for place, index in zip(places, indexes, strict=True):
-        if (index.fingerprint, index.top_k) != (first.fingerprint, first.top_k):
+        if any(getattr(index, fact) != getattr(first, fact) for fact in SHARED_FACTS):
             raise UserError(f"{place} and {places[0]} were made for different LLMs or settings; make one of them again.")
     tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
     tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
@@ -398,7 +439,7 @@ def concatenate(indexes: list[Index], places: list[str]) -> Index:
             tables[name].append(table)
     sizes = [size for index in indexes for size in index.shard_sizes]
     joined = {name: np.concatenate(parts) for name, parts in tables.items()}
-    return Index(first.fingerprint, first.llm, first.prefix_ids, first.end_id, first.top_k, tasks, sizes, **joined)
+    return replace(first, tasks=tasks, shard_sizes=sizes, **joined)
 
 
 class Shards:
@@ -417,7 +458,11 @@ class Shards:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    def columns(self, number: int) -> dict[str, Any]:
+        """What is stored of utterance `number`, counted over all places."""
+        folder = int(np.searchsorted(self.ends, number, side="right"))
+        return self.folders[folder].columns(number - (int(self.ends[folder - 1]) if folder else 0))
+
     def __getitem__(self, number: int) -> Sample:
         """Utterance `number`, counted over all places."""
-        folder = int(np.searchsorted(self.ends, number, side="right"))
-        return self.folders[folder][number - (int(self.ends[folder - 1]) if folder else 0)]
+        return unpack(self.columns(number))

@@ -15,6 +15,7 @@ from mtbi.data.corpus import Utterance, read_manifest, write_manifest
 from mtbi.demo import world
 from mtbi.demo.speech import join
 from mtbi.errors import UserError
+from mtbi.tasks import registry
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def make_part(part: Part, digits_folder: Path, out: Path) -> Path:
             "The demo needs files named {digit}_{speaker}_{n}.wav as in the Free Spoken Digit Dataset; "
             "numbers 40 to 49 and speaker theo are its test splits."
         )
+    tasks = list(registry.load(["digits"]))
     draw, pauses = random.Random(part.seed), np.random.default_rng(part.seed)
     waves: dict[str, np.ndarray] = {}
     strings = []
@@ -78,7 +80,7 @@ def make_part(part: Part, digits_folder: Path, out: Path) -> Path:
                 sample_rate=audio.SAMPLE_RATE,
                 split=part.name,
                 words=[(word, round(start, 4), round(end, 4)) for word, (start, end) in zip(text.split(), times, strict=True)],
-                answers={task: world.gold_answer(task, text) for task in world.GOLD},
+                answers={task: world.answer_about(task, digits) for task in tasks},
             )
         )
     write_manifest(out / "manifest.jsonl", strings)

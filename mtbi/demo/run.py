@@ -18,6 +18,7 @@ import torch
 
 import mtbi
 from mtbi import recipe as recipes
+from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM
 from mtbi.data import align, importers, shards
 from mtbi.data.corpus import read_manifest, write_manifest
 from mtbi.demo import corpus, world
@@ -30,7 +31,7 @@ from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 from mtbi.tasks.teacher import build_teacher
 
 if TYPE_CHECKING:
-    from mtbi.evaluate import Report
+    from mtbi.benchmark.run import Report
     from mtbi.trained import TrainedRun
 
 TEST_PARTS = ("test_known", "test_unseen")
@@ -41,14 +42,16 @@ def questions(part: str, config: BehaviourConfig) -> BehaviourConfig:
     """Which tasks and wordings the text LLM is asked about a part of the corpus.
 
     Training hears only the training tasks in their training wordings; `dev`, which picks the best checkpoint, only the
-    training tasks in held-out wordings; the test parts hear everything.
+    training tasks in held-out wordings; the test parts hear everything, also training tasks that ask for the
+    answer in another format.
     """
     trained = list(world.TRAINED_TASKS)
     if part == "train":
         return dataclasses.replace(config, tasks=trained, wordings="train", per_utterance=5)
     if part == "dev":
         return dataclasses.replace(config, tasks=trained, wordings="heldout", per_utterance=4)
-    return dataclasses.replace(config, tasks=[*trained, *world.UNSEEN_TASKS], wordings="all", per_utterance=5)
+    everything = [*trained, *world.UNSEEN_TASKS, *(f"{task}/*" for task in trained if f"{task}/french" in world.FORMATS)]
+    return dataclasses.replace(config, tasks=everything, wordings="all", per_utterance=8)
 
 
 def remember_source(data: Path, speech: Path | None) -> None:
@@ -126,7 +129,7 @@ def show_example(run: TrainedRun, report: Report) -> None:
     sound = run.folder / "data" / "test_known" / "audio" / f"{example.utterance}.flac"
     print(f"\nA task that speech training never showed ({example.task}), about a recording held out ({sound}):")
     print(f"  said        {example.transcript}\n  asked       {example.prompt}")
-    print(f"  speech LLM  {example.speech_llm}\n  text LLM    {example.text_llm}   (reading the transcript)")
+    print(f"  speech LLM  {example.answers[SPEECH]}\n  text LLM    {example.answers[TEXT_LLM]}   (reading the transcript)")
     print(f'\nAsk it yourself:  .venv/bin/mtbi chat {run.folder} --audio {sound} "say it backwards"')
     print(f"See the curves:   .venv/bin/tensorboard --logdir {run.folder}/tensorboard")
 
@@ -138,10 +141,11 @@ def run(speech: Path | None, overrides: list[str], prepare_only: bool = False) -
     if prepare_only:
         return
     train(recipe, overrides)
-    from mtbi.evaluate import evaluate
+    from mtbi.benchmark.run import Settings, evaluate
     from mtbi.trained import open_run
 
     trained = open_run(recipe.run_dir, "best")
-    report = evaluate(trained, {part: str(data / part / "shards") for part in TEST_PARTS}, dialogues=2000, batch_size=256)
+    places = {part: str(data / part / "shards") for part in TEST_PARTS}
+    report = evaluate(trained, Settings(places, dialogues=3200, batch_size=256, transcribe=DemoAligner().transcribe))
     print(f"\n{report}\n\nEvery task and answer: {report.folder}")
     show_example(trained, report)

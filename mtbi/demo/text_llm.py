@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from mtbi.demo import world
+from mtbi.tasks import registry
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -28,13 +28,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 IGNORE = -100
+CONSTRAINED_SHARE = 0.25  # of the questions, as in "reverse the digits in french"
 
 
 def read_wordings() -> dict[str, list[str]]:
     """Every wording of every digit task, training and held-out ones alike: the text LLM knows them all."""
-    path = Path(__file__).parents[1] / "tasks" / "library" / "digits.yaml"
-    tasks = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]
-    return {name: task["train"] + task["heldout"] for name, task in tasks.items()}
+    return {name: list(task.wordings) for name, task in registry.load(["digits"]).items()}
 
 
 def make_tokenizer(wordings: dict[str, list[str]]) -> PreTrainedTokenizerFast:
@@ -71,7 +70,8 @@ def random_dialogue(wordings: dict[str, list[str]], rng: random.Random) -> tuple
         is_heard.extend([spoken] * len(text))
 
     for turn in range(2 if rng.random() < 0.15 else 1):
-        task = rng.choice(list(wordings))
+        constrained = rng.random() < CONSTRAINED_SHARE
+        task = rng.choice([name for name in wordings if ("/" in name) == constrained])
         prompt = rng.choice(wordings[task]).split()
         add(["<|user|>"])
         if turn > 0:
@@ -83,7 +83,7 @@ def random_dialogue(wordings: dict[str, list[str]], rng: random.Random) -> tuple
             add(heard, spoken=True)
             add(prompt)
         add(["<|end|>", "<|assistant|>"])
-        add([*world.GOLD[task](digits).split(), "<|end|>"], counted=True)
+        add([*world.answer_about(task, digits).split(), "<|end|>"], counted=True)
     return words, in_loss, is_heard
 
 
@@ -172,7 +172,7 @@ def measure(model: LlamaForCausalLM, vocabulary: dict[str, int], wordings: dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)

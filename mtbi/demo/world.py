@@ -47,6 +47,15 @@ GOLD: dict[str, Callable[[Sequence[int]], str]] = {
     "second": lambda d: DIGITS[d[1]],
     "twice": lambda d: " ".join(DIGITS[i] + " " + DIGITS[i] for i in d),
 }
+#: What a constraint of digits.yaml makes of an answer in digit words.
+CONSTRAINED: dict[str, Callable[[Sequence[int]], str]] = {"numerals": GOLD["numerals"], "french": GOLD["french"]}
+#: Tasks of digits.yaml under a constraint: those that are answered in digit words.
+FORMATS = tuple(
+    f"{task}/{constraint}"
+    for task in GOLD
+    if task not in ("numerals", "french", "parity", "has_seven")
+    for constraint in CONSTRAINED
+)
 
 
 def parse(transcript: str) -> list[int]:
@@ -58,8 +67,15 @@ def parse(transcript: str) -> list[int]:
 
 
 def gold_answer(task: str, transcript: str) -> str:
-    """The right answer to `task` about `transcript`."""
-    return GOLD[task](parse(transcript))
+    """The right answer to `task` (such as `reverse` or, under a constraint, `reverse/french`) about `transcript`."""
+    return answer_about(task, parse(transcript))
+
+
+def answer_about(task: str, digits: Sequence[int]) -> str:
+    """The right answer to `task` about `digits`."""
+    name, _, constraint = task.partition("/")
+    answer = GOLD[name](digits)
+    return CONSTRAINED[constraint](parse(answer)) if constraint else answer
 
 
 def random_digits(rng: random.Random) -> list[int]:

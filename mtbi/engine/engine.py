@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.loader import LoadedStep
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.errors import UserError
 from mtbi.model.loss import LossOutput
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
-from mtbi.recipe import Recipe
+from mtbi.recipe import Recipe, TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -65,6 +64,15 @@ def read_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dtype
     return config
 
 
+def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConfig) -> list[dict[str, Any]]:
+    """The encoder's own weights may have a learning rate of their own."""
+    encoder = [parameter for name, parameter in parameters.items() if name.startswith("encoder.")]
+    others = [parameter for name, parameter in parameters.items() if not name.startswith("encoder.")]
+    share = train.encoder_learning_rate / train.learning_rate if train.encoder_learning_rate else 1.0
+    groups = [{"params": others, "rate_share": 1.0}, {"params": encoder, "rate_share": share}]
+    return [group for group in groups if group["params"]]
+
+
 @dataclass
 class StepSums:
     """Sums over all processes of one global step."""
@@ -73,7 +81,6 @@ class StepSums:
     weight: float  #: of every target that counted
     skipped: int  #: micro-batches left out because a loss was not finite
     stop: bool  #: some process was asked to stop
-    audio_seconds: float  #: encoded
     tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
     gradient_norm: float  #: before clipping
 
@@ -102,7 +109,7 @@ class Engine:
             self.model.load_state_dict({name: value.to(self.dtype) for name, value in snapshot.trainable.items()}, strict=False)
         self.parameters = self.model.trainable_parameters()
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.model, model_parameters=list(self.parameters.values()), config=config
+            model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config
         )
         self.optimizer_steps = 0
         if snapshot:
@@ -119,13 +126,13 @@ class Engine:
         UserError where the update itself is not finite.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.recipe.train)
+            group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
         scale = self.world / step.weight_total
         total, used = Sums(self.tasks, self.device), 0
         for place, micro in enumerate(step.micro_batches, start=1):
             batch = micro.to(self.device)
             out = self.ds(batch)
-            finite = total.add(out, float(micro.waveform_lengths.sum()) / SAMPLE_RATE, stop and place == 1)
+            finite = total.add(out, stop and place == 1)
             last = place == step.parts
             if last and used and not finite:  # what came before still counts: close the step with a batch of nothing
                 out, finite = self.ds(batch.emptied()), True
@@ -151,7 +158,7 @@ class Engine:
         self.ds.eval()
         total = Sums(self.tasks, self.device)
         for micro in step.micro_batches:
-            total.add(self.ds(micro.to(self.device)), float(micro.waveform_lengths.sum()) / SAMPLE_RATE, stop=False)
+            total.add(self.ds(micro.to(self.device)), stop=False)
         self.ds.train()
         return total.result(0.0)
 
@@ -230,27 +237,27 @@ class Sums:
     """Adds up a step's results over micro-batches and processes: one small all-reduce a micro-batch."""
 
     def __init__(self, tasks: int, device: torch.device) -> None:
-        self.total = torch.zeros(5 + 4 * tasks, dtype=torch.float64, device=device)
+        self.total = torch.zeros(4 + 4 * tasks, dtype=torch.float64, device=device)
         self.skipped = 0
 
-    def add(self, out: LossOutput, audio_seconds: float, stop: bool) -> bool:
+    def add(self, out: LossOutput, stop: bool) -> bool:
         """Returns whether the loss is finite on all processes; if not, the micro-batch does not count."""
         import deepspeed.comm as dist
 
         bad = not bool(torch.isfinite(out.loss.detach()))
         values = torch.cat([torch.stack([out.loss.detach(), out.weight]).double(), torch.stack([*out[2:]]).double().flatten()])
-        flags = torch.tensor([audio_seconds, float(stop), float(bad)], dtype=torch.float64, device=values.device)
+        flags = torch.tensor([float(stop), float(bad)], dtype=torch.float64, device=values.device)
         shared = torch.cat([flags, values.nan_to_num(0.0, 0.0, 0.0)])
         dist.all_reduce(shared)
-        if shared[2] > 0:
+        if shared[1] > 0:
             self.skipped += 1
-            self.total[1] += shared[1]
+            self.total[0] += shared[0]
             return False
         self.total += shared
         return True
 
     def result(self, gradient_norm: float) -> StepSums:
         """The sums as numbers."""
-        audio_seconds, stop, _, loss, weight = self.total[:5].tolist()
-        tasks = self.total[5:].reshape(4, -1).cpu()
-        return StepSums(loss, weight, self.skipped, stop > 0, audio_seconds, tasks, gradient_norm)
+        stop, _, loss, weight = self.total[:4].tolist()
+        tasks = self.total[4:].reshape(4, -1).cpu()
+        return StepSums(loss, weight, self.skipped, stop > 0, tasks, gradient_norm)

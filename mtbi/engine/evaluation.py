@@ -23,7 +23,7 @@ class Evaluation:
 
     def __init__(self, recipe: Recipe, geometry: Geometry, chat: ChatFormat, shards: Shards, rank: int, world: int) -> None:
         plain = replace(recipe.interleave, share=0.0)
-        packing = replace(recipe.plan, tasks_per_utterance=0)
+        packing = replace(recipe.plan, tasks=[], hours=0.0, tasks_per_utterance=0, passes_per_epoch=1)
         self.recipe = replace(recipe, interleave=plain, plan=packing, loss=replace(recipe.loss, task_weights={}))
         self.shards, self.chat, self.rank, self.world = shards, chat, rank, world
         self.plan = Plan(shards.index, self.recipe, geometry)

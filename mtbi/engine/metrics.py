@@ -58,7 +58,7 @@ class Interval:
         self.weight += sums.weight
         self.tokens += plan.tokens
         self.targets += plan.target_tokens
-        self.audio_seconds += sums.audio_seconds
+        self.audio_seconds += plan.audio_seconds
         self.data_wait_seconds += data_wait_seconds
         self.used_share += plan.used_share
         self.tasks = sums.tasks if self.tasks is None else self.tasks + sums.tasks

@@ -9,6 +9,7 @@ import torch
 
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
+from mtbi.data import features
 from mtbi.data.shards import Shards
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
@@ -26,6 +27,7 @@ def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
             f"{places[0]}: made with {shards.index.llm}, another LLM, chat template or system prompt than the recipe's "
             f"({recipe.model.llm}); run `mtbi behave` and `mtbi data shard` with this recipe."
         )
+    features.check(shards.index, recipe)
     return shards
 
 

@@ -48,19 +48,31 @@ def generate(
     return [answer[: answer.index(end_id)] if end_id in answer else answer for answer in answers]
 
 
+@torch.no_grad()
+def answer_logits(model: SpeechLLM, prompts: Sequence[Sequence[Piece]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+    """For each prompt the float32 logits (answer tokens, vocabulary) that predict a given answer, token by token."""
+    embeddings, mask = embed_prompts(model, [[*p, torch.tensor(a)] for p, a in zip(prompts, answers, strict=True)])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    hidden = model.llm.get_decoder()(
+        inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
+    return [model.head.logits(row[-len(ids) - 1 : -1]) for row, ids in zip(hidden, answers, strict=True)]
+
+
 def embed_prompts(model: SpeechLLM, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
     """Left-padded embeddings (prompts, tokens, hidden) and their mask (prompts, tokens)."""
     device = next(model.adapter.parameters()).device
-    waves = [torch.from_numpy(piece).float() for prompt in prompts for piece in prompt if isinstance(piece, np.ndarray)]
+    sounds = {id(piece): piece for prompt in prompts for piece in prompt if isinstance(piece, np.ndarray)}  # each is heard once
+    waves = [torch.from_numpy(piece).float() for piece in sounds.values()]
     lengths = torch.tensor([len(wave) for wave in waves or [torch.zeros(1)]])
     # The encoder and the adapter run even where all is text: ZeRO-3 needs the same calls on every rank.
     frames, counts = model.hear(pad_sequence(waves or [torch.zeros(1)], True).to(device), lengths.to(device))
-    clips = iter([clip[:count] for clip, count in zip(frames, counts.tolist(), strict=True)])
+    clips = {place: clip[:count] for place, clip, count in zip(sounds, frames, counts.tolist(), strict=False)}
     ids = [piece.long() for prompt in prompts for piece in prompt if not isinstance(piece, np.ndarray)]
     embedded = model.embed(torch.cat(ids or [torch.zeros(1, dtype=torch.long)]).to(device))
     texts = iter(embedded.split([len(piece) for piece in ids]) if ids else [])
     rows = [
-        torch.cat([next(clips).to(embedded.dtype) if isinstance(piece, np.ndarray) else next(texts) for piece in prompt])
+        torch.cat([clips[id(piece)].to(embedded.dtype) if isinstance(piece, np.ndarray) else next(texts) for piece in prompt])
         for prompt in prompts
     ]
     width = max(len(row) for row in rows)

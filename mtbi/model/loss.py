@@ -56,11 +56,14 @@ class AnswerHead(nn.Module):
         counts = torch.stack([weighted.detach(), batch.target_weight, correct.float(), torch.ones_like(weighted)])
         return LossOutput(weighted.sum(), batch.target_weight.sum(), *by_task.index_add(1, batch.target_task, counts.detach()))
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The LLM's float32 logits (targets, vocabulary)."""
+        logits = functional.linear(hidden, self.weight, self.bias).float() * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
     def chunk(self, hidden: Tensor, ids: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (targets,) and whether the likeliest token is the stored one (targets,)."""
-        logits = functional.linear(hidden, self.weight, self.bias).float() * self.factor
-        if self.cap is not None:
-            logits = self.cap * torch.tanh(logits / self.cap)
+        logits = self.logits(hidden)
         normaliser = logits.logsumexp(-1)
         loss = logits.sum(-1) * 0  # connected to the graph also where there is no target
         if self.config.ce:

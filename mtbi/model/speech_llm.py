@@ -35,7 +35,10 @@ class SpeechLLM(nn.Module):
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sums of the loss over the batch's targets, not normalised."""
-        frames, _ = self.hear(batch.waveforms, batch.waveform_lengths)
+        if batch.features.numel():  # the same on all ranks: shards hold either sound or features
+            frames, _ = self.adapter(batch.features.to(self.dtype), batch.feature_lengths)
+        else:
+            frames, _ = self.hear(batch.waveforms, batch.waveform_lengths)
         embeddings = self.embed(batch.token_ids)
         # Out of place and also with no slot at all: the adapter is in every rank's backward pass.
         heard = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)

@@ -44,6 +44,7 @@ class Behaviour:
     wording: int  #: number among the task's wordings
     heldout: bool  #: the wording is kept out of training
     prompt: str
+    lead_ids: list[int]  #: between the opening of the user's turn and the transcript: the prompt, where it stands first
     prompt_ids: list[int]  #: everything between the transcript and the answer
     answer: str
     answer_ids: list[int]  #: with the end token unless the answer was cut off
@@ -61,6 +62,7 @@ class Request:
     task: str
     wording: int
     prompt: str
+    lead_ids: list[int]
     prompt_ids: list[int]
     heldout: bool
     transcript: str
@@ -68,9 +70,9 @@ class Request:
     max_new_tokens: int
 
     @property
-    def key(self) -> tuple[str, str]:
-        """A task is asked once about an utterance, in one wording."""
-        return self.utterance, self.task
+    def key(self) -> tuple[str, str, int]:
+        """A wording of a task is asked once about an utterance."""
+        return self.utterance, self.task, self.wording
 
 
 def draw_requests(
@@ -81,20 +83,23 @@ def draw_requests(
     chosen = rng.sample(tasks, min(config.per_utterance or len(tasks), len(tasks)))
     requests = []
     for task in chosen:
-        wording = rng.choice(task.choices(config.wordings))
-        requests.append(
-            Request(
-                utterance.id,
-                task.name,
-                wording,
-                task.wordings[wording],
-                chat.suffix_ids(task.wordings[wording]),
-                wording >= task.training_wordings,
-                utterance.text,
-                utterance.answers.get(task.name),
-                task.max_new_tokens or config.max_new_tokens,
+        choices = task.choices(config.wordings)
+        for wording in rng.sample(choices, min(config.wordings_per_task, len(choices))):
+            lead, suffix = chat.around_speech(task.wordings[wording], config.prompt_first)
+            requests.append(
+                Request(
+                    utterance.id,
+                    task.name,
+                    wording,
+                    task.wordings[wording],
+                    lead,
+                    suffix,
+                    wording >= task.training_wordings,
+                    utterance.text,
+                    utterance.answers.get(task.name),
+                    task.max_new_tokens or config.max_new_tokens,
+                )
             )
-        )
     return requests
 
 
@@ -103,8 +108,10 @@ def note_of(config: BehaviourConfig, chat: ChatFormat) -> dict[str, object]:
     return {
         "fingerprint": chat.fingerprint,
         "llm": str(chat.tokenizer.name_or_path),
-        "top_k": config.top_k,
+        "top_k": config.top_k if config.answers == "llm" else 0,
         "temperature": config.temperature,
+        "answers": config.answers,
+        "prompt_first": config.prompt_first,
     }
 
 
@@ -148,9 +155,13 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def answered(out: Path) -> set[tuple[str, str]]:
-    """(utterance, task) of every answer in the folder."""
-    return {(line["utterance"], line["task"]) for path in sorted(out.glob("chunk-*.jsonl")) for line in read_lines(path)}
+def answered(out: Path) -> set[tuple[str, str, int]]:
+    """(utterance, task, wording) of every answer in the folder."""
+    return {
+        (line["utterance"], line["task"], line["wording"])
+        for path in sorted(out.glob("chunk-*.jsonl"))
+        for line in read_lines(path)
+    }
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -166,8 +177,8 @@ def write_chunk(out: Path, number: int, pairs: list[tuple[Request, Answer]], tex
     tensors = {
         "ends": ends.astype(np.int64),
         "ids": np.concatenate([np.array(answer.ids, np.int32) for _, answer in pairs]),
-        "topk_ids": np.concatenate([answer.topk_ids.reshape(-1, k) for _, answer in pairs]),
-        "topk_logprobs": np.concatenate([answer.topk_logprobs.reshape(-1, k) for _, answer in pairs]),
+        "topk_ids": np.concatenate([answer.topk_ids.reshape(len(answer.ids), k) for _, answer in pairs]),
+        "topk_logprobs": np.concatenate([answer.topk_logprobs.reshape(len(answer.ids), k) for _, answer in pairs]),
     }
     temporary = stem.with_name(f".{stem.name}.{os.getpid()}")
     save_file(tensors, temporary)
@@ -180,7 +191,12 @@ def write_chunk(out: Path, number: int, pairs: list[tuple[Request, Answer]], tex
 
 
 def generate(
-    utterances: Iterable[Utterance], config: BehaviourConfig, teacher: Teacher, chat: ChatFormat, out: Path | str, seed: int = 1
+    utterances: Iterable[Utterance],
+    config: BehaviourConfig,
+    teacher: Teacher | None,
+    chat: ChatFormat,
+    out: Path | str,
+    seed: int = 1,
 ) -> int:
     """Ask everything that is still unanswered; returns how many answers were made.
 
@@ -195,8 +211,28 @@ def generate(
     with locked(out):
         open_folder(out, note_of(config, chat))
         done = answered(out)
-        wanted = (request for utterance in utterances for request in draw_requests(utterance, tasks, config, chat, seed))
-        return ask([request for request in wanted if request.key not in done], config.batch_size, teacher, chat, out)
+        wanted: Iterable[Request] = (
+            request for utterance in utterances for request in draw_requests(utterance, tasks, config, chat, seed)
+        )
+        asked = [request for request in wanted if request.key not in done]
+        if config.answers == "gold":
+            teacher, asked = None, with_gold(asked, done)
+        return ask(asked, config, teacher, chat, out)
+
+
+def with_gold(requests: list[Request], done: set[tuple[str, str, int]]) -> list[Request]:
+    """The requests to which the corpus knows the right answer. Raises UserError where there is none at all."""
+    known = [request for request in requests if request.gold is not None]
+    if requests and not known and not done:
+        raise UserError("behaviour.answers=gold: the manifest knows no right answer to any of these tasks (`answers`)")
+    return known
+
+
+def gold_answer(request: Request, chat: ChatFormat) -> Answer:
+    """The corpus's right answer, as certain as can be: no other token has a probability."""
+    ids = [*chat.text_ids(request.gold or ""), chat.end_id]
+    none = np.zeros((len(ids), 0))
+    return Answer(ids, False, none.astype(np.int32), none.astype(np.float16))
 
 
 def make_batches(requests: list[Request], batch_size: int) -> Iterator[list[Request]]:
@@ -207,15 +243,20 @@ def make_batches(requests: list[Request], batch_size: int) -> Iterator[list[Requ
         yield from (same[start : start + batch_size] for start in range(0, len(same), batch_size))
 
 
-def ask(requests: list[Request], batch_size: int, teacher: Teacher, chat: ChatFormat, out: Path) -> int:
-    """Ask all requests and write the answers chunk by chunk; returns their number."""
+def ask(requests: list[Request], config: BehaviourConfig, teacher: Teacher | None, chat: ChatFormat, out: Path) -> int:
+    """Ask all requests and write the answers chunk by chunk; returns their number. Without a teacher, gold answers."""
+    batch_size = config.batch_size
     number = 1 + max((int(path.stem.split("-")[1]) for path in out.glob("chunk-*.jsonl")), default=-1)
     waiting: list[tuple[Request, Answer]] = []
     written = 0
     with tqdm(total=len(requests), desc=f"{out.parent.name}: answers", unit="answer", disable=None) as bar:
         for batch in make_batches(requests, batch_size):
-            prompts = [chat.dialogue_ids(request.transcript, request.prompt) for request in batch]
-            waiting += zip(batch, teacher.answer(prompts, batch[0].max_new_tokens), strict=True)
+            if teacher:
+                prompts = [chat.dialogue_ids(request.transcript, request.prompt, config.prompt_first) for request in batch]
+                answers = teacher.answer(prompts, batch[0].max_new_tokens)
+            else:
+                answers = [gold_answer(request, chat) for request in batch]
+            waiting += zip(batch, answers, strict=True)
             if len(waiting) >= CHUNK_BATCHES * batch_size or written + len(waiting) == len(requests):
                 texts = chat.tokenizer.batch_decode([answer.ids for _, answer in waiting], skip_special_tokens=True)
                 write_chunk(out, number, waiting, texts)
@@ -250,6 +291,7 @@ class BehaviourStore:
                     record["wording"],
                     record["heldout"],
                     record["prompt"],
+                    record.get("lead_ids", []),
                     record["prompt_ids"],
                     record["answer"],
                     chunk.get_slice("ids")[span].tolist(),
@@ -259,7 +301,7 @@ class BehaviourStore:
                     record["gold"],
                 )
             )
-        return sorted(found, key=lambda behaviour: behaviour.task)
+        return sorted(found, key=lambda behaviour: (behaviour.task, behaviour.wording))
 
 
 def open_chunk(path: Path) -> tuple[np.ndarray, Any]:

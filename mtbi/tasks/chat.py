@@ -1,7 +1,8 @@
 """How a dialogue becomes token ids: one builder for the text LLM that teaches and for the speech LLM that learns.
 
 A dialogue about a transcript is `prefix_ids + words + suffix_ids(prompt)`, then the answer; about speech, adapter
-frames stand in the place of the words. Prefix and suffix come from the LLM's own chat template.
+frames stand in the place of the words. With the prompt first it is `prefix_ids + lead_ids(prompt) + words + suffix_ids("")`.
+All of them come from the LLM's own chat template.
 """
 
 from __future__ import annotations
@@ -84,6 +85,11 @@ class ChatFormat:
             self._suffixes[prompt] = self.text_ids(self._around(f"{MARK}\n{prompt}" if prompt else MARK)[1])
         return self._suffixes[prompt]
 
+    def lead_ids(self, prompt: str) -> list[int]:
+        """Where the prompt stands before the user's speech: the prompt, on a line of its own."""
+        before, after = self._around(f"{prompt}\n{MARK}")[0], self._around(MARK)[0]
+        return self.text_ids(before.removeprefix(after))
+
     @cached_property
     def _after_answer(self) -> list[int]:
         """What the template writes after an answer, up to the end of the conversation."""
@@ -117,9 +123,14 @@ class ChatFormat:
         """Token ids of a transcript, word by word."""
         return [i for ids in self.word_ids(text.split()) for i in ids]
 
-    def dialogue_ids(self, transcript: str, prompt: str) -> list[int]:
+    def around_speech(self, prompt: str, prompt_first: bool) -> tuple[list[int], list[int]]:
+        """What stands between `prefix_ids` and the speech, and between the speech and the answer."""
+        return (self.lead_ids(prompt), self.suffix_ids("")) if prompt_first else ([], self.suffix_ids(prompt))
+
+    def dialogue_ids(self, transcript: str, prompt: str, prompt_first: bool = False) -> list[int]:
         """The text LLM's prompt about a transcript."""
-        return [*self.prefix_ids, *self.transcript_ids(transcript), *self.suffix_ids(prompt)]
+        lead, suffix = self.around_speech(prompt, prompt_first)
+        return [*self.prefix_ids, *lead, *self.transcript_ids(transcript), *suffix]
 
     @cached_property
     def fingerprint(self) -> str:

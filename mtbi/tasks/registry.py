@@ -5,24 +5,34 @@ tasks:
     description: One sentence that says what it is about.
     train: ["Summarise this in one sentence.", …]     # may be used in speech training
     heldout: ["What is the gist?", …]                 # kept for measuring prompt generalisation
-    scorer: exact                                     # optional: exact (default) or wer
+    form: one|two                                     # optional: regular expression of an answer that does as asked
+    scorer: exact                                     # optional: exact (default), wer, wer_english, bleu or similarity
     max_new_tokens: 64                                # optional: longest answer
     variables: {language: [German, French]}           # optional: fills {language} in every wording
+constraints:                                          # optional: said after a wording, they ask for a form of the answer
+  capitals:
+    train: ["Answer in capital letters."]
+    form: "[^a-z]+"
+    tasks: [summary]                                  # optional: what it goes with (default: every task of the file)
+
+A task under a constraint is a task of its own, `summary/capitals`. It is chosen by name or pattern (`*/capitals`) only.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import filter as matching
 from itertools import product
 from pathlib import Path
 
 import yaml
 
 from mtbi.errors import UserError
+from mtbi.tasks.scoring import SCORERS
 
 LIBRARY = Path(__file__).parent / "library"
-SCORERS = ("exact", "wer")
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Task:
     description: str
     train: tuple[str, ...]
     heldout: tuple[str, ...]
+    form: str = ""  #: regular expression that a whole answer matches when it does as asked, right or wrong; empty = unknown
     scorer: str = "exact"
     max_new_tokens: int = 0  #: 0 = the recipe's `behaviour.max_new_tokens`
     variables: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
@@ -97,6 +108,10 @@ def parse_task(where: str, name: str, entry: object) -> Task:
         raise UserError(f"{where}: task {name!r} has no training wording (`train`)")
     if entry.get("scorer", "exact") not in SCORERS:
         raise UserError(f"{where}: task {name!r}: scorer {entry['scorer']!r} is not one of {', '.join(SCORERS)}")
+    try:
+        re.compile(str(entry.get("form", "")))
+    except re.error as error:
+        raise UserError(f"{where}: task {name!r}: form is not a regular expression: {error}") from error
     limit = entry.get("max_new_tokens", 0)
     if type(limit) is not int or limit < 0:
         raise UserError(f"{where}: task {name!r}: max_new_tokens must be a whole number of tokens, not {limit!r}")
@@ -104,7 +119,7 @@ def parse_task(where: str, name: str, entry: object) -> Task:
     if not isinstance(given, dict) or not all(isinstance(values, list) and values for values in given.values()):
         raise UserError(f"{where}: task {name!r}: variables must look like {{language: [German, French]}}")
     variables = {str(key): tuple(map(str, values)) for key, values in given.items()}
-    settings = {key: entry[key] for key in ("scorer", "max_new_tokens") if key in entry}
+    settings = {key: entry[key] for key in ("form", "scorer", "max_new_tokens") if key in entry}
     task = Task(
         str(name),
         str(entry.get("description", "")),
@@ -136,15 +151,49 @@ def load(libraries: list[str]) -> dict[str, Task]:
             if name in tasks:
                 raise UserError(f"{path}: task {name!r} is already defined in another library")
             tasks[str(name)] = parse_task(str(path), name, entry)
+        tasks |= constrained(str(path), {name: tasks[str(name)] for name in content["tasks"]}, content.get("constraints") or {})
     return tasks
 
 
+def constrained(where: str, tasks: dict[str, Task], entries: object) -> dict[str, Task]:
+    """The tasks of one file under each of its constraints. Training wordings are those of which both halves are."""
+    if not isinstance(entries, dict):
+        raise UserError(f"{where}: `constraints:` holds one entry for each constraint")
+    found = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("tasks", []), list):
+            raise UserError(f"{where}: constraint {name!r}: tasks must be a list of names")
+        names = entry.get("tasks") or list(tasks)
+        if unknown := [one for one in names if one not in tasks]:
+            raise UserError(f"{where}: constraint {name!r}: no task {unknown[0]!r} in this file")
+        said = parse_task(where, name, {key: value for key, value in entry.items() if key != "tasks"})
+        for task in (tasks[one] for one in names):
+            pairs = list(product(task.train, said.train))
+            new = [*product(task.heldout, said.train), *product((*task.train, *task.heldout), said.heldout)]
+            found[f"{task.name}/{name}"] = replace(
+                task,
+                name=f"{task.name}/{name}",
+                description=f"{task.description} {said.description}",
+                train=tuple(map(" ".join, pairs)),
+                heldout=tuple(map(" ".join, new)),
+                form=said.form,
+                scorer=said.scorer,
+            )
+    return found
+
+
 def select(tasks: dict[str, Task], names: list[str]) -> list[Task]:
-    """The named tasks (all for an empty list). Raises UserError with the nearest name for one that does not exist."""
-    for name in names:
-        if name not in tasks:
+    """The tasks of these names and patterns; for an empty list all that are under no constraint.
+
+    Raises UserError with the nearest name for one that does not exist.
+    """
+    if not names:
+        return [task for task in tasks.values() if "/" not in task.name]
+    chosen = {name: matching(tasks, name) for name in names}
+    for name, found in chosen.items():
+        if not found:
             near = difflib.get_close_matches(name, tasks, 1)
             raise UserError(
                 f"behaviour.tasks: no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else f" in {', '.join(tasks)}")
             )
-    return [tasks[name] for name in names] if names else list(tasks.values())
+    return [tasks[one] for one in dict.fromkeys(one for found in chosen.values() for one in found)]

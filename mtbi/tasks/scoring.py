@@ -1,14 +1,17 @@
-"""How good an answer is."""
+"""How good answers are."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import jiwer
 
-from mtbi.errors import UserError
+#: `exact` match; word error rate after Whisper's normaliser for all languages or for English; BLEU and chrF of translations;
+#: chrF alone as a similarity of free texts that needs no model.
+SCORERS = ("exact", "wer", "wer_english", "bleu", "similarity")
 
 
 def normalise(text: str) -> str:
@@ -22,21 +25,36 @@ def exact_match(answer: str | None, reference: str) -> bool:
     return normalise(answer or "") == normalise(reference)
 
 
-#: Agreement with the text LLM's own answer is exact match.
-agreement = exact_match
+def follows(answer: str, form: str) -> bool:
+    """Whether an answer has the form that the prompt asks for, right or wrong."""
+    return re.fullmatch(form, answer.strip(), re.DOTALL) is not None
 
 
-def wer(answers: Sequence[str], references: Sequence[str]) -> float | None:
+@cache
+def normaliser(english: bool) -> Callable[[str], str]:
+    """Whisper's text normaliser (Radford et al. 2022, arXiv 2212.04356): for English, or for any language."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+
+    return EnglishTextNormalizer({}) if english else BasicTextNormalizer()
+
+
+def wer(answers: Sequence[str], references: Sequence[str], english: bool = False) -> float | None:
     """Word error rate of all answers together; empty references are left out, None where none is left."""
-    pairs = [(normalise(r), normalise(a)) for a, r in zip(answers, references, strict=True) if normalise(r)]
+    clean = normaliser(english)
+    pairs = [(clean(r).strip(), clean(a).strip()) for a, r in zip(answers, references, strict=True)]
+    pairs = [(reference, answer) for reference, answer in pairs if reference]
     return float(jiwer.wer([r for r, _ in pairs], [a for _, a in pairs])) if pairs else None
 
 
-def score(scorer: str, answer: str, reference: str) -> float:
-    """A number between 0 and 1, higher is better, by the scorer a task names (`exact` or `wer`)."""
-    if scorer == "exact":
-        return float(exact_match(answer, reference))
-    if scorer == "wer":
-        rate = wer([answer], [reference])
-        return 1.0 - min(1.0, rate) if rate is not None else float(not normalise(answer))
-    raise UserError(f"unknown scorer {scorer!r}: choose `exact` or `wer`")
+def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU (sacrebleu's default signature) between 0 and 1."""
+    from sacrebleu import corpus_bleu
+
+    return float(corpus_bleu(list(answers), [list(references)]).score) / 100
+
+
+def chrf(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF (Popovic 2015) between 0 and 1."""
+    from sacrebleu import corpus_chrf
+
+    return float(corpus_chrf(list(answers), [list(references)]).score) / 100

@@ -125,8 +125,10 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str
     return llm.to(device)
 
 
-def build_teacher(model: ModelConfig, config: BehaviourConfig, precision: str = "auto") -> Teacher:
-    """The teacher that a recipe names."""
+def build_teacher(model: ModelConfig, config: BehaviourConfig, precision: str = "auto") -> Teacher | None:
+    """The teacher that a recipe names; None where the corpus's right answers are imitated."""
+    if config.answers == "gold":
+        return None
     from mtbi.tasks.chat import ChatFormat
 
     end_id = ChatFormat(load_llm_tokenizer(model.llm, model.trust_remote_code)).end_id

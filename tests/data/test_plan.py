@@ -9,7 +9,7 @@ import pytest
 
 from mtbi import recipe as recipes
 from mtbi.data.loader import rows_of
-from mtbi.data.plan import Plan, Position, Step, best_fit
+from mtbi.data.plan import Plan, Position, Step, best_fit, next_fit
 from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Shards
 from mtbi.errors import UserError
 from mtbi.model.geometry import FrameGeometry
@@ -123,7 +123,11 @@ def librispeech_like(utterances: int) -> Index:
     branches["prompt_tokens"] = rng.integers(8, 24, 4 * utterances)
     branches["answer_tokens"] = np.clip(rng.lognormal(3.2, 0.6, 4 * utterances), 1, 128)
     sizes = [500] * (utterances // 500)
-    return Index("", "", list(range(20)), 0, 32, ["task"], sizes, table, branches, np.zeros(0, WORD))
+    facts = {"fingerprint": "", "llm": "", "prefix_ids": list(range(20)), "end_id": 0, "top_k": 32, "prompt_first": False}
+    return Index(
+        **facts, encoded="", feature_width=0, tasks=["task"], shard_sizes=sizes, utterances=table, branches=branches,
+        words=np.zeros(0, WORD),
+    )  # fmt: skip
 
 
 def test_rows_have_hardly_any_holes_on_speech_of_ordinary_lengths() -> None:
@@ -132,3 +136,53 @@ def test_rows_have_hardly_any_holes_on_speech_of_ordinary_lengths() -> None:
     rows = [row for step in epoch(plan, 0) for row in step.rows]
     used = sum(group.tokens for row in rows for group in row.groups) / (len(rows) * 4096)
     assert used >= 0.98
+
+
+def replan(plan: Plan, recipe: Recipe, **changes: object) -> Plan:
+    return Plan(plan.index, dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, **changes)), plan.geometry)
+
+
+def test_only_chosen_tasks_are_planned(plan: Plan, small_recipe: Recipe) -> None:
+    some = replan(plan, small_recipe, tasks=["repeat", "s*"])
+    groups = [group for step in epoch(some, 0) for row in step.rows for group in row.groups]
+    used = {
+        plan.index.tasks[plan.index.branches[int(plan.index.utterances[group.utterance]["first_branch"]) + place]["task"]]
+        for group in groups
+        for place in group.branches
+    }
+    assert used == {task for task in plan.index.tasks if task == "repeat" or task.startswith("s")}
+    assert 0 < len(groups) < 60  # utterances of which only other tasks are stored are left out
+    with pytest.raises(UserError, match="no task 'sing'"):
+        replan(plan, small_recipe, tasks=["sing"])
+
+
+def test_less_speech_is_a_part_of_more_speech(plan: Plan, small_recipe: Recipe) -> None:
+    def taken(minutes: float) -> set[int]:
+        part = replan(plan, small_recipe, hours=minutes / 60)
+        return {group.utterance for step in epoch(part, 0) for row in step.rows for group in row.groups}
+
+    few, more = taken(0.5), taken(1.5)
+    assert 0 < len(few) < len(more) < 60
+    assert few < more
+    seconds = plan.index.utterances["samples"][sorted(more)].sum() / 16_000
+    assert 80 < seconds <= 90
+    assert len(taken(0.0001)) == 1
+
+
+def test_a_small_corpus_is_gone_through_until_a_window_is_full(plan: Plan, small_recipe: Recipe) -> None:
+    whole = replan(plan, small_recipe, hours=0.5 / 60, passes_per_epoch=0, window_samples=200)
+    heard = [group.utterance for step in epoch(whole, 0) for row in step.rows for group in row.groups]
+    counts = {utterance: heard.count(utterance) for utterance in heard}
+    assert set(counts.values()) == {200 // len(counts)}
+
+
+def test_rows_with_a_limit_hold_as_many_utterances_each(plan: Plan, small_recipe: Recipe) -> None:
+    limited = replan(plan, small_recipe, utterances_per_row=4, row_tokens=1024, window_samples=10_000)
+    sizes = [len(row.groups) for step in epoch(limited, 0) for row in step.rows]
+    assert sum(sizes) == 60
+    assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)
+
+
+def test_next_fit_keeps_the_order_and_the_budget() -> None:
+    assert next_fit(np.array([5, 3, 4, 2, 2, 2]), 8, 2) == [[0, 1], [2, 3], [4, 5]]
+    assert next_fit(np.array([5, 4, 4]), 8, 9) == [[0], [1, 2]]

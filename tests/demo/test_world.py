@@ -6,6 +6,7 @@ import pytest
 
 from mtbi.demo import world
 from mtbi.demo.text_llm import read_wordings
+from mtbi.tasks import registry, scoring
 
 ANSWERS_ABOUT_SEVEN_TWO_NINE = {
     "repeat": "seven two nine",
@@ -36,9 +37,20 @@ def test_gold_answers(task: str, answer: str) -> None:
     assert world.gold_answer(task, "um seven two uh nine") == answer
 
 
+def test_a_constraint_changes_the_form_of_the_answer_only() -> None:
+    assert world.gold_answer("reverse/french", "seven two um nine") == "neuf deux sept"
+    assert world.gold_answer("count/numerals", "seven two nine") == "3"
+    tasks = registry.load(["digits"])
+    rng = random.Random(0)
+    for name in (*world.GOLD, *world.FORMATS):
+        answers = [world.answer_about(name, world.random_digits(rng)) for _ in range(20)]
+        assert all(scoring.follows(answer, tasks[name].form) for answer in answers), name
+
+
 def test_every_task_has_gold_and_is_trained_or_unseen() -> None:
     wordings = read_wordings()
-    assert set(wordings) == set(world.GOLD) == set(world.TRAINED_TASKS) | set(world.UNSEEN_TASKS)
+    assert set(wordings) == set(world.GOLD) | set(world.FORMATS)
+    assert set(world.GOLD) == set(world.TRAINED_TASKS) | set(world.UNSEEN_TASKS)
     assert not set(world.TRAINED_TASKS) & set(world.UNSEEN_TASKS)
     assert all(len(set(texts)) == len(texts) >= 6 for texts in wordings.values())
 

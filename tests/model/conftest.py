@@ -117,6 +117,8 @@ def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, seed: int = 5) ->
         branch=branch.int(),
         waveforms=nn.utils.rnn.pad_sequence(waves or [torch.zeros(320)], batch_first=True),
         waveform_lengths=torch.tensor([len(wave) for wave in waves or [torch.zeros(320)]]),
+        features=torch.zeros(0, 0, 0),
+        feature_lengths=torch.zeros(0, dtype=torch.int64),
         audio_slot=torch.tensor(slots, dtype=torch.long),
         audio_clip=torch.tensor(clips, dtype=torch.long),
         audio_frame=torch.tensor(frames, dtype=torch.long),

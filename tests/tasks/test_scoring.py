@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from mtbi.errors import UserError
 from mtbi.tasks import scoring
 
 
@@ -21,8 +20,17 @@ def test_wer_counts_over_all_answers() -> None:
     assert scoring.wer(["a"], [""]) is None
 
 
-def test_score_by_name() -> None:
-    assert scoring.score("wer", "a b", "a c") == pytest.approx(0.5)
-    assert scoring.score("exact", "A.", "a") == 1.0
-    with pytest.raises(UserError, match="unknown scorer"):
-        scoring.score("bleu", "a", "a")
+def test_english_numbers_and_contractions_count_as_the_same_words() -> None:
+    assert scoring.wer(["I can't come at 3"], ["i cannot come at three"]) != 0
+    assert scoring.wer(["I can't come at 3"], ["i can not come at three"], english=True) == 0
+
+
+def test_translations_and_free_texts_are_compared_by_their_pieces() -> None:
+    assert scoring.bleu(["the cat sat on the mat"], ["the cat sat on the mat"]) == pytest.approx(1)
+    assert scoring.bleu(["something else entirely here"], ["the cat sat on the mat"]) < 0.1
+    assert 0.3 < scoring.chrf(["the cat sat"], ["the cats sat down"]) < 1
+
+
+def test_an_answer_follows_when_all_of_it_has_the_form() -> None:
+    assert scoring.follows(" - one\n- two ", "(- .+\n?)+")
+    assert not scoring.follows("Sure: - one", "(- .+\n?)+")

@@ -1,0 +1,86 @@
+"""Pictures of a grid's results, as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtbi.benchmark.cells import Estimate
+from mtbi.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curve = list[tuple[float, Estimate]]  #: (minutes of speech, accuracy)
+
+
+def figure(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure that needs no display. Raises UserError where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("plots need matplotlib: pip install 'mtbi[plots]'") from error
+    made = Figure(figsize=(width, height), layout="constrained")
+    return made, made.subplots()
+
+
+def finish(made: Figure, path: Path) -> None:
+    """Write the picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path, dpi=130)
+
+
+def accuracy_by_speech(curves: dict[str, Curve], references: dict[str, float], title: str, path: Path) -> None:
+    """Accuracy against minutes of speech, one line with its 95% band for each arm; references are horizontal lines."""
+    made, axes = figure(7.5, 4.8)
+    for label, curve in curves.items():
+        minutes = [point for point, _ in curve]
+        line = axes.plot(minutes, [100 * one.value for _, one in curve], marker="o", label=label)[0]
+        low, high = [100 * one.low for _, one in curve], [100 * one.high for _, one in curve]
+        axes.fill_between(minutes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    for (label, value), dashes in zip(references.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1, label=label)
+    axes.set_xscale("log")
+    ticks = sorted({point for curve in curves.values() for point, _ in curve})
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="minutes of speech in the training corpus", ylabel="right answers, %", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    finish(made, path)
+
+
+def accuracy_by_task(values: dict[str, dict[str, float]], trained: set[str], title: str, path: Path) -> None:
+    """A bar for each task and arm; `values[arm][task]`. Never-trained tasks stand to the right of a line."""
+    tasks = sorted({task for one in values.values() for task in one}, key=lambda task: (task not in trained, task))
+    made, axes = figure(max(8.0, 0.6 * len(tasks)), 4.6)
+    width = 0.8 / max(len(values), 1)
+    for number, (label, one) in enumerate(values.items()):
+        places = np.arange(len(tasks)) - 0.4 + width * (number + 0.5)
+        axes.bar(places, [100 * one.get(task, float("nan")) for task in tasks], width, label=label)
+    border = sum(task in trained for task in tasks) - 0.5
+    axes.axvline(border, color="0.4", linewidth=1)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize=8)
+    axes.set(ylabel="right answers, %", title=f"{title}   (left: trained from speech, right: never trained from speech)")
+    axes.set_ylim(0, 105)
+    axes.legend(fontsize=8, loc="lower left")
+    finish(made, path)
+
+
+def similarity(maps: dict[str, np.ndarray], words: list[str], seconds_per_frame: float, title: str, path: Path) -> None:
+    """Cosine similarity `(frames, words)` between adapter outputs and the embeddings of the transcript's words, by arm."""
+    made, axes = figure(1.2 + 0.55 * len(words) * len(maps), 4.4)
+    axes.remove()
+    places = made.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    limit = max(float(np.abs(one).max()) for one in maps.values())
+    for place, (label, one) in zip(places, maps.items(), strict=True):
+        extent = (-0.5, len(words) - 0.5, len(one) * seconds_per_frame, 0.0)
+        drawn = place.imshow(one, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent, interpolation="nearest")
+        place.set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=8)
+        place.set_title(label, fontsize=9)
+    places[0].set_ylabel("seconds of speech")
+    made.colorbar(drawn, ax=list(places), label="cosine similarity")
+    made.suptitle(title, fontsize=10)
+    finish(made, path)

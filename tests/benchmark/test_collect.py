@@ -1,0 +1,62 @@
+"""Means, differences and their intervals on made-up results whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtbi.benchmark import collect
+from mtbi.benchmark.collect import RunResult, Sums
+from mtbi.benchmark.grid import Job
+
+KEY = ("known", "never-trained tasks")
+
+
+def make(arm: str, seed: int, share: float, utterances: int = 200) -> RunResult:
+    """Five dialogues about each utterance, of which a share is answered right; harder utterances are hard for every arm."""
+    rng = np.random.default_rng(seed * 1000 + len(arm))
+    hard = np.random.default_rng(7).normal(0, 0.1, utterances)
+    sums: Sums = {}
+    for number in range(utterances):
+        right = rng.binomial(5, np.clip(share + hard[number], 0, 1))
+        sums[f"u{number}"] = np.array([right, 5, 4, right, 5], float)
+    return RunResult(Job(arm, seed), 1.0, 30.0, {KEY: sums}, {})
+
+
+def test_measures_are_shares_of_all_of_the_text_llm_and_of_the_cascade() -> None:
+    runs = [make("a", seed, 0.8) for seed in (1, 2, 3)]
+    found = [collect.measure(runs, KEY, what) for what in (collect.accuracy, collect.kept, collect.of_cascade)]
+    assert all(found)
+    accuracy, kept, of_cascade = (one for one in found if one)
+    assert accuracy.low < 0.8 < accuracy.high
+    assert accuracy.high - accuracy.low < 0.08
+    assert kept.value == accuracy.value
+    assert of_cascade.value == pytest.approx(accuracy.value / 0.8)
+    assert collect.measure(runs, ("unknown", "x"), collect.accuracy) is None
+
+
+def test_a_difference_that_is_there_excludes_zero_and_one_that_is_not_does_not() -> None:
+    better, worse, same = (
+        [make(arm, seed, share) for seed in (1, 2, 3)] for arm, share in (("a", 0.85), ("bb", 0.8), ("ccc", 0.85))
+    )
+    found, none = collect.difference(better, worse, KEY), collect.difference(better, same, KEY)
+    assert found
+    assert none
+    assert found.low > 0
+    assert found.value == pytest.approx(0.05, abs=0.03)
+    assert none.low < 0 < none.high
+    assert collect.difference(better[:1], worse[1:], KEY) is None  # no seed in common
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    agree = collect.measure([make("a", seed, 0.7) for seed in (1, 2, 3)], KEY, collect.accuracy)
+    differ = collect.measure([make("a", seed, share) for seed, share in ((1, 0.5), (2, 0.7), (3, 0.9))], KEY, collect.accuracy)
+    assert agree
+    assert differ
+    assert differ.high - differ.low > 3 * (agree.high - agree.low)
+
+
+def test_speech_needed_for_a_goal() -> None:
+    assert collect.minutes_to_reach([(1, 0.9), (10, 0.95)], 0.8) == 1
+    assert collect.minutes_to_reach([(1, 0.6), (100, 1.0)], 0.8) == pytest.approx(10)
+    assert collect.minutes_to_reach([(1, 0.6), (100, 0.7)], 0.8) is None

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mtbi import recipe
+from mtbi.benchmark import run as benchmark
+from mtbi.benchmark.answers import CASCADE, CONTROL_EVERY, CONTROLS, Answerer
+from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, choose, from_shards
+from mtbi.benchmark.run import Settings, evaluate, load_cells
+from mtbi.errors import UserError
+from mtbi.tasks import registry
+from mtbi.tasks.chat import ChatFormat
+from mtbi.trained import TrainedRun
+
+
+def test_the_whole_way(run: TrainedRun) -> None:
+    report = evaluate(run, Settings(dialogues=0, batch_size=4, transcribe=lambda wave: "three five"))
+    after = [d for d in report.dialogues if not d.prompt_first]
+    assert {(d.utterance, d.task) for d in after} == {
+        (f"test-{number}", task) for number in range(3) for task in ("repeat", "count", "twice", "repeat/french")
+    }
+    before = [d for d in report.dialogues if d.prompt_first]
+    assert {d.utterance for d in before} == {"test-0", "test-2"}  # every second one, by length
+    assert all(d.answers[TEXT_LLM] for d in before)  # the text LLM inside the speech LLM answers them
+    assert all("/" not in d.task for d in before)
+    by_name = {(cell.tasks, cell.wording, cell.prompt): cell for cell in report.cells}
+    trained = by_name["trained tasks", "all", "after"]
+    assert trained.text_llm == 1.0  # the shipped text LLM reads these strings without a mistake
+    assert trained.dialogues == 6
+    assert trained.cascade == pytest.approx(
+        1 / 3
+    )  # the recogniser is right about one utterance of three, and never counts four
+    assert trained.accuracy is not None
+    assert trained.accuracy.value < 0.5
+    assert trained.divergence is not None
+    assert trained.divergence > 0.5  # an untrained adapter is far from the text LLM
+    assert by_name["new tasks", "all", "after"].dialogues == 3
+    assert by_name["trained tasks, other format", "all", "after"].dialogues == 3
+    some = [d for d in report.dialogues if CONTROLS[0] in d.answers]
+    assert len(some) == pytest.approx(len(report.dialogues) / CONTROL_EVERY, abs=1)
+    assert all({*CONTROLS, SPEECH, CASCADE} <= set(d.answers) for d in some)
+    assert load_cells(report.folder) == report.cells
+    assert len((report.folder / "answers.jsonl").read_text().splitlines()) == len(report.dialogues)
+    assert (report.folder / "table.md").read_text().count("\n") == len(report.cells) + 2
+
+
+def test_batching_does_not_change_answers(run: TrainedRun) -> None:
+    shards = benchmark.open_shards(run.recipe.data.eval_shards[0], run)
+
+    def answers(size: int) -> list[dict[str, str]]:
+        turns = list(from_shards("test", shards, registry.load(["digits"]), 0))
+        for start in range(0, len(turns), size):
+            Answerer(run).ask(turns[start : start + size], first=start)
+        return [turn.dialogue.answers for turn in turns]
+
+    assert answers(1) == answers(12)
+
+
+def test_a_part_of_the_dialogues_is_drawn_and_sorted_by_length(run: TrainedRun) -> None:
+    opened = benchmark.open_shards(run.recipe.data.eval_shards[0], run)
+    chosen = choose(opened, 7)
+    assert len(chosen) == 2
+    samples = opened.index.utterances["samples"][chosen]
+    assert list(samples) == sorted(samples)
+
+
+def test_items_of_a_jsonl_file_are_asked_and_answered_by_the_text_llm_too(run: TrainedRun, tmp_path: Path) -> None:
+    (tmp_path / "audios").mkdir()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16_000)
+    soundfile.write(tmp_path / "audios" / "a.wav", noise, 16_000)
+    items = [
+        {"id": 7, "audio_filepath": "a.wav", "textual_audio": "one two nine", "instruction": "repeat it", "metric": "wer",
+         "label": "ONE TWO NINE", "dataset": "asr"},
+        {"audio": "a.wav", "textual_audio": "one two nine", "instruction": "reverse the digits"},
+    ]  # fmt: skip
+    path = tmp_path / "public.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    report = evaluate(dataclasses.replace(run, folder=tmp_path), Settings({"public": str(path)}))
+    first, second = report.dialogues
+    assert (first.utterance, first.task, first.answers[TEXT_LLM]) == ("7", "asr", "one two nine")
+    assert (second.task, second.answers[TEXT_LLM], second.gold) == ("public", "nine two one", None)
+    cells = {cell.tasks: cell for cell in report.cells}
+    assert cells["asr"].wer is not None
+    assert cells["public"].accuracy is None
+
+    path.write_text('{"audio": "a.wav"}\n')
+    with pytest.raises(UserError, match="line 1: an item is a JSON object with `audio` and `instruction`"):
+        evaluate(run, Settings({"public": str(path)}))
+    path.write_text('{"audio": "b.wav", "instruction": "?"}\n')
+    with pytest.raises(UserError, match=r"no recording 'b\.wav'"):
+        evaluate(run, Settings({"public": str(path)}))
+
+
+def test_shards_of_another_llm_are_refused(run: TrainedRun) -> None:
+    other = dataclasses.replace(run, chat=ChatFormat(run.chat.tokenizer, "be brief"))
+    with pytest.raises(UserError, match="made for another LLM, chat template or system prompt"):
+        evaluate(other, Settings())
+
+
+def test_no_shards(run: TrainedRun) -> None:
+    with pytest.raises(UserError, match="no evaluation shards"):
+        evaluate(dataclasses.replace(run, recipe=recipe.load("demo", ["data.eval_shards=[]"])), Settings())
+
+
+def test_group_names() -> None:
+    assert benchmark.group_name("runs/demo/data/test_known/shards") == "test_known"
+    assert benchmark.group_name("s3://bucket/dev/") == "dev"
+    assert benchmark.group_name("/data/eval/closed.jsonl") == "closed"
