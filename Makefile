@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SPEECH ?=
 
-.PHONY: help setup demo test slow format clean
+.PHONY: help setup demo reproduce test slow format clean
 
 help: ## say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -13,6 +13,9 @@ setup: ## .venv with the exact versions of constraints.txt
 
 demo: setup ## the miniature world from recordings to a speech LLM; SPEECH=FOLDER takes FSDD recordings instead of espeak-ng
 	@$(BIN)/mtbi demo $(if $(SPEECH),--speech '$(SPEECH)')
+
+reproduce: setup ## the generalisation benchmark: every arm, three seeds, one report in runs/reproduce (up to 3 hours on two cores)
+	@$(BIN)/mtbi reproduce runs/reproduce $(if $(SPEECH),--speech '$(SPEECH)')
 
 test: setup ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .

@@ -31,7 +31,7 @@ AXES = {
     "trained tasks, other format": (cells.FORMATS, False, False),
     "trained tasks, prompt first": (cells.TRAINED, False, True),
 }
-Sums = dict[str, np.ndarray]  #: utterance → (right, of the text LLM, of the cascade, agreeing, dialogues)
+Sums = dict[str, np.ndarray]  #: utterance → (right, of the text LLM, of the cascade, dialogues)
 
 
 @dataclass
@@ -42,7 +42,16 @@ class RunResult:
     audio_hours: float  #: heard in training, repetitions included
     corpus_minutes: float  #: of speech in its corpus
     sums: dict[tuple[str, str], Sums]  #: by group of speakers and axis
-    tasks: dict[tuple[str, str], tuple[int, int]]  #: by group and task: right answers, dialogues
+    tasks: dict[tuple[str, str], tuple[float, float]]  #: by group and task: right answers, dialogues
+
+
+def worth(one: dict[str, Any], who: str) -> float:
+    """What an answer counts: 1 or 0 where the right one is known; else its nearness to the text LLM's, or the transcript."""
+    answer = one["answers"][who]
+    if one["gold"] is not None and one["scorer"] in ("exact", "wer"):
+        return float(scoring.exact_match(answer, one["gold"]))
+    reference = one["gold"] or (one["transcript"] if one["scorer"].startswith("wer") else one["answers"][TEXT_LLM])
+    return scoring.nearness(one["scorer"], answer, reference)
 
 
 Question = tuple[str, str, str, int, bool]
@@ -53,39 +62,34 @@ def question(one: dict[str, Any]) -> Question:
     return one["group"], one["utterance"], one["task"], one["wording"], one["prompt_first"]
 
 
-def read_cascade(grid: Grid, out: Path) -> dict[Question, bool]:
-    """Which questions the cascade answered right in the run that asked it; empty while that run is not finished."""
+def read_cascade(grid: Grid, out: Path) -> dict[Question, float]:
+    """What the cascade's answers count, from the run that asked it; empty while that run is not finished."""
     folder = report_folder(grid, reference(grid), out)
     if folder is None:
         return {}
     with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
         saved = [json.loads(line) for line in lines]
-    asked = [one for one in saved if one["gold"] is not None and cells.CASCADE in one["answers"]]
-    return {question(one): scoring.exact_match(one["answers"][cells.CASCADE], one["gold"]) for one in asked}
+    return {question(one): worth(one, cells.CASCADE) for one in saved if cells.CASCADE in one["answers"]}
 
 
-def read_run(grid: Grid, job: Job, out: Path, trained: set[str], cascade: dict[Question, bool]) -> RunResult | None:
+def read_run(grid: Grid, job: Job, out: Path, trained: set[str], cascade: dict[Question, float]) -> RunResult | None:
     """The result of a run; None while it is not finished."""
     folder = report_folder(grid, job, out)
     if folder is None:
         return None
-    sums: dict[tuple[str, str], Sums] = defaultdict(lambda: defaultdict(lambda: np.zeros(5)))
-    tasks: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    sums: dict[tuple[str, str], Sums] = defaultdict(lambda: defaultdict(lambda: np.zeros(4)))
+    tasks: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             one = json.loads(line)
-            if one["gold"] is None:
-                continue
-            answers, gold = one["answers"], one["gold"]
-            hits = [scoring.exact_match(answers[who], gold) for who in (SPEECH, TEXT_LLM)]
-            hits.append(cascade.get(question(one), False))
-            row = np.array([*hits, scoring.exact_match(answers[SPEECH], answers[TEXT_LLM]), 1.0])
+            heard = worth(one, SPEECH)
+            row = np.array([heard, worth(one, TEXT_LLM), cascade.get(question(one), 0.0), 1.0])
             for axis, (part, heldout, first) in AXES.items():
                 if cells.part_of(one["task"], trained) == part and one["prompt_first"] == first and one["heldout"] >= heldout:
                     sums[one["group"], axis][one["utterance"]] += row
             if not one["prompt_first"]:
                 counted = tasks[one["group"], one["task"]]
-                counted[0], counted[1] = counted[0] + hits[0], counted[1] + 1
+                counted[0], counted[1] = counted[0] + heard, counted[1] + 1
     run_dir = out / "runs" / job.name
     newest = checkpoint.latest_valid(run_dir)
     if newest is None:
@@ -129,7 +133,7 @@ def read_all(grid: Grid, out: Path) -> list[RunResult]:
 
 
 def resample(runs: list[RunResult], key: tuple[str, str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The totals `(5,)` of several seeds and of their bootstrap samples `(RESAMPLES, 5)`; None where nothing was measured.
+    """The totals `(4,)` of several seeds and of their bootstrap samples `(RESAMPLES, 4)`; None where nothing was measured.
 
     Both seeds and utterances are drawn, the same ones for every arm, so that differences between arms are paired.
     """
@@ -137,7 +141,7 @@ def resample(runs: list[RunResult], key: tuple[str, str]) -> tuple[np.ndarray, n
     if not tables:
         return None
     utterances = sorted({name for one in tables for name in one})
-    stacked = np.stack([[one.get(name, np.zeros(5)) for name in utterances] for one in tables])
+    stacked = np.stack([[one.get(name, np.zeros(4)) for name in utterances] for one in tables])
     rng = np.random.default_rng(0)
     weights = rng.multinomial(len(utterances), np.full(len(utterances), 1 / len(utterances)), RESAMPLES)
     seeds = rng.multinomial(len(tables), np.full(len(tables), 1 / len(tables)), RESAMPLES)
@@ -150,7 +154,7 @@ Measure = Callable[[np.ndarray], Any]  #: of the totals in the last axis
 
 def accuracy(totals: np.ndarray) -> Any:
     """Right answers of all."""
-    return totals[..., 0] / totals[..., 4]
+    return totals[..., 0] / totals[..., 3]
 
 
 def kept(totals: np.ndarray) -> Any:
@@ -165,12 +169,12 @@ def of_cascade(totals: np.ndarray) -> Any:
 
 def cascade_accuracy(totals: np.ndarray) -> Any:
     """The cascade's right answers of all."""
-    return totals[..., 2] / totals[..., 4]
+    return totals[..., 2] / totals[..., 3]
 
 
 def text_accuracy(totals: np.ndarray) -> Any:
     """The text LLM's right answers of all."""
-    return totals[..., 1] / totals[..., 4]
+    return totals[..., 1] / totals[..., 3]
 
 
 def interval(value: float, samples: np.ndarray) -> Estimate:

@@ -37,6 +37,7 @@ class Arm:
     label: str  #: for tables and plots
     fields: list[str]  #: `key=value` fields of the recipe, on top of those of `like`
     like: str = ""  #: another arm
+    seeds: list[int] = field(default_factory=list)  #: empty = the grid's
 
 
 @dataclass
@@ -142,7 +143,8 @@ def only_known(record: Any, kind: type, where: str) -> dict[str, Any]:
 def jobs(grid: Grid) -> Iterator[Job]:
     """Every run: all arms, one seed after the other, then those on less speech: a grid cut short has whole seeds."""
     less = grid.less_speech
-    yield from (Job(arm, seed) for seed in grid.seeds for arm in grid.arms)
+    seeds = dict.fromkeys(seed for arm in grid.arms.values() for seed in arm.seeds or grid.seeds)
+    yield from (Job(name, seed) for seed in seeds for name, arm in grid.arms.items() if seed in (arm.seeds or grid.seeds))
     yield from (Job(arm, seed, minutes) for seed in less.seeds for minutes in less.minutes for arm in less.arms)
 
 

@@ -18,6 +18,9 @@ from mtbi.benchmark.grid import DATA, Grid, Job, arm_fields, commands, job_recip
 from mtbi.data.shards import Shards
 from mtbi.trained import open_run
 
+HOW = """Numbers are right answers in per cent, with 95% intervals over seeds and utterances (both are drawn again, the same
+for every arm). Where a corpus knows no right answers they are the nearness to the text LLM's (by each task's scorer).
+*Cascade*: a CTC recogniser's transcript, read by the text LLM. *Text LLM*: the same LLM reading the true transcript."""
 GOAL = 0.8  #: of never-trained tasks, for "how much speech does each arm need"
 NEW_AXIS = "never-trained tasks"
 
@@ -34,6 +37,7 @@ def write(grid: Grid, out: Path) -> Path:
     parts = [f"# Generalisation benchmark\n\n{len(results)} of {total} runs are finished."]
     if not full:
         parts[0] += " Nothing to report yet."
+    parts.append(HOW)
     groups = list(grid.evaluate)
     for group in groups:
         parts.append(f"## {group}\n\n{main_table(grid, full, group)}")
@@ -198,9 +202,12 @@ def save_numbers(grid: Grid, full: dict[str, list[RunResult]], results: list[Run
                 "run": r.job.name,
                 "audio_hours": round(r.audio_hours, 4),
                 "corpus_minutes": round(r.corpus_minutes, 2),
-                "right": {f"{group}: {axis}": int(sum(one[0] for one in s.values())) for (group, axis), s in r.sums.items()},
+                "right": {
+                    f"{group}: {axis}": round(float(sum(one[0] for one in s.values())), 3)
+                    for (group, axis), s in r.sums.items()
+                },
                 "dialogues": {
-                    f"{group}: {axis}": int(sum(one[4] for one in s.values())) for (group, axis), s in r.sums.items()
+                    f"{group}: {axis}": int(sum(one[3] for one in s.values())) for (group, axis), s in r.sums.items()
                 },
             }
             for r in results

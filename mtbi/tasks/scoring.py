@@ -46,6 +46,14 @@ def wer(answers: Sequence[str], references: Sequence[str], english: bool = False
     return float(jiwer.wer([r for r, _ in pairs], [a for _, a in pairs])) if pairs else None
 
 
+def nearness(scorer: str, answer: str, reference: str) -> float:
+    """How near one answer is to its reference, between 0 and 1: 1 - WER, chrF or exact match, as the scorer says."""
+    if scorer.startswith("wer"):
+        rate = wer([answer], [reference], english=scorer == "wer_english")
+        return 1.0 - min(1.0, rate) if rate is not None else float(not normalise(answer))
+    return chrf([answer], [reference]) if scorer in ("bleu", "similarity") else float(exact_match(answer, reference))
+
+
 def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU (sacrebleu's default signature) between 0 and 1."""
     from sacrebleu import corpus_bleu

@@ -34,3 +34,10 @@ def test_translations_and_free_texts_are_compared_by_their_pieces() -> None:
 def test_an_answer_follows_when_all_of_it_has_the_form() -> None:
     assert scoring.follows(" - one\n- two ", "(- .+\n?)+")
     assert not scoring.follows("Sure: - one", "(- .+\n?)+")
+
+
+def test_nearness_is_by_the_scorer() -> None:
+    assert scoring.nearness("exact", "A.", "a") == 1
+    assert scoring.nearness("wer", "a b", "a c") == 0.5
+    assert scoring.nearness("wer", "a b c d", "a") == 0
+    assert 0.3 < scoring.nearness("similarity", "the cat sat", "the cats sat down") < 1
