@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 
 #: Exit status of a run that stopped on request after a checkpoint: the Slurm script requeues on it.
 STOPPED = 75
@@ -72,6 +73,12 @@ def tasks_here(slurm: Mapping[str, str]) -> str:
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", slurm.get("SLURM_STEP_TASKS_PER_NODE", "1")):
         counts += [count] * int(times or 1)
     return counts[min(int(slurm.get("SLURM_NODEID", "0")), len(counts) - 1)]
+
+
+def made_progress(environment: Mapping[str, str] = os.environ) -> None:
+    """A checkpoint is written: earlier failures of this Slurm job no longer count (see slurm/train.sh)."""
+    if note := environment.get("MTBI_FAILURES"):
+        Path(note).unlink(missing_ok=True)
 
 
 class StopFlag:

@@ -98,6 +98,7 @@ class DataConfig:
     workers: int = 2  #: threads that decode audio on each rank
     prefetch: int = 4  #: micro-batches prepared ahead
     retries: int = 5  #: attempts to fetch a shard, with growing pauses
+    unreadable: str = "stop"  #: an utterance whose shard is lost or damaged: `stop` the run, or `skip` it and count
 
 
 @dataclass
@@ -153,7 +154,9 @@ class TrainConfig:
     beta2: float = 0.98
     weight_decay: float = 0.01
     grad_clip: float = 1.0  #: largest gradient norm
-    max_bad_steps: int = 10  #: consecutive steps with a non-finite loss or gradient (each is skipped) before the run ends
+    max_bad_steps: int = 10  #: steps in a row without a finite loss (each is skipped) before the newest checkpoint is put back
+    max_rollbacks: int = 3  #: times a checkpoint may be put back (also after a gradient that is not finite) before the run ends
+    hang_seconds: float = 1800.0  #: without progress of a process, after which the watchdog ends the run; 0 = never
     log_every_steps: int = 10
     eval_every_steps: int = 200  #: 0 = never
     eval_utterances: int = 64  #: utterances in the periodic evaluation
@@ -187,6 +190,7 @@ CHOICES = {
     "behaviour.wordings": ("train", "heldout", "all"),
     "behaviour.backend": ("transformers", "vllm"),
     "behaviour.answers": ("llm", "gold"),
+    "data.unreadable": ("stop", "skip"),
     "interleave.cut": ("slice", "encode"),
 }
 #: Whole numbers that must be at least 1. None but `model.encoder.layer` (-1 = the last) may be negative.

@@ -17,7 +17,7 @@ REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # started as a script, the repository may not be installed
     sys.path[0] = REPOSITORY
 
-from launcher.ranks import STOPPED, Ranks, StopFlag, find_ranks  # noqa: E402
+from launcher.ranks import STOPPED, Ranks, StopFlag, find_ranks, made_progress  # noqa: E402
 from mtbi import recipe as recipes  # noqa: E402
 from mtbi.errors import UserError  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
@@ -38,93 +38,102 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     """The whole run; returns the exit status."""
     import torch.distributed as dist
 
+    from launcher.watchdog import Watchdog
     from mtbi.data.loader import Loader
-    from mtbi.data.plan import Plan, Position
-    from mtbi.engine import checkpoint
+    from mtbi.engine import checkpoint, start
     from mtbi.engine.engine import Engine
-    from mtbi.engine.evaluation import Evaluation
     from mtbi.engine.metrics import Metrics
+    from mtbi.engine.progress import Progress
     from mtbi.engine.schedule import learning_rate
-    from mtbi.engine.start import check_same_plan, open_shards, start_distributed
-    from mtbi.model.geometry import FrameGeometry
-    from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
     run_dir, config, first = Path(recipe.run_dir), recipe.train, ranks.rank == 0
-    chat = ChatFormat(load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code), recipe.behaviour.system_prompt)
-    shards = open_shards(recipe.data.shards, recipe, chat)
-    geometry = FrameGeometry.from_config(recipe.model)
-    plan = Plan(shards.index, recipe, geometry)
-    next(plan.steps())  # an empty plan is an error now, not later
-    device = start_distributed(ranks)
-    evaluation = None
-    if recipe.data.eval_shards and config.eval_every_steps:
-        eval_shards = open_shards(recipe.data.eval_shards, recipe, chat)
-        evaluation = Evaluation(recipe, geometry, chat, eval_shards, ranks.rank, ranks.world)
-    if first:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        recipes.save(recipe, run_dir / "recipe.yaml")
-
-    # --- model and state --------------------------------------------------------------------------------------------
+    inputs = start.open_inputs(recipe)
+    device = start.start_distributed(ranks)
+    watchdog = Watchdog(ranks, config.hang_seconds)
+    evaluation = start.open_evaluation(recipe, inputs, ranks)
     newest = checkpoint.latest_valid(run_dir)
     snapshot = checkpoint.load(newest) if newest else None
     if snapshot:
-        check_same_plan(recipe, snapshot.state["recipe"])
-    tasks = shards.index.tasks
+        start.check_same_plan(recipe, snapshot.state["recipe"])
+    if first:
+        start.note_start(recipe, ranks, newest)
+
+    # --- model and state --------------------------------------------------------------------------------------------
+    tasks, progress, stop_flag = inputs.shards.index.tasks, Progress.of(snapshot), StopFlag()
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
-    number = int(snapshot.state["step"]) if snapshot else 0
-    position = Position.from_json(snapshot.state["position"]) if snapshot else Position()
-    audio_seconds = float(snapshot.state["audio_seconds"]) if snapshot else 0.0
-    stop_flag = StopFlag()
-    llm_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.llm.parameters())
-    metrics = Metrics(run_dir, tasks, config.steps, first, ranks.world, llm_parameters, device)
-    trainable = sum(getattr(p, "ds_numel", p.numel()) for p in engine.parameters.values())
+    metrics = Metrics(run_dir, tasks, config.steps, first, ranks.world, engine.llm_size, device)
     metrics.say(
-        f"{recipe.name}: {len(shards)} utterances, {len(tasks)} tasks; {trainable:,} trainable parameters beside an LLM of "
-        f"{llm_parameters:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
+        f"{recipe.name}: {len(inputs.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
+        f"beside an LLM of {engine.llm_size:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
         + (f"going on from {newest}" if newest else "from the start")
     )
 
-    def save(score: float | None) -> None:
-        state = {"step": number, "position": position.to_json(), "world": ranks.world, "recipe": recipes.to_dict(recipe)}
-        state["audio_seconds"] = audio_seconds  # heard so far, repetitions included
-        snapshot = engine.snapshot(state)  # all processes gather, the first one writes
-        if first:
-            checkpoint.save(run_dir, number, snapshot)
-            checkpoint.keep(run_dir, config.keep_last, score)
+    def save(score: float | None, needed: bool) -> None:
+        watchdog.at(progress.step, "writing a checkpoint")
+        snapshot = engine.snapshot(progress.to_state(recipe, ranks.world))  # all processes gather, the first one writes
+        try:
+            if first:
+                checkpoint.save(run_dir, progress.step, snapshot)
+                checkpoint.keep(run_dir, config.keep_last, score)
+                made_progress()
+        except OSError as error:
+            metrics.counts["failed_checkpoints"] += 1
+            metrics.say(f"step {progress.step}: the checkpoint could not be written: {error}")
+            if needed:
+                raise UserError(f"{run_dir}: {error}; make room and start again, older checkpoints are whole.") from error
         dist.barrier()
+
+    def roll_back(why: str) -> None:
+        metrics.counts["rollbacks"] += 1
+        whole = checkpoint.latest_valid(run_dir)
+        if not whole or metrics.counts["rollbacks"] > config.max_rollbacks:
+            raise UserError(
+                f"step {progress.step}: {why}"
+                + (f", after {config.max_rollbacks} returns to a checkpoint" if whole else ", before any checkpoint")
+                + f". Lower train.learning_rate or look at the data. What is in {run_dir / checkpoint.FOLDER} is from before."
+            )
+        engine.restore(checkpoint.load(whole))
+        metrics.say(f"step {progress.step}: {why}; the weights are those of {whole.name} again, the data goes on")
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     bad_steps, stopped = 0, False
-    rows, workers, prefetch = recipe.plan.rows_per_micro_batch, recipe.data.workers, recipe.data.prefetch
-    with Loader(shards, plan, ranks.rank, ranks.world, rows, workers, prefetch, position) as loader:
+    with Loader(
+        inputs.shards, inputs.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
+        recipe.data.prefetch, progress.position, skip_unreadable=recipe.data.unreadable == "skip",
+        doing=lambda what: watchdog.at(progress.step + 1, what),
+    ) as loader:  # fmt: skip
         for step in loader:
-            if number >= config.steps or stopped:
+            if progress.step >= config.steps or stopped:
                 break
-            sums = engine.train_step(step, number, stop_flag.set)
-            number, position, stopped = number + 1, step.next_position, sums.stop
-            audio_seconds += step.step.audio_seconds
+            sums = engine.train_step(step, progress.step, stop_flag.set)
+            progress.advance(step.step)
+            number, stopped = progress.step, sums.stop
+            last = number == config.steps
             bad_steps = bad_steps + 1 if sums.skipped == step.parts else 0
             if sums.skipped:
+                metrics.counts["skipped_micro_batches"] += sums.skipped
                 metrics.say(f"step {number}: {sums.skipped} of {step.parts} micro-batches left out, their loss is not finite")
-            if bad_steps >= config.max_bad_steps:
-                raise UserError(
-                    f"the loss was not finite in {bad_steps} steps in a row; lower train.learning_rate or look at the data. "
-                    f"The newest checkpoint in {run_dir / checkpoint.FOLDER} is from before."
+            if sums.lost or bad_steps >= config.max_bad_steps:
+                roll_back(
+                    "the gradient is not finite" if sums.lost else f"the loss was not finite in {bad_steps} steps in a row"
                 )
+                bad_steps = 0
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
-            last = number == config.steps
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
-                score = evaluation.run(engine, metrics, number)
+                score = evaluation.run(engine, metrics, number, doing=lambda: watchdog.at(progress.step, "evaluating"))
             # Weights that just gave a loss that is not finite are no place to go back to.
             if not bad_steps and (last or stopped or number % config.checkpoint_every_steps == 0):
-                save(score)
-    metrics.say(f"stopped after step {number}, as asked" if stopped else f"done: {number} steps, checkpoints in {run_dir}")
+                save(score, needed=last or stopped)
+    metrics.say(
+        f"stopped after step {progress.step}, as asked" if stopped else f"done: {progress.step} steps, checkpoints in {run_dir}"
+    )
     metrics.close()
+    watchdog.close()
     dist.destroy_process_group()
-    return STOPPED if stopped and number < config.steps else 0
+    return STOPPED if stopped and progress.step < config.steps else 0
 
 
 def main() -> int:

@@ -167,10 +167,11 @@ def stack_clips(clips: list[np.ndarray], shortest: int) -> Tensor:
     return stacked
 
 
-def build(rows: list[Row], read: Callable[[int], Sample], plan: Plan) -> Batch:
+def build(rows: list[Row], read: Callable[[int], Sample | None], plan: Plan) -> Batch:
     """The tensors of `rows`, as wide as the fullest row needs; `read` gives an utterance by its number in the plan's index.
 
-    Raises ValueError where a group does not take the slots that the plan counted: index and shards disagree.
+    An utterance that reads as None is left out. Raises ValueError where a group does not take the slots that the plan
+    counted: index and shards disagree.
     """
     fullest = max((sum(group.tokens for group in row.groups) for row in rows), default=0)
     width = min(plan.config.row_tokens, max(1, -(-fullest // WIDTH_UNIT)) * WIDTH_UNIT)
@@ -181,7 +182,9 @@ def build(rows: list[Row], read: Callable[[int], Sample], plan: Plan) -> Batch:
         builder = RowBuilder(plan, clips, base=place * width)
         for number, group in enumerate(row.groups):
             start = len(builder.tokens)
-            builder.put_group(group, read(group.utterance), number)
+            if (sample := read(group.utterance)) is None:
+                continue
+            builder.put_group(group, sample, number)
             if len(builder.tokens) - start != group.tokens:
                 raise ValueError(
                     f"utterance {group.utterance} takes {len(builder.tokens) - start} slots, the plan says {group.tokens}"

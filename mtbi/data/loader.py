@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from mtbi.data.batch import Batch, build
 from mtbi.data.plan import Plan, Position, Row, Step
-from mtbi.data.shards import Shards
+from mtbi.data.shards import Sample, Shards
+from mtbi.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PLANNED_STEPS = 8  # steps planned ahead of the one whose batches are being made
 
@@ -65,11 +69,13 @@ class LoadedStep:
         """This process's micro-batches; to be iterated once."""
         for place in range(self.parts):
             began = time.perf_counter()
+            self.loader.doing("waiting for data")
             while len(self.futures) <= place:
                 self.loader.submit_next()
             batch = self.futures[place].result()
             self.loader.waiting -= 1
             self.loader.top_up()
+            self.loader.doing("computing")
             self.data_wait_seconds += time.perf_counter() - began
             yield batch
 
@@ -78,7 +84,8 @@ class Loader:
     """Iterate for LoadedSteps from `position` on, without end. `close` it, or use it in a `with` statement.
 
     At most `prefetch` micro-batches are ready or being made ahead. An error while planning, fetching or decoding is
-    raised in the iteration.
+    raised in the iteration; with `skip_unreadable`, utterances of shards that stay lost or damaged are left out and counted.
+    `doing` is told what this process is at, for a watchdog.
     """
 
     def __init__(
@@ -91,9 +98,13 @@ class Loader:
         workers: int = 2,
         prefetch: int = 4,
         position: Position | None = None,
+        skip_unreadable: bool = False,
+        doing: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.shards, self.plan, self.rank, self.world = shards, plan, rank, world
         self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
+        self.skip_unreadable, self.doing = skip_unreadable, doing
+        self.unreadable = 0  #: utterances left out so far
         self.waiting = 0  #: micro-batches submitted and not yet handed out
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode")
         self._planned: queue.Queue[Step | Exception] = queue.Queue(maxsize=PLANNED_STEPS)
@@ -136,8 +147,18 @@ class Loader:
         if not self._parts:
             self._take_step()
         loaded, rows = self._parts.popleft()
-        loaded.futures.append(self._pool.submit(build, rows, self.shards.__getitem__, self.plan))
+        loaded.futures.append(self._pool.submit(build, rows, self._read, self.plan))
         self.waiting += 1
+
+    def _read(self, utterance: int) -> Sample | None:
+        try:
+            return self.shards[utterance]
+        except UserError as error:
+            if not self.skip_unreadable:
+                raise
+            self.unreadable += 1
+            log.warning("utterance %d left out: %s", utterance, error)
+            return None
 
     def top_up(self) -> None:
         """Keep `prefetch` micro-batches in the making, as far as steps are planned: no finished batch waits for the planner."""
@@ -147,6 +168,7 @@ class Loader:
     def __iter__(self) -> Iterator[LoadedStep]:
         while True:
             began = time.perf_counter()
+            self.doing("waiting for data")
             while not self._loaded:
                 self.submit_next()
             loaded = self._loaded.popleft()

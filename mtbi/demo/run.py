@@ -111,7 +111,8 @@ def train(recipe: Recipe, overrides: list[str], processes: int = 2) -> None:
     count = torch.cuda.device_count() or processes
     command = [
         str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(count), "--no_local_rank",
-        "mtbi/train.py", "--deepspeed", "ds_configs/zero3.json", "--recipe", "demo", f"run_dir={recipe.run_dir}", *overrides,
+        "mtbi/train.py", "--deepspeed", "ds_configs/zero3.json", "--recipe", "demo",
+        f"run_dir={recipe.run_dir}", *(override for override in overrides if not override.startswith("run_dir=")),
     ]  # fmt: skip
     print("$", " ".join(["deepspeed", *command[1:]]), flush=True)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

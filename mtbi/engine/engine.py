@@ -81,6 +81,8 @@ class StepSums:
     weight: float  #: of every target that counted
     skipped: int  #: micro-batches left out because a loss was not finite
     stop: bool  #: some process was asked to stop
+    unreadable: int  #: utterances left out since the processes started
+    lost: bool  #: the gradient was not finite although the losses were: so are the weights now
     tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
     gradient_norm: float  #: before clipping
 
@@ -108,6 +110,8 @@ class Engine:
                 raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
             self.model.load_state_dict({name: value.to(self.dtype) for name, value in snapshot.trainable.items()}, strict=False)
         self.parameters = self.model.trainable_parameters()
+        self.trainable_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
+        self.llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.llm.parameters())
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config
         )
@@ -122,8 +126,7 @@ class Engine:
 
         The gradient is that of Σ weight·loss over the whole global step ÷ Σ weight, whatever the split: the denominator
         comes from the plan, and DeepSpeed's mean over processes is undone. A micro-batch in which any process finds a
-        loss that is not finite is left out by all of them; a step in which all are left out changes nothing. Raises
-        UserError where the update itself is not finite.
+        loss that is not finite is left out by all of them; a step in which all are left out changes nothing.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
@@ -132,7 +135,7 @@ class Engine:
         for place, micro in enumerate(step.micro_batches, start=1):
             batch = micro.to(self.device)
             out = self.ds(batch)
-            finite = total.add(out, stop and place == 1)
+            finite = total.add(out, *((stop, step.loader.unreadable) if place == 1 else (False, 0)))
             last = place == step.parts
             if last and used and not finite:  # what came before still counts: close the step with a batch of nothing
                 out, finite = self.ds(batch.emptied()), True
@@ -145,11 +148,6 @@ class Engine:
         if used:
             self.optimizer_steps += 1
             norm = float(self.ds.get_global_grad_norm())
-            if not math.isfinite(norm):
-                raise UserError(
-                    f"step {number + 1}: the gradient is not finite although the loss is, so the weights are lost. "
-                    "Checkpoints are untouched: start again with a lower train.learning_rate, or look at the data of this step."
-                )
         return total.result(norm)
 
     @torch.no_grad()
@@ -158,7 +156,7 @@ class Engine:
         self.ds.eval()
         total = Sums(self.tasks, self.device)
         for micro in step.micro_batches:
-            total.add(self.ds(micro.to(self.device)), stop=False)
+            total.add(self.ds(micro.to(self.device)))
         self.ds.train()
         return total.result(0.0)
 
@@ -178,9 +176,13 @@ class Engine:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put back what `snapshot` took, on any number of processes and any ZeRO stage."""
+        from deepspeed.runtime.zero import GatheredParameters
+
         self._make_moments()
         for name, parameter in self.parameters.items():
-            self._put(parameter, snapshot.trainable[name], None)
+            with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3), torch.no_grad():
+                parameter.copy_(snapshot.trainable[name])  # what the next forward pass computes with
+            self._put(parameter, snapshot.trainable[name], None)  # and the float32 copy that Adam steps
             for moment in MOMENTS:
                 self._put(parameter, snapshot.moments[f"{name}.{moment}"], moment)
         self.optimizer_steps = int(snapshot.state["optimizer_steps"])
@@ -237,27 +239,28 @@ class Sums:
     """Adds up a step's results over micro-batches and processes: one small all-reduce a micro-batch."""
 
     def __init__(self, tasks: int, device: torch.device) -> None:
-        self.total = torch.zeros(4 + 4 * tasks, dtype=torch.float64, device=device)
+        self.total = torch.zeros(5 + 4 * tasks, dtype=torch.float64, device=device)
         self.skipped = 0
 
-    def add(self, out: LossOutput, stop: bool) -> bool:
+    def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0) -> bool:
         """Returns whether the loss is finite on all processes; if not, the micro-batch does not count."""
         import deepspeed.comm as dist
 
         bad = not bool(torch.isfinite(out.loss.detach()))
         values = torch.cat([torch.stack([out.loss.detach(), out.weight]).double(), torch.stack([*out[2:]]).double().flatten()])
-        flags = torch.tensor([float(stop), float(bad)], dtype=torch.float64, device=values.device)
+        flags = torch.tensor([float(stop), float(bad), float(unreadable)], dtype=torch.float64, device=values.device)
         shared = torch.cat([flags, values.nan_to_num(0.0, 0.0, 0.0)])
         dist.all_reduce(shared)
         if shared[1] > 0:
             self.skipped += 1
-            self.total[0] += shared[0]
+            self.total[:3] += shared[:3]
             return False
         self.total += shared
         return True
 
     def result(self, gradient_norm: float) -> StepSums:
         """The sums as numbers."""
-        stop, _, loss, weight = self.total[:4].tolist()
-        tasks = self.total[4:].reshape(4, -1).cpu()
-        return StepSums(loss, weight, self.skipped, stop > 0, tasks, gradient_norm)
+        stop, _, unreadable, loss, weight = self.total[:5].tolist()
+        tasks = self.total[5:].reshape(4, -1).cpu()
+        lost = not math.isfinite(gradient_norm)
+        return StepSums(loss, weight, self.skipped, stop > 0, int(unreadable), lost, tasks, gradient_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import takewhile
 
@@ -28,13 +29,17 @@ class Evaluation:
         self.shards, self.chat, self.rank, self.world = shards, chat, rank, world
         self.plan = Plan(shards.index, self.recipe, geometry)
 
-    def run(self, engine: Engine, metrics: Metrics, step: int) -> float:
-        """Returns the share of answer tokens on which the speech LLM, given the answer so far, agrees with the text LLM."""
+    def run(self, engine: Engine, metrics: Metrics, step: int, doing: Callable[[], None] = lambda: None) -> float:
+        """Returns the share of answer tokens on which the speech LLM, given the answer so far, agrees with the text LLM.
+
+        `doing` is called now and then, for a watchdog.
+        """
         loss = weight = hits = count = 0.0
         utterances = 0
         rows, data = self.recipe.plan.rows_per_micro_batch, self.recipe.data
         with Loader(self.shards, self.plan, self.rank, self.world, rows, data.workers, data.prefetch) as loader:
             for loaded in takewhile(lambda one: one.position.epoch == 0, loader):
+                doing()
                 sums = engine.evaluate_step(loaded)
                 loss, weight = loss + sums.loss, weight + sums.weight
                 hits, count = hits + float(sums.tasks[2].sum()), count + float(sums.tasks[3].sum())
@@ -46,6 +51,7 @@ class Evaluation:
         metrics.say(
             f"eval at step {step}: loss {loss / max(weight, 1e-9):.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
+        doing()
         self.show_dialogues(engine, metrics, step)
         return agreement
 

@@ -76,6 +76,7 @@ class Metrics:
             peak_flops(device),
         )  # frozen LLM: forward, and backward to activations
         self.interval = Interval()
+        self.counts = {"skipped_micro_batches": 0, "rollbacks": 0, "failed_checkpoints": 0}  #: since the processes started
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=15) if first else None
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
@@ -113,6 +114,8 @@ class Metrics:
             "speed/unused_slots_share": 1 - one.used_share / one.steps,
         }
         values["speed/memory_gb"] = peak_memory_gb(self.device)
+        values["health/unreadable_utterances"] = sums.unreadable
+        values |= {f"health/{what}": float(count) for what, count in self.counts.items()}
         if self.peak:
             values["speed/mfu"] = self.flops_per_token * one.tokens / seconds / self.world / self.peak
         assert one.tasks is not None

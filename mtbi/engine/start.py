@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +18,43 @@ import torch
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
 from mtbi.data import features
+from mtbi.data.plan import Plan
 from mtbi.data.shards import Shards
+from mtbi.engine.evaluation import Evaluation
 from mtbi.errors import UserError
+from mtbi.model.geometry import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.tasks.chat import ChatFormat
+from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+
+PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", "flash-attn")
+
+
+@dataclass
+class Inputs:
+    """What is trained on."""
+
+    chat: ChatFormat
+    shards: Shards
+    geometry: FrameGeometry
+    plan: Plan
+
+
+def open_inputs(recipe: Recipe) -> Inputs:
+    """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
+    chat = ChatFormat(load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code), recipe.behaviour.system_prompt)
+    shards = open_shards(recipe.data.shards, recipe, chat)
+    geometry = FrameGeometry.from_config(recipe.model)
+    plan = Plan(shards.index, recipe, geometry)
+    next(plan.steps())
+    return Inputs(chat, shards, geometry, plan)
+
+
+def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation | None:
+    """The evaluation inside the run, where the recipe asks for one."""
+    if not (recipe.data.eval_shards and recipe.train.eval_every_steps):
+        return None
+    shards = open_shards(recipe.data.eval_shards, recipe, inputs.chat)
+    return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks.rank, ranks.world)
 
 
 def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
@@ -62,3 +103,41 @@ def start_distributed(ranks: Ranks) -> torch.device:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world))
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return device
+
+
+def code_version() -> str:
+    """The commit of the repository that runs, `+` where files differ from it; the package's version elsewhere."""
+    folder = Path(__file__).parents[2]
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return metadata.version("mtbi")
+
+
+def installed(package: str) -> str | None:
+    """A package's version; None where it is missing."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def note_start(recipe: Recipe, ranks: Ranks, newest: Path | None) -> None:
+    """Keep the resolved recipe in the run's folder, and a line of `starts.jsonl` for each time the run was started."""
+    run_dir = Path(recipe.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    recipes.save(recipe, run_dir / "recipe.yaml")
+    record = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "processes": ranks.world,
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restart": os.environ.get("SLURM_RESTART_COUNT"),
+        "from": newest.name if newest else None,
+        "code": code_version(),
+        "versions": {package: installed(package) for package in PACKAGES},
+        "command": sys.argv,
+    }
+    with (run_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

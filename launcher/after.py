@@ -1,0 +1,102 @@
+"""What becomes of a Slurm job whose step has ended: it is done, or it starts again, or it has failed too often.
+
+`slurm/train.sh` calls `python -m launcher.after STATUS …` as its last line; the exit status is the job's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launcher.ranks import STOPPED
+
+#: Exit status of a user's mistake: starting again would not help.
+MISTAKE = 2
+TOLD_LINES = 8
+
+
+def failed_tasks(srun_errors: str) -> list[tuple[str, str]]:
+    """Nodes and tasks that srun names first, such as `("node2", "1")`; those it killed afterwards are left out."""
+    found = re.findall(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Terminated)", srun_errors, re.MULTILINE)
+    return [(node, task) for node, task in found]
+
+
+def last_words(logs: Path, task: str) -> str:
+    """The last lines of a task's log."""
+    path = logs / f"rank-{task.split('-')[0].split(',')[0]}.log"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return "\n".join(f"  {line}" for line in lines[-TOLD_LINES:])
+
+
+def explain(status: int, logs: Path) -> tuple[str, str]:
+    """What went wrong, for people, and the node it went wrong on, if known."""
+    errors = logs / "srun.err"
+    tasks = failed_tasks(errors.read_text(encoding="utf-8", errors="replace")) if errors.exists() else []
+    if not tasks:
+        return f"the step ended with status {status}", ""
+    node, task = tasks[0]
+    return f"task {task} on {node} failed first (status {status}); the end of its log:\n{last_words(logs, task)}", node
+
+
+def requeue(job: str) -> None:
+    """Put the job back into the queue; Slurm ends this process when it does."""
+    subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+def own_status(status: int, logs: Path) -> int:
+    """MISTAKE where a task ended so: srun tells the highest status, which may be that of a task it killed afterwards."""
+    errors = logs / "srun.err"
+    told = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
+    return MISTAKE if re.search(rf"Exited with exit code {MISTAKE}$", told, re.MULTILINE) else status
+
+
+def decide(status: int, logs: Path, failures: Path, retries: int, job: str) -> int:
+    """Requeue the job where that may help; returns its exit status otherwise."""
+    status = own_status(status, logs)
+    if status in (0, MISTAKE):
+        failures.unlink(missing_ok=True)
+        return status
+    if status == STOPPED:
+        failures.unlink(missing_ok=True)
+        requeue(job)
+        return status
+    why, node = explain(status, logs)
+    with failures.open("a", encoding="utf-8") as file:
+        file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} status {status} node {node or '?'}\n")
+    seen = re.findall(r"node (\S+)$", failures.read_text(encoding="utf-8"), re.MULTILINE)
+    print(f"mtbi: {why}", file=sys.stderr)
+    worst, times = Counter(name for name in seen if name != "?").most_common(1)[0] if any(n != "?" for n in seen) else ("", 0)
+    if times > 1:
+        print(f"mtbi: {worst} failed {times} times; if it goes on: sbatch --exclude={worst} …", file=sys.stderr)
+    if len(seen) > retries:
+        print(f"mtbi: {len(seen)} failures without a new checkpoint in between, giving up (MTBI_RETRIES)", file=sys.stderr)
+        return status
+    print(
+        f"mtbi: starting again, failure {len(seen)} of at most {retries} without a new checkpoint", file=sys.stderr, flush=True
+    )
+    requeue(job)
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("status", type=int, help="exit status of srun")
+    parser.add_argument("--logs", type=Path, required=True, help="folder with srun.err and the ranks' logs")
+    parser.add_argument(
+        "--failures", type=Path, required=True, help="file with a line for each failure since the last checkpoint"
+    )
+    parser.add_argument("--retries", type=int, default=3)
+    options = parser.parse_args(arguments)
+    return decide(options.status, options.logs, options.failures, options.retries, os.environ["SLURM_JOB_ID"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

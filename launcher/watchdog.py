@@ -1,0 +1,127 @@
+"""Ends a run in which nothing moves any more, and says which process it waits for.
+
+Every process tells the first one, through a small key-value store, what it last did. When its own work has stood still
+for too long it compares notes, names the processes that are silent or behind, prints where its own threads are, and
+ends with status HUNG, so that the scheduler ends the others and starts the job again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from launcher.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+#: Exit status of a process that waited too long.
+HUNG = 76
+
+
+@dataclass
+class Note:
+    """What a process last did."""
+
+    rank: int
+    host: str
+    step: int
+    doing: str
+    since: float  #: when it began doing so, Unix time
+    told: float  #: when it said so, Unix time
+
+
+def verdict(notes: dict[int, Note | None], now: float, silent_seconds: float) -> str:
+    """Which processes the others wait for: silent ones, else those that do something else than the ones furthest ahead."""
+    known = [note for note in notes.values() if note]
+    silent = [rank for rank, note in notes.items() if note is None or now - note.told > silent_seconds]
+    if silent:
+        return "; ".join(describe(rank, notes[rank], now, "no sign of life from") for rank in silent)
+    computing = max(known, key=lambda note: (note.step, note.since))
+    behind = [note for note in known if (note.step, note.doing) != (computing.step, computing.doing)]
+    if not behind:
+        return f"all {len(known)} processes are at the same place, {computing.doing} of step {computing.step}"
+    return "; ".join(describe(note.rank, note, now, "waiting for") for note in behind)
+
+
+def describe(rank: int, note: Note | None, now: float, what: str) -> str:
+    """One process, in words."""
+    if note is None:
+        return f"{what} process {rank}, which never said anything"
+    return f"{what} process {rank} on {note.host}: {note.doing} of step {note.step} for {now - note.since:.0f} s"
+
+
+class Watchdog:
+    """Call `at` whenever this process goes on to something else. `seconds` without a call end it; 0 = never.
+
+    The notes go through a torch TCPStore of its own on the first process's host.
+    """
+
+    def __init__(self, ranks: Ranks, seconds: float) -> None:
+        self.ranks, self.seconds = ranks, seconds
+        self.note = Note(ranks.rank, socket.gethostname(), 0, "starting", time.time(), time.time())
+        self._done = threading.Event()
+        if seconds:
+            self.store = connect(ranks, timedelta(seconds=max(5.0, min(60.0, seconds))))
+            self.thread = threading.Thread(target=self._watch, name="mtbi-watchdog", daemon=True)
+            self.thread.start()
+
+    def at(self, step: int, doing: str) -> None:
+        """This process now does something else."""
+        self.note = Note(self.note.rank, self.note.host, step, doing, time.time(), self.note.told)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._done.set()
+
+    def _watch(self) -> None:
+        pause = min(15.0, self.seconds / 10)
+        while not self._done.wait(pause):
+            self.note.told = time.time()
+            with contextlib.suppress(Exception):  # the first process may have ended
+                self.store.set(str(self.note.rank), json.dumps(asdict(self.note)))
+            if time.time() - self.note.since > self.seconds:
+                self._end(silent_seconds=4 * pause)
+
+    def _end(self, silent_seconds: float) -> None:
+        own = self.note
+        lines = [
+            f"watchdog: process {own.rank} on {own.host}: {own.doing} of step {own.step} for {self.seconds:.0f} s, giving up."
+        ]
+        lines.append(f"watchdog: {verdict(self._notes(), time.time(), silent_seconds)}")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        sys.stderr.flush()
+        os._exit(HUNG)
+
+    def _notes(self) -> dict[int, Note | None]:
+        notes: dict[int, Note | None] = {}
+        for rank in range(self.ranks.world):
+            try:
+                notes[rank] = Note(**json.loads(self.store.get(str(rank)))) if self.store.check([str(rank)]) else None
+            except Exception:  # the store is gone, and with it the first process
+                notes = dict.fromkeys(range(self.ranks.world), self.note)
+                notes[0] = None
+                return notes
+        return notes
+
+
+def connect(ranks: Ranks, patience: timedelta) -> TCPStore:
+    """A store on a free port of the first process's host. torch.distributed must have started."""
+    import torch.distributed as dist
+
+    first, host = ranks.rank == 0, os.environ["MASTER_ADDR"]
+    store = dist.TCPStore(host, 0, is_master=True, timeout=patience, wait_for_workers=False) if first else None
+    port = [store.port if store else 0]
+    if ranks.world > 1:
+        dist.broadcast_object_list(port, src=0)
+    return store or dist.TCPStore(host, port[0], timeout=patience, wait_for_workers=False)

@@ -1,0 +1,145 @@
+"""`sbatch slurm/train.sh` on a real Slurm of two nodes: preempted, killed, hung, and a node lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtbi.engine import checkpoint
+from slurm import Cluster, processes_with, slurm_cluster
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = [
+    "train.steps=40", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=4",
+    "train.warmup_steps=2",
+    "plan.row_tokens=256", "plan.rows_per_step=2", "plan.window_samples=20", "precision=fp32", "data.eval_shards=[]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="mtbi-slurm-"))  # sockets need a short path
+    with slurm_cluster(folder / "c") as running:
+        yield running
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def submit(cluster: Cluster, shard_folder: Path, tmp_path: Path) -> Callable[..., str]:
+    """Submit a run to both nodes, one process on each; returns the job's number."""
+
+    def call(run_dir: Path, *overrides: str, **environment: str) -> str:
+        # The nodes share one address here.
+        variables = {
+            "MTBI_VENV": sys.prefix,
+            "MTBI_LOGS": str(tmp_path / "logs"),
+            "MASTER_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+        options = ["--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/%j.out", "slurm/train.sh", *SMALL]
+        fields = [f"run_dir={run_dir}", f"data.shards=[{shard_folder}]", *overrides]
+        return cluster.submit(*options, *fields, cwd=REPOSITORY, **variables, **environment)
+
+    return call
+
+
+def wait_for_step(cluster: Cluster, job: str, output: Path, step: int, seconds: float = 120) -> None:
+    """Until the log shows a step at or after `step`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        cluster.hasten(job)
+        text = output.read_text() if output.exists() else ""
+        if any(int(number) >= step for number in re.findall(r"^step (\d+)/", text, re.MULTILINE)):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"step {step} was not reached:\n{output.read_text() if output.exists() else 'no output'}")
+
+
+def training_process(job: str, rank: int) -> int:
+    """The process of a rank."""
+    for pid in processes_with(f"SLURM_JOB_ID={job}"):
+        with contextlib.suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if f"SLURM_PROCID={rank}".encode() in environment and b"mtbi/train.py" in command:
+                return pid
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    folder = checkpoint.latest_valid(run_dir)
+    assert folder
+    assert checkpoint.load(folder).state["step"] == 40
+    return checkpoint.load_trainable(folder)
+
+
+@pytest.mark.slow
+def test_a_bad_night_leaves_no_trace_in_the_weights(cluster: Cluster, submit: Callable[..., str], tmp_path: Path) -> None:
+    quiet = submit(tmp_path / "quiet")
+    record = cluster.wait(quiet)
+    assert record["JobState"] == "COMPLETED", (tmp_path / f"{quiet}.out").read_text()
+
+    job = submit(tmp_path / "bad")
+    output = tmp_path / f"{job}.out"
+    wait_for_step(cluster, job, output, 3)
+    cluster.call("scancel", "--signal=USR2", job)  # as before the time limit, or a preemption
+    wait_for_step(cluster, job, output, 13)
+    os.kill(training_process(job, 1), signal.SIGKILL)
+    wait_for_step(cluster, job, output, 23)
+    cluster.kill("node2")  # its processes too
+    time.sleep(2)
+    cluster.start("node2")
+    wait_for_step(cluster, job, output, 33)
+    cluster.kill("slurmctld")  # the run needs no controller
+    time.sleep(1)
+    cluster.start("slurmctld")
+    record = cluster.wait(job)
+    text = output.read_text()
+    assert record["JobState"] == "COMPLETED", text
+    assert int(record["Restarts"]) == 3, text
+    assert "as asked" in text
+    assert "task 1 on node2 failed first" in text
+    starts = [json.loads(line) for line in (tmp_path / "bad" / "starts.jsonl").read_text().splitlines()]
+    assert [start["from"] is None for start in starts] == [True, False, False, False]
+    torch.testing.assert_close(final_weights(tmp_path / "bad"), final_weights(tmp_path / "quiet"), rtol=0, atol=0)
+    assert not processes_with(f"SLURM_JOB_ID={job}")
+
+
+@pytest.mark.slow
+def test_a_hung_process_is_named_and_the_job_starts_again(cluster: Cluster, submit: Callable[..., str], tmp_path: Path) -> None:
+    job = submit(tmp_path / "run", "train.hang_seconds=10", "train.steps=12")
+    output = tmp_path / f"{job}.out"
+    wait_for_step(cluster, job, output, 3)
+    os.kill(training_process(job, 1), signal.SIGSTOP)
+    record = cluster.wait(job)
+    text = output.read_text()
+    assert record["JobState"] == "COMPLETED", text
+    assert int(record["Restarts"]) == 1
+    assert "watchdog: no sign of life from process 1" in text
+
+
+@pytest.mark.slow
+def test_a_mistake_is_not_tried_again_and_a_failing_job_not_for_ever(
+    cluster: Cluster, submit: Callable[..., str], tmp_path: Path
+) -> None:
+    mistaken = submit(tmp_path / "mistaken", "data.shards=[/nowhere]")
+    # Its first checkpoint never comes, because the run ends at once each time.
+    failing = submit(tmp_path / "failing", "train.hang_seconds=0.01", MTBI_RETRIES="1")
+    record = cluster.wait(mistaken)
+    assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "no shards there" in (tmp_path / f"{mistaken}.out").read_text()
+    record = cluster.wait(failing)
+    assert (record["JobState"], record["Restarts"]) == ("FAILED", "1"), (tmp_path / f"{failing}.out").read_text()
+    assert "giving up (MTBI_RETRIES)" in (tmp_path / f"{failing}.out").read_text()
