@@ -36,6 +36,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
 
 def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     """The whole run; returns the exit status."""
+    import torch
     import torch.distributed as dist
 
     from launcher.watchdog import Watchdog
@@ -72,17 +73,20 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     def save(score: float | None, needed: bool) -> None:
         watchdog.at(progress.step, "writing a checkpoint")
         snapshot = engine.snapshot(progress.to_state(recipe, ranks.world))  # all processes gather, the first one writes
+        failed = torch.zeros(1, device=device)
         try:
             if first:
                 checkpoint.save(run_dir, progress.step, snapshot)
                 checkpoint.keep(run_dir, config.keep_last, score)
                 made_progress()
         except OSError as error:
-            metrics.counts["failed_checkpoints"] += 1
+            failed += 1
             metrics.say(f"step {progress.step}: the checkpoint could not be written: {error}")
+        dist.all_reduce(failed)
+        if failed:
+            metrics.counts["failed_checkpoints"] += 1
             if needed:
-                raise UserError(f"{run_dir}: {error}; make room and start again, older checkpoints are whole.") from error
-        dist.barrier()
+                raise UserError(f"{run_dir}: no checkpoint could be written; make room and start again. Older ones are whole.")
 
     def roll_back(why: str) -> None:
         metrics.counts["rollbacks"] += 1

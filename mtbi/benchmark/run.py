@@ -45,8 +45,10 @@ class Report:
     dialogues: list[Dialogue]
 
     def __str__(self) -> str:
-        """The parts of the tasks; single tasks are in `table.md`."""
-        return cells.render([c for c in self.cells if c.tasks in (cells.TRAINED, cells.NEW, cells.FORMATS)])
+        """The parts of the tasks, in all their wordings; single tasks and kinds of wording are in `table.md`."""
+        return cells.render(
+            [c for c in self.cells if c.tasks in (cells.TRAINED, cells.NEW, cells.FORMATS) and c.wording == "all"]
+        )
 
 
 def group_name(place: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -70,8 +71,11 @@ def save(run_dir: Path | str, step: int, snapshot: Snapshot) -> Path:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(snapshot.trainable, partial / TRAINABLE)
-    save_file(snapshot.moments, partial / OPTIMIZER)
+    try:
+        save_file(snapshot.trainable, partial / TRAINABLE)
+        save_file(snapshot.moments, partial / OPTIMIZER)
+    except SafetensorError as error:
+        raise OSError(f"{partial}: {error}") from error
     (partial / STATE).write_text(json.dumps(snapshot.state, indent=1) + "\n", encoding="utf-8")
     sums = {name: checksum(partial / name) for name in (TRAINABLE, OPTIMIZER, STATE)}
     (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import threading
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,28 @@ def test_an_impossible_plan_is_an_error_at_the_first_step(shards: Shards, small_
     small_recipe.plan.row_tokens = 8
     with pytest.raises(UserError, match="no utterance fits"), Loader(shards, make_plan(shards, small_recipe)) as loader:
         next(iter(loader))
+
+
+def test_utterances_of_a_damaged_shard_stop_the_run_or_are_left_out(
+    shard_folder: Path, small_recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(shard_folder, folder)
+    victim = sorted(folder.glob("shard.*.mds"))[1]
+    victim.write_bytes(victim.read_bytes()[:-50] + bytes(50))
+    damaged = Shards(str(folder))
+    with Loader(damaged, make_plan(damaged, small_recipe)) as loader, pytest.raises(UserError, match=f"{victim.name}: damaged"):
+        list(chain.from_iterable(step.micro_batches for step in islice(loader, 40)))
+    whole = Shards(str(shard_folder))
+    with (
+        Loader(damaged, make_plan(damaged, small_recipe), skip_unreadable=True) as loader,
+        Loader(whole, make_plan(whole, small_recipe)) as other,
+    ):
+        kept = missing = 0
+        for step, complete in zip(islice(loader, 20), islice(other, 20), strict=True):
+            assert step.weight_total == complete.weight_total
+            for batch, full in zip(step.micro_batches, complete.micro_batches, strict=True):
+                kept, missing = kept + len(batch.target_ids), missing + len(full.target_ids) - len(batch.target_ids)
+        assert 0 < missing < kept
+        assert loader.unreadable > 0
+    assert f"{victim.name}: damaged" in caplog.text

@@ -13,6 +13,7 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
+from faulty_proxy import faulty_proxy
 
 from mtbi.data import shards
 from mtbi.data.corpus import Utterance
@@ -97,6 +98,35 @@ def test_wrong_places_and_credentials_are_one_message(
     assert all(word in str(caught.value) for word in words), caught.value
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
     assert not list(tmp_path.rglob("*.mds"))
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "dropped", "truncated", "slow"])
+def test_a_store_that_fails_for_a_while_is_asked_again(
+    server: dict[str, str], shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    with faulty_proxy(server["S3_ENDPOINT_URL"]) as (address, faults):
+        monkeypatch.setenv("S3_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client's own attempts would hide the faults
+        faults.waiting = [fault]  # the index
+        remote = Shards(PLACE, str(tmp_path), retries=3)
+        faults.waiting = [fault]  # a shard
+        wave = remote[17].waveform
+        assert not faults.waiting
+        np.testing.assert_array_equal(wave, Shards(str(shard_folder))[17].waveform)
+        assert not [path for path in tmp_path.rglob(".*") if path.is_file()]  # no half copies
+
+
+def test_a_store_that_goes_on_failing_ends_with_a_message(
+    server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_proxy(server["S3_ENDPOINT_URL"]) as (address, faults):
+        monkeypatch.setenv("S3_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        remote = Shards(PLACE, str(tmp_path), retries=2)
+        faults.waiting = ["503"] * 100
+        with pytest.raises(UserError, match=rf"{PLACE}/shard.*: 2 attempts failed at {address}.*503"):
+            remote[17]
+        assert not list(tmp_path.rglob("*.mds"))
 
 
 def test_shards_are_not_written_over_others(

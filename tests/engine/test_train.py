@@ -121,10 +121,42 @@ def test_a_run_that_diverges_ends_with_a_message_and_keeps_its_checkpoints(launc
     output = run(
         launch(tmp_path / "run", "train.learning_rate=1e30", "train.warmup_steps=6", "train.max_bad_steps=2"), status=2
     )
-    assert re.search(r"mtbi: (the loss was not finite in 2 steps|step \d+: the gradient is not finite)", output)
+    assert re.search(r"mtbi: step \d+: (the loss was not finite in 2 steps|the gradient is not finite)", output)
     assert "Traceback" not in output
     for folder in checkpoint.all_of(tmp_path / "run"):
         assert all(value.isfinite().all() for value in checkpoint.load_trainable(folder).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_lost_gradient_puts_the_newest_checkpoint_back(launch: Launch, run: Run, tmp_path: Path, stage: int) -> None:
+    command = launch(tmp_path / "run", stage=stage)
+    place = next(number for number, word in enumerate(command) if word.endswith("train.py"))
+    command[place] = str(Path(__file__).with_name("lost_gradient.py"))
+    output = run(command)
+    assert "step 6: the gradient is not finite; the weights are those of step-00000004 again, the data goes on" in output
+    found = losses(output)
+    assert sorted(found) == list(range(1, 9))
+    undisturbed = losses(run(launch(tmp_path / "whole", stage=stage)))
+    assert found[6] == undisturbed[6]
+    assert found[7] != undisturbed[7]  # computed with the weights of step 4
+    assert float(found[7][0]) == pytest.approx(float(undisturbed[7][0]), rel=0.5)
+    assert all(value.isfinite().all() for value in final_weights(tmp_path / "run").values())
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    # No file may grow beyond 1 MB: the adapter's weights fit, Adam's moments do not.
+    command = ["bash", "-c", 'ulimit -f 1000; exec "$@"', "bash", *launch(tmp_path / "run")]
+    output = run(command, status=2)
+    assert "step 2: the checkpoint could not be written" in output
+    assert sorted(losses(output)) == list(range(1, 9))
+    assert "make room and start again" in output
+    assert "Traceback" not in output
+    assert checkpoint.latest_valid(tmp_path / "run") is None
+    assert "done: 8 steps" in run(launch(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

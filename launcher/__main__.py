@@ -1,0 +1,10 @@
+"""`python -m launcher submit RECIPE --nodes 8 …`: hand a run to Slurm, or print the script that would be."""
+
+from __future__ import annotations
+
+import sys
+
+from launcher.submit import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

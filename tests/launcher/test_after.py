@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher import after
+from launcher.ranks import STOPPED
+
+KILLED = """srun: error: node2: task 5: Killed
+srun: launch/slurm: _step_signal: Terminating StepId=7.0
+srun: error: node1: tasks 0-3: Terminated
+"""
+
+
+@pytest.fixture
+def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The jobs that were requeued: a real Slurm does it in test_slurm.py."""
+    jobs: list[str] = []
+    monkeypatch.setattr(after, "requeue", jobs.append)
+    return jobs
+
+
+def test_done_and_mistaken_jobs_end(requeued: list[str], tmp_path: Path) -> None:
+    (tmp_path / "srun.err").write_text(
+        "srun: error: node1: task 0: Exited with exit code 2\nsrun: error: node2: task 1: Terminated\n"
+    )
+    assert after.decide(143, tmp_path, tmp_path / "failures", 3, "7") == after.MISTAKE
+    (tmp_path / "srun.err").unlink()
+    assert after.decide(0, tmp_path, tmp_path / "failures", 3, "7") == 0
+    assert requeued == []
+
+
+def test_a_stopped_job_starts_again_and_its_failures_are_forgotten(requeued: list[str], tmp_path: Path) -> None:
+    (tmp_path / "failures").write_text("earlier\n")
+    after.decide(STOPPED, tmp_path, tmp_path / "failures", 3, "7")
+    assert requeued == ["7"]
+    assert not (tmp_path / "failures").exists()
+
+
+def test_a_failing_job_starts_again_so_many_times(
+    requeued: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "srun.err").write_text(KILLED)
+    (tmp_path / "rank-5.log").write_text("step 1\nout of memory\n")
+    for _ in range(3):
+        assert after.decide(137, tmp_path, tmp_path / "failures", 2, "7") == 137
+    assert requeued == ["7", "7"]
+    told = capsys.readouterr().err
+    assert "task 5 on node2 failed first (status 137)" in told
+    assert "  out of memory" in told
+    assert "node2 failed 2 times" in told
+    assert "--exclude=node2" in told
+    assert "giving up (MTBI_RETRIES)" in told
