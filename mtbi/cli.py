@@ -46,9 +46,10 @@ def data_check(options: Options) -> None:
 
 def data_align(options: Options) -> None:
     """Add the time of every word, by CTC forced alignment."""
-    from mtbi.data import align
+    from mtbi.data import align, corpus
 
-    aligned, without = align.align_manifest(options.manifest, options.out, align.open_aligner(options.model))
+    part = corpus.Part.parse(options.part) if options.part else None
+    aligned, without = align.align_manifest(options.manifest, options.out, align.open_aligner(options.model), part)
     print(f"{options.out}: {aligned} utterances aligned, {without} kept without word times")
 
 
@@ -115,10 +116,13 @@ def behave(options: Options) -> None:
     from mtbi.tasks.teacher import build_teacher
 
     recipe = recipes.load(options.recipe, options.overrides)
-    utterances, chat = corpus.read_manifest(options.manifest), read_chat(recipe)
+    utterances, chat, out = corpus.read_manifest(options.manifest), read_chat(recipe), options.out
+    if options.part:
+        part = corpus.Part.parse(options.part)
+        utterances, out = part.take(utterances), out / str(part)
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
-    behaviour.generate(utterances, recipe.behaviour, teacher, chat, options.out, seed=recipe.seed)
-    print(f"{options.out}: answers about {len(utterances)} utterances")
+    behaviour.generate(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)
+    print(f"{out}: answers about {len(utterances)} utterances")
 
 
 def plan(options: Options) -> None:
@@ -290,6 +294,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--recipe", default="demo", help="a recipe's file, or the name of a shipped one (default: demo)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
 
+    def add_part(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--part", default="", metavar="I/N", help="only this stretch of the manifest, for array jobs")
+
     def add_run(command: argparse.ArgumentParser) -> None:
         command.add_argument("run", type=Path, help="the run's folder (run_dir of its recipe)")
         command.add_argument("--checkpoint", default="best", help="best (default), latest, or a checkpoint's folder")
@@ -312,6 +319,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("manifest", type=Path)
     command.add_argument("out", type=Path, help="the manifest with word times")
     command.add_argument("--model", default="demo", help="demo, or a CTC model of transformers (name or folder)")
+    add_part(command)
     command = add(data, "shard", data_shard)
     command.add_argument("manifest", type=Path, help="the aligned manifest")
     command.add_argument("behaviour", type=Path, help="the folder that `mtbi behave` made")
@@ -331,6 +339,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(commands, "behave", behave)
     command.add_argument("manifest", type=Path)
     command.add_argument("out", type=Path, help="folder for the answers; a killed command goes on from what it holds")
+    add_part(command)
     add_recipe(command)
     command = add(commands, "plan", plan)
     command.add_argument("recipe", help="a recipe's file, or the name of a shipped one")

@@ -79,7 +79,7 @@ def swift_server(folder: Path) -> Iterator[dict[str, str]]:
     """Runs Swift in `folder`; yields the environment that S3 clients need. Fails where the packages are missing."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
-        pytest.fail(f"{', '.join(missing)} missing: run tools/install_swift.sh")
+        pytest.fail(f"{', '.join(missing)} missing: run tools/install_servers.sh")
     ports = dict(zip(("proxy", "memcached", *SERVERS), free_ports(5), strict=True))
     write_rings(folder, ports)
     write_configurations(folder, ports)

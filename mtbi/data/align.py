@@ -22,7 +22,7 @@ from torchaudio.functional import forced_align, merge_tokens
 from tqdm import tqdm
 
 from mtbi.data import audio
-from mtbi.data.corpus import Utterance, read_manifest, relocate, write_manifest
+from mtbi.data.corpus import Part, Utterance, read_manifest, relocate, write_manifest
 from mtbi.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -171,13 +171,26 @@ def _word_times(utterance: Utterance, folder: Path, aligner: CtcAligner) -> list
     return [(word, start, end) for word, (start, end) in zip(words, times, strict=True)]
 
 
-def align_manifest(manifest: Path | str, out: Path | str, aligner: CtcAligner) -> tuple[int, int]:
-    """Align a manifest into another, whose audio paths fit its own folder. Returns how many were aligned, and how many not."""
+def align_manifest(manifest: Path | str, out: Path | str, aligner: CtcAligner, part: Part | None = None) -> tuple[int, int]:
+    """Align a manifest into another, whose audio paths fit its own folder. Returns how many were aligned, and how many not.
+
+    A `part` goes into a file of its own beside `out`, once; whoever finishes the last part joins them in `out`.
+    """
     folder, target = Path(manifest).parent, Path(out)
-    aligned = [
-        relocate(utterance, folder, Path(os.path.abspath(target.parent)))
-        for utterance in align(read_manifest(manifest), folder, aligner)
-    ]
-    write_manifest(target, aligned)
+    utterances = read_manifest(manifest)
+    place = part_file(target, part) if part else target
+    if part and place.exists():
+        aligned = read_manifest(place)
+    else:
+        found = align(part.take(utterances) if part else utterances, folder, aligner)
+        aligned = [relocate(utterance, folder, Path(os.path.abspath(target.parent))) for utterance in found]
+        write_manifest(place, aligned)
+    if part and all(part_file(target, one).exists() for one in part.siblings()):
+        write_manifest(target, (utterance for one in part.siblings() for utterance in read_manifest(part_file(target, one))))
     without = sum(utterance.words is None for utterance in aligned)
     return len(aligned) - without, without
+
+
+def part_file(target: Path, part: Part) -> Path:
+    """Where a part of the aligned manifest lies."""
+    return target.with_name(f"{target.stem}.{part}{target.suffix}")

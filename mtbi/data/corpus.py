@@ -233,3 +233,32 @@ def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
     if level < limits.min_peak_dbfs:
         raise UserError(f"silence: the peak is {level:.0f} dBFS, under {limits.min_peak_dbfs:g} dBFS")
     return replace(utterance, duration_s=round(duration, 4), sample_rate=rate_hz)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several equal stretches of a corpus, for array jobs: part 1 to `of`."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """`3/8`. Raises UserError for anything else."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        part = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
+        if not 1 <= part.number <= part.of:
+            raise UserError(f"--part {text}: a part has the form 3/8, between 1/8 and 8/8")
+        return part
+
+    def __str__(self) -> str:
+        return f"part-{self.number}-of-{self.of}"
+
+    def take(self, utterances: list[Utterance]) -> list[Utterance]:
+        """This part's utterances."""
+        first, stop = (len(utterances) * edge // self.of for edge in (self.number - 1, self.number))
+        return utterances[first:stop]
+
+    def siblings(self) -> list[Part]:
+        """All parts, this one included."""
+        return [Part(number, self.of) for number in range(1, self.of + 1)]

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from mtbi.data.corpus import Utterance
+from mtbi.data.corpus import Part, Utterance
 from mtbi.errors import UserError
 from mtbi.recipe import BehaviourConfig
 from mtbi.tasks import registry
@@ -33,6 +33,7 @@ from mtbi.tasks.chat import ChatFormat
 from mtbi.tasks.teacher import Answer, Teacher
 
 NOTE = "behaviour.json"
+DONE = "done"  # an empty file: everything was answered
 CHUNK_BATCHES = 4  # batches that are written together: what a kill can cost
 
 
@@ -217,7 +218,9 @@ def generate(
         asked = [request for request in wanted if request.key not in done]
         if config.answers == "gold":
             teacher, asked = None, with_gold(asked, done)
-        return ask(asked, config, teacher, chat, out)
+        written = ask(asked, config, teacher, chat, out)
+        (out / DONE).touch()
+        return written
 
 
 def with_gold(requests: list[Request], done: set[tuple[str, str, int]]) -> list[Request]:
@@ -265,17 +268,37 @@ def ask(requests: list[Request], config: BehaviourConfig, teacher: Teacher | Non
     return written
 
 
+def parts_of(folder: Path) -> list[Path]:
+    """The folder itself, or its parts made by `mtbi behave --part`. Raises UserError where there are none, or not all."""
+    if (folder / NOTE).exists():
+        return [folder]
+    found = {path.parent.name for path in folder.glob(f"part-*-of-*/{DONE}")}
+    wanted = [str(part) for part in Part(1, int(next(iter(found)).rsplit("-", 1)[1])).siblings()] if found else []
+    if not found:
+        raise UserError(f"{folder}: no answers there; make them with `mtbi behave`.")
+    if missing := sorted(set(wanted) - found):
+        raise UserError(
+            f"{folder}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; run `mtbi behave --part`."
+        )
+    return [folder / name for name in wanted]
+
+
 class BehaviourStore:
-    """The answers of a folder by utterance. Raises UserError where the folder holds none."""
+    """The answers of a folder, or of its parts, by utterance. Raises UserError where the folder holds none."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        if not (self.folder / NOTE).exists():
-            raise UserError(f"{folder}: no answers there; make them with `mtbi behave`.")
-        self.note = json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
+        folders = parts_of(self.folder)
+        notes = [json.loads((one / NOTE).read_text(encoding="utf-8")) for one in folders]
+        self.note = notes[0]
+        for one, note in zip(folders, notes, strict=True):
+            if note != self.note:
+                raise UserError(
+                    f"{one}: made with other settings than {folders[0]}; delete it and run its `mtbi behave` again."
+                )
         self._places: dict[str, list[tuple[Path, int, dict]]] = defaultdict(list)
         self._chunk = lru_cache(maxsize=64)(open_chunk)
-        for path in sorted(self.folder.glob("chunk-*.jsonl")):
+        for path in (path for one in folders for path in sorted(one.glob("chunk-*.jsonl"))):
             for row, record in enumerate(read_lines(path)):
                 self._places[record["utterance"]].append((path.with_suffix(".safetensors"), row, record))
 

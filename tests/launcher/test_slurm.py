@@ -12,12 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from mtbi.data.corpus import Utterance, read_manifest, write_manifest
 from mtbi.engine import checkpoint
+from mtbi.tasks.behaviour import BehaviourStore
 from slurm import Cluster, processes_with, slurm_cluster
 
 REPOSITORY = Path(__file__).parents[2]
@@ -143,3 +146,27 @@ def test_a_mistake_is_not_tried_again_and_a_failing_job_not_for_ever(
     record = cluster.wait(failing)
     assert (record["JobState"], record["Restarts"]) == ("FAILED", "1"), (tmp_path / f"{failing}.out").read_text()
     assert "giving up (MTBI_RETRIES)" in (tmp_path / f"{failing}.out").read_text()
+
+
+@pytest.mark.slow
+def test_array_jobs_align_and_answer_a_corpus(
+    cluster: Cluster, corpus: tuple[Path, list[Utterance]], answers: Path, tmp_path: Path
+) -> None:
+    plain = [replace(utterance, audio=str(corpus[0] / utterance.audio), words=None) for utterance in corpus[1]]
+    write_manifest(tmp_path / "manifest.jsonl", plain)
+    options = ["--array=1-3", f"--output={tmp_path}/%x-%a.out"]
+    variables = {"MTBI_VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+    aligned, out = tmp_path / "aligned.jsonl", tmp_path / "answers"
+    align = cluster.submit(*options, "slurm/align.sh", f"{tmp_path}/manifest.jsonl", str(aligned), cwd=REPOSITORY, **variables)
+    fields = ["behaviour.library=[digits]", "behaviour.per_utterance=5", "behaviour.top_k=4"]
+    command = [*options, f"--dependency=afterok:{align}", "slurm/behave.sh", str(aligned), str(out), *fields]
+    behave = cluster.submit(*command, cwd=REPOSITORY, **variables)
+    for job in (align, behave):
+        for task in (1, 2, 3):
+            record = cluster.wait(f"{job}_{task}")
+            assert record["JobState"] == "COMPLETED", [path.read_text() for path in tmp_path.glob("*.out")]
+    assert [utterance.id for utterance in read_manifest(aligned)] == [utterance.id for utterance in plain]
+    assert sum(utterance.words is not None for utterance in read_manifest(aligned)) > 50
+    whole, parts = BehaviourStore(answers), BehaviourStore(out)
+    for utterance in plain:
+        assert [one.answer for one in parts.get(utterance.id)] == [one.answer for one in whole.get(utterance.id)]

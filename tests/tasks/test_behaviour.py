@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtbi.data.corpus import Utterance, write_manifest
+from mtbi.data.corpus import Part, Utterance, write_manifest
 from mtbi.demo import world
 from mtbi.errors import UserError
 from mtbi.recipe import BehaviourConfig, ModelConfig
@@ -172,3 +172,13 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_vllm_that_is_not_installed_is_a_clear_error() -> None:
     with pytest.raises(UserError, match=r"mtbi\[vllm\]"):
         build_teacher(ModelConfig(), dataclasses.replace(CONFIG, backend="vllm"))
+
+
+def test_parts_that_are_not_all_there_are_named(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    part = Part.parse("2/3")
+    behaviour.generate(part.take(make_utterances(6)), CONFIG, teacher, chat, tmp_path / str(part))
+    with pytest.raises(UserError, match="part-1-of-3, part-3-of-3 are not finished"):
+        behaviour.BehaviourStore(tmp_path)
+    for wrong in ("0/3", "4/3", "half"):
+        with pytest.raises(UserError, match="a part has the form 3/8"):
+            Part.parse(wrong)
