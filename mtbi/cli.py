@@ -126,13 +126,18 @@ def behave(options: Options) -> None:
 
 
 def plan(options: Options) -> None:
-    """Print what one epoch of a recipe looks like, without training."""
+    """Print what one epoch of a recipe looks like, or with --gpus how much memory it needs, without training."""
     from mtbi import recipe as recipes
     from mtbi.data.plan import Plan, Position
     from mtbi.data.shards import Shards
     from mtbi.model.geometry import FrameGeometry
 
     recipe = recipes.load(options.recipe, options.overrides)
+    if options.gpus:
+        from mtbi.engine import memory
+
+        print(memory.render(recipe, options.gpus, options.gpu_memory, options.gpus_per_node))
+        return
     if not recipe.data.shards:
         raise UserError(
             "data.shards is empty: name the folders made by `mtbi data shard`, for example data.shards=[shards/train]"
@@ -263,12 +268,24 @@ def demo(options: Options) -> None:
     run(options.speech, options.overrides, prepare_only=options.prepare_only)
 
 
-def doctor(options: Options) -> None:
-    """Say what this machine offers for training."""
-    from mtbi.doctor import findings
+def doctor(options: Options) -> int:
+    """Check this machine, and a recipe's models, memory, folders and shards. Ends with status 1 where something fails."""
+    import json
+    from dataclasses import asdict
 
-    for line in findings():
-        print(line)
+    import torch
+
+    from mtbi import doctor as checks
+    from mtbi import recipe as recipes
+
+    found = list(checks.machine())
+    if options.recipe:
+        recipe = recipes.load(options.recipe, options.overrides)
+        here = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0.0
+        found += checks.of_recipe(recipe, options.gpus or max(1, torch.cuda.device_count()), options.gpu_memory or here)
+    found += [checks.guarded(place, lambda place=place: checks.store_rights(place)) for place in options.write]  # type: ignore[misc]
+    print(json.dumps([asdict(one) for one in found], indent=1) if options.json else checks.render(found))
+    return int(any(one.status == checks.FAIL for one in found))
 
 
 def read_chat(recipe: Recipe) -> ChatFormat:
@@ -284,7 +301,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mtbi", description="Multi-task behaviour imitation training for speech LLMs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(group: argparse._SubParsersAction, name: str, function: Callable[[Options], None]) -> argparse.ArgumentParser:
+    def add(group: argparse._SubParsersAction, name: str, function: Callable[[Options], int | None]) -> argparse.ArgumentParser:
         text = function.__doc__
         command = group.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
@@ -344,6 +361,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(commands, "plan", plan)
     command.add_argument("recipe", help="a recipe's file, or the name of a shipped one")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
+    command.add_argument("--gpus", type=int, nargs="+", default=[], help="memory on jobs of so many GPUs, without any data")
+    command.add_argument("--gpu-memory", type=float, default=80, metavar="GB", help="of one GPU (default: 80)")
+    command.add_argument("--gpus-per-node", type=int, default=8, help="(default: 8)")
 
     command = add(commands, "evaluate", evaluate)
     add_run(command)
@@ -395,7 +415,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--speech", type=Path, help="folder of FSDD recordings (default: espeak-ng speaks)")
     command.add_argument("--prepare-only", action="store_true", help="stop before training")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
-    add(commands, "doctor", doctor)
+    command = add(commands, "doctor", doctor)
+    command.add_argument("recipe", nargs="?", default="", help="a recipe's file, or the name of a shipped one, to check too")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
+    command.add_argument("--write", nargs="+", default=[], metavar="ADDRESS", help="also write and read an object below s3://…")
+    command.add_argument("--gpus", type=int, default=0, help="GPUs of the job (default: this machine's)")
+    command.add_argument("--gpu-memory", type=float, default=0, metavar="GB", help="of one GPU (default: this machine's)")
+    command.add_argument("--json", action="store_true", help="for scripts")
     return parser
 
 
@@ -409,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(loose)}")
         wanted += loose
     try:
-        options.function(options)
+        return options.function(options) or 0
     except BrokenPipeError:  # `mtbi … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -419,7 +445,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:  # OSError: a path without permission, a full disk, a model that is nowhere
         print(f"mtbi: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

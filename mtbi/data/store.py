@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import uuid
@@ -74,3 +75,14 @@ def upload(folder: Path, names: list[str], place: str) -> None:
             uploader.upload_file(name)
     except Exception as error:
         raise explain(place, error) or UserError(f"{place}: cannot write there: {error}") from error
+
+
+def delete(place: str) -> None:
+    """Remove an object below `s3://`, as well as one can; elsewhere it stays."""
+    if not place.startswith("s3://"):
+        return
+    import boto3
+
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    with contextlib.suppress(Exception):
+        boto3.client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL")).delete_object(Bucket=bucket, Key=key)

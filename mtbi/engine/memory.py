@@ -1,0 +1,165 @@
+"""How much memory a run needs on each GPU, from shapes alone, and which ZeRO stage to take.
+
+Model states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) with frozen weights, which have no gradient and no
+optimizer state; activations follow Korthikanti et al. 2022 (arXiv 2205.05198) with an attention that keeps no scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mtbi.errors import UserError
+from mtbi.model.adapter import build_adapter
+from mtbi.model.encoder import read_encoder_config
+from mtbi.recipe import LoraConfig, Recipe
+
+ACTIVATION_BYTES = 34  #: for each token, channel and layer in 16 bits, without recomputation
+STATE_BYTES = 12  #: float32 weight and Adam's two moments of a parameter that trains
+LOGIT_COPIES = 3  #: logits, their log-softmax and its gradient
+FIXED_GB = 2.0  #: context, kernels, collective buffers
+USABLE_SHARE = 0.92  #: of the device's memory, against fragmentation
+PLACES = (("ZeRO-1", 1), ("ZeRO-2", 2), ("ZeRO-3, weights whole in each node (hpZ)", 3), ("ZeRO-3", 3))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters and shapes of a model."""
+
+    llm: int
+    encoder: int
+    trainable: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    largest_layer: int  #: parameters of the embedding or of one layer, whichever is more
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Gigabytes (1e9 bytes) on each GPU."""
+
+    name: str
+    stage: int
+    frozen: float
+    trainable: float  #: weights, gradients and optimizer state of what trains
+    activations: float
+    gathered: float  #: layers that ZeRO-3 has together at once
+
+    @property
+    def total(self) -> float:
+        """Everything, with what the driver and libraries take."""
+        return self.frozen + self.trainable + self.activations + self.gathered + FIXED_GB
+
+
+def count(module: torch.nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def lora_size(model: torch.nn.Module, config: LoraConfig) -> int:
+    """Parameters of the low-rank updates of the named linear layers."""
+    if not config.rank:
+        return 0
+    layers = (layer for name, layer in model.named_modules() if name.rsplit(".", 1)[-1] in config.targets)
+    return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers if isinstance(layer, torch.nn.Linear))
+
+
+def sizes_of(recipe: Recipe) -> Sizes:
+    """Sizes from the models' configurations, without reading weights. Raises UserError where there is none."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from mtbi.tasks.chat import resolve_llm
+
+    model = recipe.model
+    try:
+        config: Any = AutoConfig.from_pretrained(str(resolve_llm(model.llm)), trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config)
+    encoder, width = encoder_shape(recipe)
+    with torch.device("meta"):
+        adapter = build_adapter(model.adapter, width, config.hidden_size)
+    trainable = count(adapter) + lora_size(llm, model.llm_lora) + lora_size(encoder, model.encoder_lora)
+    trainable += count(encoder) if model.encoder.trainable else 0
+    embedding = count(llm.get_input_embeddings())
+    layer = (count(llm) - embedding) // config.num_hidden_layers
+    frozen_encoder = 0 if model.encoder.trainable else count(encoder)
+    return Sizes(
+        count(llm),
+        frozen_encoder,
+        trainable,
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.vocab_size,
+        max(embedding, layer),
+    )
+
+
+def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
+    """The encoder without its weights, and the width of its output."""
+    from transformers import AutoModel
+
+    if recipe.model.encoder.path == "demo":
+        from mtbi.demo.encoder import DemoEncoder, DemoEncoderConfig
+
+        config = DemoEncoderConfig()
+        return DemoEncoder(config), config.width
+    settings = read_encoder_config(recipe.model.encoder, recipe.model.trust_remote_code)
+    with torch.device("meta"):
+        whole = AutoModel.from_config(settings)
+    if settings.model_type == "whisper":
+        return whole.encoder, settings.d_model
+    return whole, settings.hidden_size
+
+
+def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8) -> Iterator[Estimate]:
+    """One estimate for each way of sharing, from the one that communicates least to the one that needs least memory."""
+    width = 4 if recipe.precision == "fp32" else 2
+    tokens = recipe.plan.row_tokens * recipe.plan.rows_per_micro_batch
+    per_layer = tokens * sizes.hidden * ACTIVATION_BYTES * width / 2
+    activations = per_layer * sizes.layers
+    if recipe.model.activation_checkpointing:
+        activations = tokens * sizes.hidden * width * sizes.layers + per_layer
+    activations += recipe.loss.chunk * sizes.vocabulary * 4 * LOGIT_COPIES
+    for name, stage in PLACES:
+        sharers = min(gpus_per_node, gpus) if "hpZ" in name else gpus
+        frozen = sizes.llm * width / (sharers if stage == 3 else 1) + sizes.encoder * width
+        weights = sizes.trainable * width / (sharers if stage == 3 else 1)
+        gradients = sizes.trainable * width / (gpus if stage >= 2 else 1)
+        states = sizes.trainable * STATE_BYTES / gpus
+        gathered = 2 * sizes.largest_layer * width if stage == 3 else 0
+        parts = (frozen, weights + gradients + states, activations, gathered)
+        yield Estimate(name, stage, *(part / 1e9 for part in parts))
+
+
+def choose(found: Iterable[Estimate], gpu_gb: float) -> Estimate | None:
+    """The first that fits: the one that communicates least. None where nothing does."""
+    return next((one for one in found if one.total <= USABLE_SHARE * gpu_gb), None)
+
+
+def render(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int) -> str:
+    """A table for several sizes of a job, with the stage to take."""
+    sizes = sizes_of(recipe)
+    lines = [
+        f"LLM {sizes.llm / 1e9:.2f} B, encoder {sizes.encoder / 1e9:.2f} B, trained {sizes.trainable / 1e6:.1f} M parameters; "
+        f"GPUs of {gpu_gb:g} GB, {gpus_per_node} in a node",
+        f"{'GPUs':>6} {'frozen':>8} {'trained':>8} {'activ.':>8} {'gathered':>8} {'total GB':>9}",
+    ]
+    for number in gpus:
+        found = list(estimates(recipe, sizes, number, gpus_per_node))
+        best = choose(found, gpu_gb)
+        for one in found:
+            numbers = " ".join(f"{value:8.2f}" for value in (one.frozen, one.trainable, one.activations, one.gathered))
+            mark = "  ← take this" if one is best else "" if one.total <= USABLE_SHARE * gpu_gb else "  does not fit"
+            lines.append(f"{number:6d} {numbers} {one.total:9.2f}  {one.name}{mark}")
+        if best is None:
+            lines.append(
+                f"{number:6d} nothing fits: turn on model.activation_checkpointing, lower plan.row_tokens or "
+                "plan.rows_per_micro_batch, or take ds_configs/zero3_offload.json"
+            )
+    return "\n".join(lines)
