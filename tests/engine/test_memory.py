@@ -22,8 +22,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     )  # fmt: skip
     llama.save_pretrained(folder / "llama")
     WhisperConfig(
-        num_mel_bins=128, d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120, decoder_layers=1,
-        decoder_attention_heads=20,, decoder_attention_heads=20,
+        num_mel_bins=128,
+        d_model=1280,
+        encoder_layers=32,
+        encoder_attention_heads=20,
+        encoder_ffn_dim=5120,
+        decoder_layers=1,
+        decoder_attention_heads=20,
     ).save_pretrained(folder / "whisper")
     fields = [f"model.llm={folder}/llama", f"model.encoder.path={folder}/whisper"]
     return recipes.load("whisper-large-v3_llama-3.1-8b", fields)
