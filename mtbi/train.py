@@ -48,6 +48,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     from mtbi.engine.schedule import learning_rate
 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
+    began = time.perf_counter()
     run_dir, config, first = Path(recipe.run_dir), recipe.train, ranks.rank == 0
     inputs = start.open_inputs(recipe)
     device = start.start_distributed(ranks)
@@ -111,6 +112,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
             if progress.step >= config.steps or stopped:
                 break
             sums = engine.train_step(step, progress.step, stop_flag.set)
+            if began:
+                metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
+                began = 0.0
             progress.advance(step.step)
             number, stopped = progress.step, sums.stop
             last = number == config.steps

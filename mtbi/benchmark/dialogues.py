@@ -110,7 +110,11 @@ def from_jsonl(group: str, path: Path) -> Iterator[Turn]:
     Raises UserError, with the line, for unusable items.
     """
     other: np.ndarray | None = None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
             item = json.loads(line)

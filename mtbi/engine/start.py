@@ -102,7 +102,19 @@ def start_distributed(ranks: Ranks) -> torch.device:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world))
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    unlink_shared_memory(ranks)
     return device
+
+
+def unlink_shared_memory(ranks: Ranks) -> None:
+    """DeepSpeed's CPU collectives name a buffer in /dev/shm for each process and never take it away.
+
+    Once all processes of the machine have mapped it, the name is not needed any more: without it, the memory goes with the
+    processes, however they end.
+    """
+    torch.distributed.barrier()
+    place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{ranks.rank}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
 
 
 def code_version() -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-from faulty_proxy import faulty_proxy
+from servers.faulty_proxy import faulty_proxy
+from servers.swift import free_ports, swift_server
 
 from mtbi.data import shards
 from mtbi.data.corpus import Utterance
@@ -21,7 +22,6 @@ from mtbi.data.shards import Shards
 from mtbi.errors import UserError
 from mtbi.tasks.behaviour import BehaviourStore
 from mtbi.tasks.chat import ChatFormat
-from swift import free_ports, swift_server
 
 pytestmark = pytest.mark.slow
 PLACE = "s3://speech/digits"

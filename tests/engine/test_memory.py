@@ -66,7 +66,7 @@ def test_states_agree_with_deepspeeds_own_estimator(real: Recipe) -> None:
     """Of the part that trains: its estimator knows no frozen weights."""
     sizes = memory.sizes_of(real)
     for gpus in (1, 8, 64):
-        deepspeeds, _, largest = estimate_zero3_model_states_mem_needs(sizes.trainable, 0, 1, gpus, False, False, 1.0)
+        _, deepspeeds, largest = estimate_zero3_model_states_mem_needs(sizes.trainable, 0, 1, gpus, False, False, 1.0)
         ours = by_name(real, gpus)["ZeRO-3"].trainable * 1e9
         assert ours == pytest.approx(deepspeeds - largest, rel=0.15)
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from servers.slurm import Cluster, processes_with, slurm_cluster
 
 from mtbi.data.corpus import Utterance, read_manifest, write_manifest
 from mtbi.engine import checkpoint
 from mtbi.tasks.behaviour import BehaviourStore
-from slurm import Cluster, processes_with, slurm_cluster
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [

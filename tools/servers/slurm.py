@@ -1,4 +1,4 @@
-"""A real Slurm cluster for tests: munged, slurmctld and two slurmd on this machine, with all files in one folder."""
+"""A real Slurm cluster: munged, slurmctld and two slurmd on this machine, with all files in one folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
-from swift import free_ports
+from servers.swift import free_ports
 
 MUNGE_FILES = ("socket", "key-file", "pid-file", "log-file", "seed-file")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -89,7 +87,7 @@ class Cluster:
                     return record
                 self.hasten(number)
             time.sleep(0.5)
-        pytest.fail(f"job {number} did not end in {seconds} s: {self.job(number)}\n{self.logs()}")
+        raise RuntimeError(f"job {number} did not end in {seconds} s: {self.job(number)}\n{self.logs()}")
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
@@ -133,7 +131,7 @@ def configuration(cluster: Cluster) -> str:
 def slurm_cluster(folder: Path) -> Iterator[Cluster]:
     """Runs the cluster in `folder`, whose path must be short. Fails where the packages are missing."""
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
-        pytest.fail(f"{', '.join(missing)} missing: run tools/install_servers.sh")
+        raise RuntimeError(f"{', '.join(missing)} missing: run tools/install_servers.sh")
     (folder / "state").mkdir(parents=True)
     (folder / "munge.key-file").write_bytes(secrets.token_bytes(1024))
     (folder / "munge.key-file").chmod(0o600)

@@ -1,4 +1,4 @@
-"""A real S3 server for tests: OpenStack Swift with its S3 API, from Debian's packages, as ordinary processes on free ports."""
+"""A real S3 server: OpenStack Swift with its S3 API, from Debian's packages, as ordinary processes on free ports."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 SERVERS = ("account", "container", "object")
 PROGRAMS = ("swift-proxy-server", "swift-ring-builder", "memcached", *(f"swift-{name}-server" for name in SERVERS))
@@ -71,7 +69,7 @@ def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.1)
-    pytest.fail(f"{process.args} did not start: {log.read_text()[-2000:]}")
+    raise RuntimeError(f"{process.args} did not start: {log.read_text()[-2000:]}")
 
 
 @contextlib.contextmanager
@@ -79,7 +77,7 @@ def swift_server(folder: Path) -> Iterator[dict[str, str]]:
     """Runs Swift in `folder`; yields the environment that S3 clients need. Fails where the packages are missing."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
-        pytest.fail(f"{', '.join(missing)} missing: run tools/install_servers.sh")
+        raise RuntimeError(f"{', '.join(missing)} missing: run tools/install_servers.sh")
     ports = dict(zip(("proxy", "memcached", *SERVERS), free_ports(5), strict=True))
     write_rings(folder, ports)
     write_configurations(folder, ports)

@@ -1,0 +1,303 @@
+"""Train the miniature world on a real Slurm of two nodes and a real S3 server while they are killed again and again, and prove
+that nothing of it is seen in the result:
+
+    .venv/bin/python tools/chaos.py OUT --faults 50 --seed 1
+
+Faults: a rank killed or stopped, a preemption, a node or the controller killed, the store answering 503 or hanging up. Each
+round trains one run; rounds follow each other until all faults have been made. Proof, for each round: every step's loss and
+place in the data, and the final weights, equal those of an undisturbed run to the last bit; no process and no shared memory is
+left. Writes OUT/chaos.json. `tools/install_servers.sh` installs what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import boto3
+import torch
+from servers.faulty_proxy import Faults, faulty_proxy
+from servers.slurm import ENDED, NODES, Cluster, processes_with, slurm_cluster
+from servers.swift import swift_server
+
+from mtbi.data import store
+from mtbi.engine import checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PLACE = "s3://chaos/train"
+FIELDS = [
+    "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=5", "train.warmup_steps=5",
+    "train.hang_seconds=12", "plan.row_tokens=512", "plan.rows_per_step=2", "plan.rows_per_micro_batch=1",
+    "plan.window_samples=400", "precision=fp32", "data.eval_shards=[]", f"data.shards=[{PLACE}]",
+    "data.cache_limit_gb=0.004", "data.retries=8",
+]  # fmt: skip
+PATIENCE_SECONDS = 300
+
+
+@dataclass
+class World:
+    """What faults are made to."""
+
+    out: Path
+    cluster: Cluster
+    store: Faults
+    steps: int
+
+    def submit(self, name: str) -> str:
+        """Start a run on both nodes; returns the job."""
+        environment = {
+            "MTBI_VENV": sys.prefix, "MTBI_LOGS": str(self.out / "logs"), "MTBI_RETRIES": "1000", "MASTER_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        return self.cluster.submit(
+            "--nodes=2", "--ntasks-per-node=1", f"--output={self.out}/{name}.out", "slurm/train.sh", *FIELDS,
+            f"train.steps={self.steps}", f"run_dir={self.out / name}", f"data.cache_dir={self.out / name}/cache",
+            cwd=REPOSITORY, **environment,
+        )  # fmt: skip
+
+    def log(self, name: str) -> str:
+        """What the run has printed, over all starts."""
+        path = self.out / f"{name}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def last_step(self, name: str) -> int:
+        """The newest step in the log."""
+        found = re.findall(r"^step (\d+)/", self.log(name), re.MULTILINE)
+        return int(found[-1]) if found else 0
+
+
+def rank_process(job: str, rank: int) -> int | None:
+    """The training process of a rank."""
+    for pid in processes_with(f"SLURM_JOB_ID={job}"):
+        with contextlib.suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if f"SLURM_PROCID={rank}".encode() in environment and b"mtbi/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    return None
+
+
+def signal_rank(number: int) -> Callable[[World, str, random.Random], None]:
+    """A fault that sends a signal to one rank."""
+
+    def send(world: World, job: str, rng: random.Random) -> None:
+        if pid := rank_process(job, rng.randrange(2)):
+            os.kill(pid, number)
+
+    return send
+
+
+def preempt(world: World, job: str, rng: random.Random) -> None:
+    """As Slurm does before the time limit."""
+    world.cluster.call("scancel", "--signal=USR2", job, check=False)
+
+
+def kill_node(world: World, job: str, rng: random.Random) -> None:
+    """A node goes down with all that runs on it, and comes back."""
+    node = rng.choice(NODES)
+    world.cluster.kill(node)
+    time.sleep(rng.uniform(0.5, 3))
+    world.cluster.start(node)
+
+
+def kill_controller(world: World, job: str, rng: random.Random) -> None:
+    """Slurm's controller is away for a while."""
+    world.cluster.kill("slurmctld")
+    time.sleep(rng.uniform(0.5, 3))
+    world.cluster.start("slurmctld")
+
+
+def break_store(world: World, job: str, rng: random.Random) -> None:
+    """The next few requests to the store go wrong."""
+    world.store.waiting = rng.choices(["500", "503", "slow", "dropped", "truncated"], k=rng.randint(2, 5))
+
+
+FAULTS: dict[str, Callable[[World, str, random.Random], None]] = {
+    "rank killed": signal_rank(signal.SIGKILL),
+    "rank stopped": signal_rank(signal.SIGSTOP),
+    "preempted": preempt,
+    "node killed": kill_node,
+    "controller killed": kill_controller,
+    "store fails": break_store,
+}
+
+
+@dataclass
+class Round:
+    """One disturbed run."""
+
+    job: str
+    faults: list[str] = field(default_factory=list)
+    recoveries: list[float] = field(default_factory=list)  #: seconds from a start of the script to its first step
+
+
+def wait_for_progress(world: World, job: str, name: str, beyond: int) -> bool:
+    """Until the log's newest step is past `beyond`; False when the job has ended."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            if world.cluster.job(job).get("JobState") in ENDED:
+                return False
+            world.cluster.hasten(job)
+        if world.last_step(name) > beyond:
+            return True
+        time.sleep(0.3)
+    raise RuntimeError(f"job {job} made no progress in {PATIENCE_SECONDS} s:\n{world.log(name)[-3000:]}")
+
+
+def disturb(world: World, name: str, count: int, rng: random.Random) -> Round:
+    """Train one run, making up to `count` faults while it is at work."""
+    this = Round(world.submit(name))
+    size = 0
+    while wait_for_progress(world, this.job, name, 0):
+        text = world.log(name)
+        started = len(re.findall(r"processes, ZeRO", text))
+        fresh = len(text) > size and bool(re.search(r"^step \d+/", text[size:], re.MULTILINE))
+        if not fresh:
+            time.sleep(0.3)
+            continue
+        if len(this.faults) >= count:
+            break
+        time.sleep(rng.uniform(0, 4))
+        if world.last_step(name) > world.steps - 3:
+            break
+        size = len(world.log(name))
+        fault = rng.choice(list(FAULTS))
+        FAULTS[fault](world, this.job, rng)
+        this.faults.append(fault)
+        print(f"{name}: fault {len(this.faults)} near step {world.last_step(name)}, start {started}: {fault}", flush=True)
+    record = world.cluster.wait(this.job, PATIENCE_SECONDS)
+    if record["JobState"] != "COMPLETED":
+        raise RuntimeError(f"{name} ended as {record['JobState']}:\n{world.log(name)[-3000:]}")
+    return this
+
+
+def steps_of(text: str) -> dict[int, set[tuple[str, str]]]:
+    """(loss, place in the data) by step; a step computed again after a restart must give the same."""
+    found: dict[int, set[tuple[str, str]]] = {}
+    for step, loss, place in re.findall(r"^step (\d+)/\d+ loss (\S+) .* (epoch \d+ data step \d+)$", text, re.MULTILINE):
+        found.setdefault(int(step), set()).add((loss, place))
+    return found
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The final weights."""
+    folder = checkpoint.latest_valid(run_dir)
+    if folder is None:
+        raise RuntimeError(f"{run_dir}: no whole checkpoint")
+    return checkpoint.load_trainable(folder)
+
+
+def compare(world: World, quiet: str, name: str) -> list[str]:
+    """What differs between a disturbed run and the undisturbed one; empty where nothing does."""
+    wrong = []
+    expected, found = steps_of(world.log(quiet)), steps_of(world.log(name))
+    if set(found) != set(range(1, world.steps + 1)):
+        # A line that was being written when its process was killed is no loss of a step: the checkpoint proves the rest.
+        missing = sorted(set(range(1, world.steps + 1)) - set(found))
+        wrong += [f"steps {missing} were never logged"] if missing else []
+    wrong += [f"step {step}: {found[step]} and not {expected[step]}" for step in sorted(found) if found[step] != expected[step]]
+    before, after = weights(world.out / quiet), weights(world.out / name)
+    wrong += [f"{key} differs" for key in before if not torch.equal(before[key], after[key])]
+    return wrong
+
+
+def shared_memory() -> set[str]:
+    """Names in /dev/shm."""
+    return set(os.listdir("/dev/shm"))
+
+
+@contextlib.contextmanager
+def servers(out: Path) -> Iterator[tuple[Cluster, Faults]]:
+    """Slurm, and an S3 server behind a proxy, with the training shards of the miniature world."""
+    folder = Path(tempfile.mkdtemp(prefix="mtbi-chaos-"))  # sockets need a short path
+    with swift_server(folder) as environment, faulty_proxy(environment["S3_ENDPOINT_URL"]) as (address, faults):
+        os.environ.update(environment, S3_ENDPOINT_URL=address)
+        boto3.client("s3", endpoint_url=address).create_bucket(Bucket="chaos")
+        local = out / "data" / "data" / "train" / "shards"
+        store.upload(local, sorted(path.name for path in local.iterdir()), PLACE)
+        with slurm_cluster(folder / "c") as cluster:
+            yield cluster, faults
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(out: Path, faults: int, steps: int, seed: int) -> dict:
+    """The whole experiment; returns what is written to chaos.json."""
+    rng, before, began = random.Random(seed), shared_memory(), time.perf_counter()
+    rounds: list[Round] = []
+    with servers(out) as (cluster, proxy):
+        world = World(out, cluster, proxy, steps)
+        record = cluster.wait(world.submit("quiet"), PATIENCE_SECONDS)
+        if record["JobState"] != "COMPLETED":
+            raise RuntimeError(f"the undisturbed run ended as {record['JobState']}:\n{world.log('quiet')[-3000:]}")
+        wrong: dict[str, list[str]] = {}
+        while (made := sum(len(one.faults) for one in rounds)) < faults:
+            name = f"round-{len(rounds) + 1}"
+            rounds.append(disturb(world, name, faults - made, rng))
+            wrong[name] = compare(world, "quiet", name)
+            print(f"{name}: {len(rounds[-1].faults)} faults, {wrong[name] or 'nothing differs'}", flush=True)
+        left = [pid for one in rounds for pid in processes_with(f"SLURM_JOB_ID={one.job}")]
+        restarts = [int(cluster.job(one.job)["Restarts"]) for one in rounds]
+    return {
+        "faults": sum(len(one.faults) for one in rounds),
+        "by_kind": dict(Counter(fault for one in rounds for fault in one.faults)),
+        "rounds": len(rounds),
+        "steps_each": steps,
+        "restarts": restarts,
+        "seed": seed,
+        "differences": {name: found for name, found in wrong.items() if found},
+        "processes_left": len(left),
+        "shared_memory_left": sorted(shared_memory() - before),
+        "restart_to_first_step_seconds": restart_seconds(out, rounds),
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+    }
+
+
+def restart_seconds(out: Path, rounds: list[Round]) -> dict[str, float]:
+    """From the start of the batch script to the first step's line, over all starts that made a step."""
+    seconds = []
+    for one in rounds:
+        for folder in (out / "logs" / one.job).glob("[0-9]*"):
+            log = folder / "rank-0.log"
+            text = log.read_text(errors="replace") if log.exists() else ""
+            if found := re.search(r"first step after ([\d.]+) s", text):
+                seconds.append(float(found[1]))
+    return {"median": statistics.median(seconds), "most": max(seconds)} if seconds else {}
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for data, runs and chaos.json; rounds of an earlier run are deleted")
+    parser.add_argument("--faults", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=60, help="of each round (default: 60)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    out = options.out.resolve()
+    for old in (*out.glob("round-*"), *out.glob("quiet*"), out / "logs"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    prepare = [str(Path(sys.executable).with_name("mtbi")), "demo", "--prepare-only", f"run_dir={out / 'data'}"]
+    subprocess.run(prepare, check=True)
+    found = run(out, options.faults, options.steps, options.seed)
+    (out / "chaos.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    return 1 if found["differences"] or found["processes_left"] or found["shared_memory_left"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
