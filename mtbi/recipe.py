@@ -163,6 +163,9 @@ class TrainConfig:
     sample_dialogues: int = 4  #: dialogues written to TensorBoard at each evaluation
     checkpoint_every_steps: int = 200
     keep_last: int = 2  #: newest checkpoints kept, besides the best
+    copy_to: str = (
+        ""  #: an address such as s3://bucket/run1 to which checkpoints and TensorBoard files are copied too; empty = none
+    )
 
 
 @dataclass

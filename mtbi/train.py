@@ -41,7 +41,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
 
     from launcher.watchdog import Watchdog
     from mtbi.data.loader import Loader
-    from mtbi.engine import checkpoint, start
+    from mtbi.engine import checkpoint, remote, start
     from mtbi.engine.engine import Engine
     from mtbi.engine.metrics import Metrics
     from mtbi.engine.progress import Progress
@@ -54,6 +54,10 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     device = start.start_distributed(ranks)
     watchdog = Watchdog(ranks, config.hang_seconds)
     evaluation = start.open_evaluation(recipe, inputs, ranks)
+    copies = remote.RemoteCopy(config.copy_to, run_dir) if config.copy_to and first else None
+    if copies and remote.pull(config.copy_to, run_dir):
+        print(f"took the newest checkpoint from {config.copy_to}", flush=True)
+    dist.barrier()
     newest = checkpoint.latest_valid(run_dir)
     snapshot = checkpoint.load(newest) if newest else None
     if snapshot:
@@ -77,7 +81,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
         failed = torch.zeros(1, device=device)
         try:
             if first:
-                checkpoint.save(run_dir, progress.step, snapshot)
+                folder = checkpoint.save(run_dir, progress.step, snapshot)
+                if copies:
+                    copies.push(folder, needed)
                 checkpoint.keep(run_dir, config.keep_last, score)
                 made_progress()
         except OSError as error:
@@ -139,6 +145,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
         f"stopped after step {progress.step}, as asked" if stopped else f"done: {progress.step} steps, checkpoints in {run_dir}"
     )
     metrics.close()
+    if copies:
+        watchdog.at(progress.step, "copying the last checkpoint")
+        copies.close()
     watchdog.close()
     dist.destroy_process_group()
     return STOPPED if stopped and progress.step < config.steps else 0

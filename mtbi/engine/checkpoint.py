@@ -24,6 +24,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 TRAINABLE, OPTIMIZER, STATE, CHECKSUMS = "trainable.safetensors", "optimizer.safetensors", "state.json", "checksums.json"
+FILES = (TRAINABLE, OPTIMIZER, STATE, CHECKSUMS)
 FOLDER = "checkpoints"
 BEST = "best.json"
 

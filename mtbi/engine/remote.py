@@ -1,0 +1,84 @@
+"""A copy of a run's checkpoints and TensorBoard files on object storage, made in the background.
+
+`latest.json` is written after a checkpoint's files, so it names a whole one. A run whose folder holds no checkpoint, on a
+new cluster say, takes the newest from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from mtbi.data import store
+from mtbi.engine import checkpoint
+from mtbi.errors import UserError
+
+log = logging.getLogger(__name__)
+LATEST = "latest.json"
+TENSORBOARD = "tensorboard"
+
+
+class RemoteCopy:
+    """Uploads one checkpoint at a time; training never waits for it. A failure is told and tried again with the next one."""
+
+    def __init__(self, place: str, run_dir: Path) -> None:
+        self.place, self.run_dir = place.rstrip("/"), run_dir
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mtbi-upload")
+        self._last: Future[None] | None = None
+
+    def push(self, folder: Path, needed: bool = False) -> None:
+        """Start to copy a checkpoint, unless the one before is still on its way; a needed one waits for that."""
+        if needed or self._last is None or self._last.done():
+            names = sorted(path.name for path in folder.iterdir())
+            held = folder.with_name(f".{folder.name}.upload")  # links, so that it may be deleted meanwhile
+            shutil.rmtree(held, ignore_errors=True)
+            shutil.copytree(folder, held, copy_function=lambda source, target: Path(target).hardlink_to(source))
+            self._last = self._pool.submit(self._push, held, folder.name, names)
+
+    def _push(self, held: Path, name: str, names: list[str]) -> None:
+        try:
+            store.upload(held, names, f"{self.place}/{checkpoint.FOLDER}/{name}")
+            (held / LATEST).write_text(json.dumps({"checkpoint": name, "files": names}) + "\n", encoding="utf-8")
+            store.upload(held, [LATEST], self.place)
+            events = self.run_dir / TENSORBOARD
+            if events.is_dir():
+                store.upload(events, sorted(path.name for path in events.iterdir()), f"{self.place}/{TENSORBOARD}")
+        except (UserError, OSError) as error:
+            log.warning("%s is not copied: %s", name, error)
+        finally:
+            shutil.rmtree(held, ignore_errors=True)
+
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        self._pool.shutdown(wait=True)
+
+
+def pull(place: str, run_dir: Path) -> Path | None:
+    """Fetch the newest copied checkpoint into a run folder that holds none; None where there is nothing to fetch.
+
+    Raises UserError where the store refuses, fails, or names files that are none of a checkpoint's.
+    """
+    if checkpoint.all_of(run_dir):
+        return None
+    place = place.rstrip("/")
+    note = run_dir / checkpoint.FOLDER / f".{LATEST}"
+    try:
+        store.fetch(f"{place}/{LATEST}", note)
+    except store.NotFoundError:
+        return None
+    try:
+        record = json.loads(note.read_text(encoding="utf-8"))
+        name, names = record["checkpoint"], record["files"]
+        step = int(name.removeprefix("step-"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{place}/{LATEST}: damaged ({error!r}); delete it to start afresh") from error
+    if set(names) != set(checkpoint.FILES) or checkpoint.folder_of(run_dir, step).name != name:
+        raise UserError(f"{place}/{LATEST}: names no checkpoint ({name}, {names}); delete it to start afresh")
+    partial = run_dir / checkpoint.FOLDER / f".{name}.partial"
+    for one in names:
+        store.fetch(f"{place}/{checkpoint.FOLDER}/{name}/{one}", partial / one)
+    note.unlink()
+    return partial.replace(checkpoint.folder_of(run_dir, step))

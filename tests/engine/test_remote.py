@@ -1,0 +1,74 @@
+"""Checkpoints on a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import torch
+from servers.swift import swift_server
+
+from mtbi.engine import checkpoint, remote
+from mtbi.engine.checkpoint import Snapshot
+from mtbi.errors import UserError
+
+pytestmark = pytest.mark.slow
+SNAPSHOT = Snapshot({"a": torch.arange(3.0)}, {"a.exp_avg": torch.ones(3)}, {"step": 4})
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, swift_server(tmp_path_factory.mktemp("swift")) as environment:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        boto3.client("s3", endpoint_url=environment["S3_ENDPOINT_URL"]).create_bucket(Bucket="runs")
+        yield "s3://runs"
+
+
+def test_a_copy_comes_back_whole(bucket: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    copies = remote.RemoteCopy(f"{bucket}/one", here)
+    folder = checkpoint.save(here, 4, SNAPSHOT)
+    copies.push(folder)
+    shutil.rmtree(folder)  # older checkpoints are deleted while the copy is made
+    copies.close()
+    fetched = remote.pull(f"{bucket}/one", there)
+    assert fetched == checkpoint.latest_valid(there)
+    assert fetched
+    assert checkpoint.load(fetched).state == {"step": 4}
+    assert torch.equal(checkpoint.load(fetched).moments["a.exp_avg"], torch.ones(3))
+    assert remote.pull(f"{bucket}/one", there) is None  # the folder has checkpoints of its own now
+    assert [path.name for path in (here / checkpoint.FOLDER).iterdir()] == []
+
+
+def test_nothing_and_nonsense(bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert remote.pull(f"{bucket}/empty", tmp_path) is None
+    strange = {"checkpoint": "step-00000004", "files": ["../../outside"]}
+    for record in (strange, {"checkpoint": "../../x", "files": list(checkpoint.FILES)}, []):
+        boto3.client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"]).put_object(
+            Bucket="runs", Key="odd/latest.json", Body=json.dumps(record).encode()
+        )
+        with pytest.raises(UserError, match=r"s3://runs/odd/latest.json"):
+            remote.pull(f"{bucket}/odd", tmp_path)
+    copies = remote.RemoteCopy("s3://nobody/run", tmp_path)
+    copies.push(checkpoint.save(tmp_path, 4, SNAPSHOT))
+    copies.close()
+    assert "step-00000004 is not copied: s3://nobody/run" in caplog.text
+
+
+def test_a_run_goes_on_in_another_place(
+    bucket: str, launch: Callable[..., list[str]], environment: dict[str, str], run: Callable[..., str], tmp_path: Path
+) -> None:
+    copied = f"train.copy_to={bucket}/run"
+    run(launch(tmp_path / "first", copied, "train.steps=4"))
+    shutil.rmtree(tmp_path / "first")
+    output = run(launch(tmp_path / "second", copied, "train.steps=6"))
+    assert "step-00000004" in output
+    assert "going on from" in output
+    assert "step 6/6" in output
+    assert "step 4/6" not in output
