@@ -43,6 +43,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
     from mtbi.data.loader import Loader
     from mtbi.engine import checkpoint, remote, start
     from mtbi.engine.engine import Engine
+    from mtbi.engine.guard import Guard
     from mtbi.engine.metrics import Metrics
     from mtbi.engine.progress import Progress
     from mtbi.engine.schedule import learning_rate
@@ -108,7 +109,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
         metrics.say(f"step {progress.step}: {why}; the weights are those of {whole.name} again, the data goes on")
 
     # --- the loop ---------------------------------------------------------------------------------------------------
-    bad_steps, stopped = 0, False
+    guard, stopped = Guard(config), False
     with Loader(
         inputs.shards, inputs.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
         recipe.data.prefetch, progress.position, skip_unreadable=recipe.data.unreadable == "skip",
@@ -124,22 +125,19 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
             progress.advance(step.step)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
-            bad_steps = bad_steps + 1 if sums.skipped == step.parts else 0
             if sums.skipped:
                 metrics.counts["skipped_micro_batches"] += sums.skipped
                 metrics.say(f"step {number}: {sums.skipped} of {step.parts} micro-batches left out, their loss is not finite")
-            if sums.lost or bad_steps >= config.max_bad_steps:
-                roll_back(
-                    "the gradient is not finite" if sums.lost else f"the loss was not finite in {bad_steps} steps in a row"
-                )
-                bad_steps = 0
+            if why := guard.judge(sums, step.parts):
+                roll_back(why)
+            metrics.counts["loss_spikes"] = guard.spikes
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
                 score = evaluation.run(engine, metrics, number, doing=lambda: watchdog.at(progress.step, "evaluating"))
-            # Weights that just gave a loss that is not finite are no place to go back to.
-            if not bad_steps and (last or stopped or number % config.checkpoint_every_steps == 0):
+            # Weights that just gave a bad loss are no place to go back to.
+            if not guard.bad_steps and (last or stopped or number % config.checkpoint_every_steps == 0):
                 save(score, needed=last or stopped)
     metrics.say(
         f"stopped after step {progress.step}, as asked" if stopped else f"done: {progress.step} steps, checkpoints in {run_dir}"

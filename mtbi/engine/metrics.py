@@ -76,7 +76,8 @@ class Metrics:
             peak_flops(device),
         )  # frozen LLM: forward, and backward to activations
         self.interval = Interval()
-        self.counts = {"skipped_micro_batches": 0, "rollbacks": 0, "failed_checkpoints": 0}  #: since the processes started
+        #: since the processes started
+        self.counts = {"skipped_micro_batches": 0, "loss_spikes": 0, "rollbacks": 0, "failed_checkpoints": 0}
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=15) if first else None
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 

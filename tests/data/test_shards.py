@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,3 +178,34 @@ def test_answers_of_another_llm_are_refused(
 ) -> None:
     with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
         shards.write(corpus[1], corpus[0], BehaviourStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
+
+
+def test_none_of_the_streaming_packages_traps(shard_folder: Path, tmp_path: Path) -> None:
+    """Its StreamingDataset keeps names in shared memory and locks in /tmp/streaming that outlive a killed run or are another user's.
+
+    Reading shards here needs neither, so leftovers do not matter and nothing is left over.
+    """
+    leftovers = [Path("/dev/shm/000000_locals"), Path("/dev/shm/000000_barrier")]
+    made = [path for path in leftovers if not path.exists()]
+    for path in made:
+        path.write_bytes(b"of a killed run")
+    script = f"""
+import os
+from mtbi.data.shards import Shards
+found = Shards({str(shard_folder)!r})
+before = set(os.listdir("/dev/shm"))
+names = {{name for name in set(os.listdir("/dev/shm")) - before if name[:6].isdigit()}}
+print(sum(len(found[number].waveform) for number in range(60)), sorted(names))
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    try:
+        readers = [
+            subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment) for _ in "ab"
+        ]
+        outputs = [reader.communicate(timeout=120)[0] for reader in readers]
+    finally:
+        for path in made:
+            path.unlink()
+    assert outputs[0] == outputs[1]
+    assert outputs[0].endswith(" []\n")
+    assert not list(tmp_path.iterdir())

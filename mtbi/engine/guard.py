@@ -1,0 +1,47 @@
+"""Is the run still healthy? Steps without a finite loss, sudden high losses, gradients that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+
+from mtbi.engine.engine import StepSums
+from mtbi.recipe import TrainConfig
+
+REMEMBERED_STEPS = 100
+FEWEST_STEPS = 20  # before that, no loss is called high
+
+
+class Guard:
+    """Judges each step; after a reason to roll back it starts anew."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.losses: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self.bad_steps = 0  #: in a row, up to now
+        self.spikes = 0  #: steps with a sudden high loss, in all
+
+    def judge(self, sums: StepSums, parts: int) -> str:
+        """Why the weights should go back to the newest checkpoint, or nothing."""
+        loss = sums.loss / sums.weight if sums.weight else math.nan
+        spike = self._is_spike(loss)
+        self.spikes += spike
+        bad = sums.skipped == parts or spike
+        self.bad_steps = self.bad_steps + 1 if bad else 0
+        if not bad:
+            self.losses.append(loss)
+        if sums.lost:
+            why = "the gradient is not finite"
+        elif self.bad_steps >= self.config.max_bad_steps:
+            what = f"more than {self.config.spike_factor:g} times as high as before" if spike else "not finite"
+            why = f"the loss was {what} in {self.bad_steps} steps in a row"
+        else:
+            return ""
+        self.bad_steps = 0
+        self.losses.clear()
+        return why
+
+    def _is_spike(self, loss: float) -> bool:
+        factor = self.config.spike_factor
+        return bool(factor) and len(self.losses) >= FEWEST_STEPS and loss > factor * median(self.losses)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import torch
+
+from mtbi.engine.engine import StepSums
+from mtbi.engine.guard import Guard
+from mtbi.recipe import TrainConfig
+
+
+def sums(loss: float, skipped: int = 0, lost: bool = False) -> StepSums:
+    return StepSums(2 * loss, 0.0 if skipped else 2.0, skipped, False, 0, lost, torch.zeros(4, 1), 1.0)
+
+
+def test_healthy_steps_are_let_through() -> None:
+    guard = Guard(TrainConfig())
+    assert not any(guard.judge(sums(1 / (1 + step)), parts=1) for step in range(200))
+    assert guard.spikes == guard.bad_steps == 0
+
+
+def test_steps_without_a_loss_are_counted_in_a_row() -> None:
+    guard = Guard(TrainConfig(max_bad_steps=3))
+    assert [bool(guard.judge(sums(1.0, skipped), parts=2)) for skipped in (2, 2, 1, 2, 2, 2)] == [False] * 5 + [True]
+    assert guard.bad_steps == 0
+    assert "in 3 steps in a row" in [guard.judge(sums(1.0, 2), parts=2) for _ in range(3)][-1]
+
+
+def test_a_sudden_high_loss_is_a_bad_step_once_there_is_something_to_compare() -> None:
+    guard = Guard(TrainConfig(spike_factor=5, max_bad_steps=2))
+    assert not any(guard.judge(sums(loss), parts=1) for loss in (9.0, 50.0, *[1.0] * 30, 4.9, 5.1, 1.0, 7.0))
+    assert guard.spikes == 2
+    assert guard.judge(sums(8.0), parts=1) == "the loss was more than 5 times as high as before in 2 steps in a row"
+    assert not guard.judge(sums(8.0), parts=1)  # nothing to compare with after a return to a checkpoint
+    assert Guard(TrainConfig(spike_factor=0)).judge(sums(1e9), parts=1) == ""
+
+
+def test_a_lost_gradient_is_a_reason_at_once() -> None:
+    assert Guard(TrainConfig()).judge(sums(1.0, lost=True), parts=1) == "the gradient is not finite"
