@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def test_answers_of_another_llm_are_refused(
 
 
 def test_none_of_the_streaming_packages_traps(shard_folder: Path, tmp_path: Path) -> None:
-    """Its StreamingDataset keeps names in shared memory and locks in /tmp/streaming that outlive a killed run or are another user's.
+    """Its StreamingDataset keeps names in shared memory and locks in /tmp/streaming that outlive a killed run or are others'.
 
     Reading shards here needs neither, so leftovers do not matter and nothing is left over.
     """
