@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,8 +56,29 @@ def own_status(status: int, logs: Path) -> int:
     return MISTAKE if re.search(rf"Exited with exit code {MISTAKE}$", told, re.MULTILINE) else status
 
 
-def decide(status: int, logs: Path, failures: Path, retries: int, job: str) -> int:
-    """Requeue the job where that may help; returns its exit status otherwise."""
+def spare_nodes(without: str) -> bool:
+    """Whether the partition has enough usable nodes for this job without one of them."""
+    wanted = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    command = ["sinfo", "--noheader", "--Node", "--states=idle,alloc,mix", "--format=%N"]
+    command += [f"--partition={os.environ['SLURM_JOB_PARTITION']}"] if "SLURM_JOB_PARTITION" in os.environ else []
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return len(set(found) - {without}) >= wanted
+
+
+def submit_without(node: str, script: Path, job: str) -> str:
+    """Submit a whole script again, to run elsewhere once this job has ended; returns the new job. A job that runs, or is being
+    requeued, can no longer be kept away from a node."""
+    excluded = ",".join(filter(None, [os.environ.get("MTBI_EXCLUDED"), node]))
+    command = ["sbatch", "--parsable", f"--exclude={excluded}", f"--dependency=afterany:{job}", str(script)]
+    variables = {**os.environ, "MTBI_EXCLUDED": excluded}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def decide(status: int, logs: Path, failures: Path, retries: int, job: str, script: Path | None = None) -> int:
+    """Requeue the job where that may help; returns its exit status otherwise.
+
+    A `script` that is whole (by `python -m launcher submit`) leaves a node that failed twice.
+    """
     status = own_status(status, logs)
     if status in (0, MISTAKE):
         failures.unlink(missing_ok=True)
@@ -72,12 +92,14 @@ def decide(status: int, logs: Path, failures: Path, retries: int, job: str) -> i
         file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} status {status} node {node or '?'}\n")
     seen = re.findall(r"node (\S+)$", failures.read_text(encoding="utf-8"), re.MULTILINE)
     print(f"mtbi: {why}", file=sys.stderr)
-    worst, times = Counter(name for name in seen if name != "?").most_common(1)[0] if any(n != "?" for n in seen) else ("", 0)
-    if times > 1:
-        print(f"mtbi: {worst} failed {times} times; if it goes on: sbatch --exclude={worst} …", file=sys.stderr)
     if len(seen) > retries:
         print(f"mtbi: {len(seen)} failures without a new checkpoint in between, giving up (MTBI_RETRIES)", file=sys.stderr)
         return status
+    if node and seen.count(node) > 1 and spare_nodes(node):
+        if script:
+            print(f"mtbi: {node} failed twice, going on without it as job {submit_without(node, script, job)}", file=sys.stderr)
+            return status
+        print(f"mtbi: {node} failed {seen.count(node)} times; if it goes on: sbatch --exclude={node} …", file=sys.stderr)
     print(
         f"mtbi: starting again, failure {len(seen)} of at most {retries} without a new checkpoint", file=sys.stderr, flush=True
     )
@@ -94,8 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--failures", type=Path, required=True, help="file with a line for each failure since the last checkpoint"
     )
     parser.add_argument("--retries", type=int, default=3)
+    parser.add_argument("--script", type=Path, help="the job's script, if it holds all options and arguments")
     options = parser.parse_args(arguments)
-    return decide(options.status, options.logs, options.failures, options.retries, os.environ["SLURM_JOB_ID"])
+    job = os.environ["SLURM_JOB_ID"]
+    return decide(options.status, options.logs, options.failures, options.retries, job, options.script)
 
 
 if __name__ == "__main__":

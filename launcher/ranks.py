@@ -13,6 +13,8 @@ from pathlib import Path
 
 #: Exit status of a run that stopped on request after a checkpoint: the Slurm script requeues on it.
 STOPPED = 75
+#: Exit status of a run for which something outside was not to be had: it is tried again, but not for ever.
+UNAVAILABLE = 74
 
 
 @dataclass(frozen=True)

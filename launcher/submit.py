@@ -55,7 +55,10 @@ def render(options: argparse.Namespace, name: str) -> str:
     kept = [line for line in lines if not ((found := re.match(r"#SBATCH --([\w-]+)", line)) and found[1] in wanted)]
     last = max(number for number, line in enumerate(kept) if line.startswith("#SBATCH"))
     arguments = shlex.join(["--recipe", options.recipe, *options.overrides])
-    settings = [f"export MTBI_ZERO={shlex.quote(options.zero)} MTBI_VENV={shlex.quote(options.venv)}", f"set -- {arguments}"]
+    settings = [
+        f"export MTBI_ZERO={shlex.quote(options.zero)} MTBI_VENV={shlex.quote(options.venv)} MTBI_WHOLE_SCRIPT=1",
+        f"set -- {arguments}",
+    ]
     return "\n".join([*kept[: last + 1], *header, *settings, *kept[last + 1 :]]) + "\n"
 
 

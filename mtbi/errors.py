@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The message says what is wrong, where, and what to do. Commands print it without a traceback and exit with status 2.
     """
+
+
+class UnavailableError(UserError):
+    """Something outside, such as the object store, does not answer now. Later it may: jobs that end with it start again."""

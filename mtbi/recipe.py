@@ -97,7 +97,7 @@ class DataConfig:
     cache_limit_gb: float = 0.0  #: oldest copies are dropped above this; 0 = no limit
     workers: int = 2  #: threads that decode audio on each rank
     prefetch: int = 4  #: micro-batches prepared ahead
-    retries: int = 5  #: attempts to fetch a shard, with growing pauses
+    retries: int = 12  #: attempts to fetch a shard, with growing pauses: about four minutes in all
     unreadable: str = "stop"  #: an utterance whose shard is lost or damaged: `stop` the run, or `skip` it and count
 
 

@@ -17,9 +17,9 @@ REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # started as a script, the repository may not be installed
     sys.path[0] = REPOSITORY
 
-from launcher.ranks import STOPPED, Ranks, StopFlag, find_ranks, made_progress  # noqa: E402
+from launcher.ranks import STOPPED, UNAVAILABLE, Ranks, StopFlag, find_ranks, made_progress  # noqa: E402
 from mtbi import recipe as recipes  # noqa: E402
-from mtbi.errors import UserError  # noqa: E402
+from mtbi.errors import UnavailableError, UserError  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     return options, recipes.load(options.recipe, options.overrides)
 
 
-def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
+def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> int:
     """The whole run; returns the exit status."""
     import torch
     import torch.distributed as dist
@@ -67,7 +67,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
         start.note_start(recipe, ranks, newest)
 
     # --- model and state --------------------------------------------------------------------------------------------
-    tasks, progress, stop_flag = inputs.shards.index.tasks, Progress.of(snapshot), StopFlag()
+    tasks, progress = inputs.shards.index.tasks, Progress.of(snapshot)
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
     metrics = Metrics(run_dir, tasks, config.steps, first, ranks.world, engine.llm_size, device)
     metrics.say(
@@ -122,6 +122,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks) -> int:
             if began:
                 metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
                 began = 0.0
+            if sums.failed:
+                save(None, needed=True)
+                raise loader.failure or UnavailableError("another process could not read its data; see what it says")
             progress.advance(step.step)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
@@ -155,15 +158,15 @@ def main() -> int:
     """Run, and answer mistakes with one message instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    ranks = find_ranks()
+    ranks, stop_flag = find_ranks(), StopFlag()  # a signal may come while models are read
     try:
         options, recipe = parse_arguments()
-        return train(recipe, options.deepspeed, ranks)
+        return train(recipe, options.deepspeed, ranks, stop_flag)
     except UserError as error:
         # A mistake that all processes find is told once: the launcher ends the others before they speak.
         time.sleep(0 if ranks.rank == 0 else 5)
         print(f"mtbi: {error}" + (f" (process {ranks.rank})" if ranks.rank else ""), file=sys.stderr, flush=True)
-        return 2
+        return UNAVAILABLE if isinstance(error, UnavailableError) else 2
 
 
 if __name__ == "__main__":

@@ -37,4 +37,5 @@ srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" --error="$logs/rank-%t.lo
     python mtbi/train.py --deepspeed "${MTBI_ZERO:-ds_configs/zero3.json}" "$@" 2> >(tee "$logs/srun.err" >&2) || status=$?
 sleep 1
 kill "$tail"
-python -m launcher.after "$status" --logs "$logs" --failures "$MTBI_FAILURES" --retries "${MTBI_RETRIES:-3}"
+python -m launcher.after "$status" --logs "$logs" --failures "$MTBI_FAILURES" --retries "${MTBI_RETRIES:-3}" \
+    ${MTBI_WHOLE_SCRIPT:+--script "$0"}

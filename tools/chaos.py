@@ -32,7 +32,7 @@ from pathlib import Path
 import boto3
 import torch
 from servers.faulty_proxy import Faults, faulty_proxy
-from servers.slurm import ENDED, NODES, Cluster, processes_with, slurm_cluster
+from servers.slurm import ENDED, NODES, Cluster, processes_with, rank_process, slurm_cluster
 from servers.swift import swift_server
 
 from mtbi.data import store
@@ -79,16 +79,6 @@ class World:
         """The newest step in the log."""
         found = re.findall(r"^step (\d+)/", self.log(name), re.MULTILINE)
         return int(found[-1]) if found else 0
-
-
-def rank_process(job: str, rank: int) -> int | None:
-    """The training process of a rank."""
-    for pid in processes_with(f"SLURM_JOB_ID={job}"):
-        with contextlib.suppress(OSError):
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if f"SLURM_PROCID={rank}".encode() in environment and b"mtbi/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-    return None
 
 
 def signal_rank(number: int) -> Callable[[World, str, random.Random], None]:

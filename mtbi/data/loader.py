@@ -72,7 +72,13 @@ class LoadedStep:
             self.loader.doing("waiting for data")
             while len(self.futures) <= place:
                 self.loader.submit_next()
-            batch = self.futures[place].result()
+            try:
+                batch = self.futures[place].result()
+            except UserError as error:
+                if place:
+                    raise
+                self.loader.failure = error  # all processes shall know before any computes: a step of nothing says so
+                batch = build([Row()] * self.loader.rows_per_micro_batch, self.loader.shards.__getitem__, self.loader.plan)
             self.loader.waiting -= 1
             self.loader.top_up()
             self.loader.doing("computing")
@@ -84,7 +90,8 @@ class Loader:
     """Iterate for LoadedSteps from `position` on, without end. `close` it, or use it in a `with` statement.
 
     At most `prefetch` micro-batches are ready or being made ahead. An error while planning, fetching or decoding is
-    raised in the iteration; with `skip_unreadable`, utterances of shards that stay lost or damaged are left out and counted.
+    raised in the iteration, unless it concerns the first micro-batch of a step, which is then empty, with `failure` set.
+    With `skip_unreadable`, utterances of shards that stay lost or damaged are left out and counted.
     `doing` is told what this process is at, for a watchdog.
     """
 
@@ -105,6 +112,7 @@ class Loader:
         self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
         self.skip_unreadable, self.doing = skip_unreadable, doing
         self.unreadable = 0  #: utterances left out so far
+        self.failure: UserError | None = None  #: why the step that is being computed has no data
         self.waiting = 0  #: micro-batches submitted and not yet handed out
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode")
         self._planned: queue.Queue[Step | Exception] = queue.Queue(maxsize=PLANNED_STEPS)

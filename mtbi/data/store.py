@@ -8,7 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
-from mtbi.errors import UserError
+from mtbi.errors import UnavailableError, UserError
 
 PATIENCE_SECONDS = 60.0  # for one request
 
@@ -43,7 +43,8 @@ def explain(place: str, error: Exception) -> UserError | None:
 def fetch(place: str, local: Path, retries: int = 5) -> None:
     """Copy a remote file to `local`, whole or not at all, with growing pauses between attempts.
 
-    Raises UserError at once where the place, the credentials or the rights are wrong, and after `retries` attempts otherwise.
+    Raises UserError at once where the place, the credentials or the rights are wrong, and UnavailableError after `retries`
+    attempts otherwise.
     """
     from streaming.base.storage.download import CloudDownloader
 
@@ -61,7 +62,7 @@ def fetch(place: str, local: Path, retries: int = 5) -> None:
                 raise known from error
             if attempt == retries:
                 endpoint = os.environ.get("S3_ENDPOINT_URL", "the default endpoint")
-                raise UserError(f"{place}: {retries} attempts failed at {endpoint}, the last with: {error}") from error
+                raise UnavailableError(f"{place}: {retries} attempts failed at {endpoint}, the last with: {error}") from error
             time.sleep(min(30.0, 0.5 * 2**attempt))
 
 

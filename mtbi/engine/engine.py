@@ -82,6 +82,7 @@ class StepSums:
     skipped: int  #: micro-batches left out because a loss was not finite
     stop: bool  #: some process was asked to stop
     unreadable: int  #: utterances left out since the processes started
+    failed: bool  #: some process had no data, so that nothing was computed
     lost: bool  #: the gradient was not finite although the losses were: so are the weights now
     tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
     gradient_norm: float  #: before clipping
@@ -126,7 +127,8 @@ class Engine:
 
         The gradient is that of Σ weight·loss over the whole global step ÷ Σ weight, whatever the split: the denominator
         comes from the plan, and DeepSpeed's mean over processes is undone. A micro-batch in which any process finds a
-        loss that is not finite is left out by all of them; a step in which all are left out changes nothing.
+        loss that is not finite is left out by all of them; a step in which all are left out changes nothing, nor does one
+        for which some process has no data (`failed`).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
@@ -135,7 +137,12 @@ class Engine:
         for place, micro in enumerate(step.micro_batches, start=1):
             batch = micro.to(self.device)
             out = self.ds(batch)
-            finite = total.add(out, *((stop, step.loader.unreadable) if place == 1 else (False, 0)))
+            if place == 1:
+                finite = total.add(out, stop, step.loader.unreadable, step.loader.failure is not None)
+                if total.failed:
+                    break
+            else:
+                finite = total.add(out)
             last = place == step.parts
             if last and used and not finite:  # what came before still counts: close the step with a batch of nothing
                 out, finite = self.ds(batch.emptied()), True
@@ -239,28 +246,35 @@ class Sums:
     """Adds up a step's results over micro-batches and processes: one small all-reduce a micro-batch."""
 
     def __init__(self, tasks: int, device: torch.device) -> None:
-        self.total = torch.zeros(5 + 4 * tasks, dtype=torch.float64, device=device)
+        self.total = torch.zeros(6 + 4 * tasks, dtype=torch.float64, device=device)
         self.skipped = 0
 
-    def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0) -> bool:
+    @property
+    def failed(self) -> bool:
+        """Some process had no data."""
+        return bool(self.total[3] > 0)
+
+    def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0, failed: bool = False) -> bool:
         """Returns whether the loss is finite on all processes; if not, the micro-batch does not count."""
         import deepspeed.comm as dist
 
         bad = not bool(torch.isfinite(out.loss.detach()))
         values = torch.cat([torch.stack([out.loss.detach(), out.weight]).double(), torch.stack([*out[2:]]).double().flatten()])
-        flags = torch.tensor([float(stop), float(bad), float(unreadable)], dtype=torch.float64, device=values.device)
+        flags = torch.tensor(
+            [float(stop), float(bad), float(unreadable), float(failed)], dtype=torch.float64, device=values.device
+        )
         shared = torch.cat([flags, values.nan_to_num(0.0, 0.0, 0.0)])
         dist.all_reduce(shared)
         if shared[1] > 0:
             self.skipped += 1
-            self.total[:3] += shared[:3]
+            self.total[:4] += shared[:4]
             return False
         self.total += shared
         return True
 
     def result(self, gradient_norm: float) -> StepSums:
         """The sums as numbers."""
-        stop, _, unreadable, loss, weight = self.total[:5].tolist()
-        tasks = self.total[5:].reshape(4, -1).cpu()
+        stop, _, unreadable, _, loss, weight = self.total[:6].tolist()
+        tasks = self.total[6:].reshape(4, -1).cpu()
         lost = not math.isfinite(gradient_norm)
-        return StepSums(loss, weight, self.skipped, stop > 0, int(unreadable), lost, tasks, gradient_norm)
+        return StepSums(loss, weight, self.skipped, stop > 0, int(unreadable), self.failed, lost, tasks, gradient_norm)

@@ -8,7 +8,7 @@ from mtbi.recipe import TrainConfig
 
 
 def sums(loss: float, skipped: int = 0, lost: bool = False) -> StepSums:
-    return StepSums(2 * loss, 0.0 if skipped else 2.0, skipped, False, 0, lost, torch.zeros(4, 1), 1.0)
+    return StepSums(2 * loss, 0.0 if skipped else 2.0, skipped, False, 0, False, lost, torch.zeros(4, 1), 1.0)
 
 
 def test_healthy_steps_are_let_through() -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import pytest
 import torch
+from servers.faulty_proxy import faulty_proxy
 from servers.swift import swift_server
 
+from launcher.ranks import UNAVAILABLE
+from mtbi.data import store
 from mtbi.engine import checkpoint, remote
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UserError
@@ -72,3 +77,37 @@ def test_a_run_goes_on_in_another_place(
     assert "going on from" in output
     assert "step 6/6" in output
     assert "step 4/6" not in output
+
+
+def test_a_store_that_is_gone_ends_the_run_with_a_checkpoint(
+    bucket: str,
+    launch: Callable[..., list[str]],
+    run: Callable[..., str],
+    environment: dict[str, str],
+    shard_folder: Path,
+    tmp_path: Path,
+) -> None:
+    store.upload(shard_folder, sorted(path.name for path in shard_folder.iterdir()), f"{bucket}/shards")
+    # A cache below the size of a shard: the store is asked all the time.
+    fields = [
+        f"data.shards=[{bucket}/shards]",
+        "data.cache_limit_gb=0.0001",
+        "data.retries=2",
+        "train.checkpoint_every_steps=1000",
+    ]
+    command = launch(tmp_path / "run", *fields, "train.steps=1000", "plan.rows_per_step=2", stage=1)
+    with faulty_proxy(os.environ["S3_ENDPOINT_URL"]) as (address, faults):
+        variables = {**environment, "S3_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}
+        process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if line.startswith("step 3/"):
+                faults.waiting = ["503"] * 100_000
+        assert process.wait(timeout=60) == UNAVAILABLE, seen
+    assert re.search(r"mtbi: s3://runs/shards/shard.*: 2 attempts failed", seen)
+    folder = checkpoint.latest_valid(tmp_path / "run")
+    assert folder
+    last = [int(step) for step in re.findall(r"^step (\d+)/", seen, re.MULTILINE)][-1]
+    assert checkpoint.load(folder).state["step"] == last >= 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from servers.slurm import Cluster, processes_with, slurm_cluster
+from servers.slurm import NODES, Cluster, processes_with, rank_process, slurm_cluster
 
+from launcher.submit import build_parser, render
 from mtbi.data.corpus import Utterance, read_manifest, write_manifest
 from mtbi.engine import checkpoint
 from mtbi.tasks.behaviour import BehaviourStore
@@ -41,9 +41,9 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def submit(cluster: Cluster, shard_folder: Path, tmp_path: Path) -> Callable[..., str]:
-    """Submit a run to both nodes, one process on each; returns the job's number."""
+    """Submit a run, one process on each of so many nodes; returns the job's number."""
 
-    def call(run_dir: Path, *overrides: str, **environment: str) -> str:
+    def call(run_dir: Path, *overrides: str, nodes: int = 2, **environment: str) -> str:
         # The nodes share one address here.
         variables = {
             "MTBI_VENV": sys.prefix,
@@ -51,7 +51,7 @@ def submit(cluster: Cluster, shard_folder: Path, tmp_path: Path) -> Callable[...
             "MASTER_ADDR": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
         }
-        options = ["--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/%j.out", "slurm/train.sh", *SMALL]
+        options = [f"--nodes={nodes}", "--ntasks-per-node=1", f"--output={tmp_path}/%j.out", "slurm/train.sh", *SMALL]
         fields = [f"run_dir={run_dir}", f"data.shards=[{shard_folder}]", *overrides]
         return cluster.submit(*options, *fields, cwd=REPOSITORY, **variables, **environment)
 
@@ -70,15 +70,11 @@ def wait_for_step(cluster: Cluster, job: str, output: Path, step: int, seconds: 
     pytest.fail(f"step {step} was not reached:\n{output.read_text() if output.exists() else 'no output'}")
 
 
-def training_process(job: str, rank: int) -> int:
-    """The process of a rank."""
-    for pid in processes_with(f"SLURM_JOB_ID={job}"):
-        with contextlib.suppress(OSError):
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if f"SLURM_PROCID={rank}".encode() in environment and b"mtbi/train.py" in command:
-                return pid
-    raise AssertionError(f"no process of rank {rank}")
+def send(job: str, rank: int, number: int) -> None:
+    """A signal to a rank's process."""
+    pid = rank_process(job, rank)
+    assert pid
+    os.kill(pid, number)
 
 
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -99,7 +95,7 @@ def test_a_bad_night_leaves_no_trace_in_the_weights(cluster: Cluster, submit: Ca
     wait_for_step(cluster, job, output, 3)
     cluster.call("scancel", "--signal=USR2", job)  # as before the time limit, or a preemption
     wait_for_step(cluster, job, output, 13)
-    os.kill(training_process(job, 1), signal.SIGKILL)
+    send(job, 1, signal.SIGKILL)
     wait_for_step(cluster, job, output, 23)
     cluster.kill("node2")  # its processes too
     time.sleep(2)
@@ -125,7 +121,7 @@ def test_a_hung_process_is_named_and_the_job_starts_again(cluster: Cluster, subm
     job = submit(tmp_path / "run", "train.hang_seconds=10", "train.steps=12")
     output = tmp_path / f"{job}.out"
     wait_for_step(cluster, job, output, 3)
-    os.kill(training_process(job, 1), signal.SIGSTOP)
+    send(job, 1, signal.SIGSTOP)
     record = cluster.wait(job)
     text = output.read_text()
     assert record["JobState"] == "COMPLETED", text
@@ -146,6 +142,37 @@ def test_a_mistake_is_not_tried_again_and_a_failing_job_not_for_ever(
     record = cluster.wait(failing)
     assert (record["JobState"], record["Restarts"]) == ("FAILED", "1"), (tmp_path / f"{failing}.out").read_text()
     assert "giving up (MTBI_RETRIES)" in (tmp_path / f"{failing}.out").read_text()
+
+
+@pytest.mark.slow
+def test_a_node_that_fails_twice_is_left(cluster: Cluster, shard_folder: Path, tmp_path: Path) -> None:
+    fields = [
+        *SMALL,
+        "train.steps=16",
+        "train.checkpoint_every_steps=100",
+        f"run_dir={tmp_path}/run",
+        f"data.shards=[{shard_folder}]",
+    ]
+    options = build_parser().parse_args(["submit", "demo", *fields, "--gpus-per-node", "0", "--venv", sys.prefix])
+    script = tmp_path / "whole.sh"
+    script.write_text(render(options, "demo"))
+    variables = {"MTBI_LOGS": str(tmp_path / "logs"), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    job = cluster.submit(f"--output={tmp_path}/out", str(script), cwd=REPOSITORY, **variables)
+    output = tmp_path / "out"
+    for starts in (1, 2):
+        while not output.exists() or output.read_text().count("\nfirst step after") < starts:
+            cluster.hasten(job)
+            time.sleep(0.3)
+        failing = cluster.job(job)["NodeList"]
+        send(job, 0, signal.SIGKILL)
+    cluster.wait(job)
+    found = re.search(rf"{failing} failed twice, going on without it as job (\d+)", output.read_text())
+    assert found, output.read_text()
+    record = cluster.wait(found[1])
+    assert record["JobState"] == "COMPLETED", [path.read_text() for path in REPOSITORY.glob(f"slurm-*-{found[1]}.out")]
+    assert record["NodeList"] == ({*NODES} - {failing}).pop()
+    for path in REPOSITORY.glob(f"slurm-*-{found[1]}.out"):
+        path.unlink()
 
 
 @pytest.mark.slow

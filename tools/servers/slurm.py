@@ -104,6 +104,18 @@ def processes_with(variable: str) -> list[int]:
     return found
 
 
+def rank_process(job: str, rank: int) -> int | None:
+    """The Python process of a rank of a job's running step; None while there is none."""
+    for pid in processes_with(f"SLURM_JOB_ID={job}"):
+        with contextlib.suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            started = b"python" in program and arguments[:1] == [b"mtbi/train.py"]  # not srun, nor the script
+            if started and f"SLURM_PROCID={rank}".encode() in environment:
+                return pid
+    return None
+
+
 def configuration(cluster: Cluster) -> str:
     """slurm.conf."""
     controller, *nodes = free_ports(1 + len(NODES))
