@@ -68,21 +68,23 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
-def test_a_truncated_checkpoint_is_passed_over_and_other_processes_go_on(
+def test_a_truncated_checkpoint_is_passed_over_and_fewer_processes_go_on(
     launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path
 ) -> None:
     whole = losses(run(launch(tmp_path / "whole", processes=1)))
-    kill_after(launch(tmp_path / "moved", processes=2), environment, "step 5/8", signal.SIGKILL)
+    first = losses(kill_after(launch(tmp_path / "moved", processes=4), environment, "step 5/8", signal.SIGKILL))
     older, newest = checkpoint.all_of(tmp_path / "moved")
     moments = newest / checkpoint.OPTIMIZER
     moments.write_bytes(moments.read_bytes()[:-100])
-    output = run(launch(tmp_path / "moved", processes=3))
+    output = kill_after(launch(tmp_path / "moved", processes=2), environment, "step 5/8", signal.SIGKILL)
     assert f"{newest.name}: not used, optimizer.safetensors is damaged" in output
-    moved = losses(output)
-    assert min(moved) == 1 + int(older.name.removeprefix("step-"))
-    for step, (loss, place) in moved.items():
-        assert place == whole[step][1]
-        assert float(loss) == pytest.approx(float(whole[step][0]), rel=2e-3)
+    second, third = losses(output), losses(run(launch(tmp_path / "moved", processes=1)))
+    assert min(second) == 1 + int(older.name.removeprefix("step-"))
+    assert max(third) == 8
+    for moved in (first, second, third):
+        for step, (loss, place) in moved.items():
+            assert place == whole[step][1]
+            assert float(loss) == pytest.approx(float(whole[step][0]), rel=2e-3)
 
 
 @pytest.mark.slow
