@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from mtbi.data import audio
 from mtbi.errors import UserError
 from mtbi.model.generate import generate
 from mtbi.trained import TrainedRun
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
 
 RECORDING = re.compile(r"<([^<>\n]+\.\w+)>")
 HELP = "Speech is written <FILE>, as in: <hello.wav> what is said?  /new starts again, /help says this, an empty line ends."
@@ -38,39 +42,47 @@ class Conversation:
         """Forget everything."""
         self.parts.clear()
 
-    def ask(self, message: str, streamer: TextStreamer | None = None) -> str:
+    def ask(self, message: str, streamer: BaseStreamer | None = None) -> str:
         """The answer to a message; `streamer` gets its tokens as they come. Raises UserError for an unusable recording.
 
         A message that fails leaves the conversation as it was.
         """
+        *said, prompt = RECORDING.split(message)  # text, file, text, file, …, text
+        return self.say(
+            [self._listen(Path(piece)) if place % 2 else piece for place, piece in enumerate(said)], prompt, streamer
+        )
+
+    def say(self, said: Sequence[str | np.ndarray], prompt: str, streamer: BaseStreamer | None = None) -> str:
+        """The answer to a prompt about what is `said`: text and waveforms `(samples,)` float32 at 16 kHz, in order."""
         chat = self.run.chat
-        opening = self._next_opening() if self.parts else chat.prefix_ids
-        parts = [*self.parts, torch.tensor(opening), *self._turn(message)]
+        parts = [*self.parts, *self._turn(said, prompt)]
         [answer] = generate(self.run.model, [parts], self.max_new_tokens, chat.end_id, streamer=streamer)
         answer = [token for token in answer if token != chat.end_id]
         self.parts = [*parts, torch.tensor([*answer, chat.end_id])]
         return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+    def recall(self, said: Sequence[str | np.ndarray], prompt: str, answer: str) -> None:
+        """A turn that happened before, with the answer that was given."""
+        chat = self.run.chat
+        self.parts = [*self.parts, *self._turn(said, prompt), torch.tensor([*chat.text_ids(answer), chat.end_id])]
 
     def _next_opening(self) -> list[int]:
         """What stands between an answer and the user's next words: the part of `turn_ids` that does not depend on them."""
         pairs = zip(self.run.chat.turn_ids("0"), self.run.chat.turn_ids("A"), strict=False)
         return [left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
-    def _turn(self, message: str) -> list[Tensor | np.ndarray]:
-        """The content of a user turn and what closes it."""
+    def _turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
+        """A user turn from the first token that is its own to the opening of the answer."""
         chat = self.run.chat
-        *said, prompt = RECORDING.split(message)  # text, file, text, file, …, text
-        parts: list[Tensor | np.ndarray] = []
-        for place, piece in enumerate(said):
-            if place % 2:
-                parts.append(self._listen(Path(piece)))
-            elif piece.strip():
-                words = piece.split()
-                spaced = (
-                    chat.word_ids(["x", *words])[1:] if parts else chat.word_ids(words)
-                )  # a space before all but the first word
+        parts: list[Tensor | np.ndarray] = [torch.tensor(self._next_opening() if self.parts else chat.prefix_ids)]
+        for piece in said:
+            if isinstance(piece, np.ndarray):
+                parts.append(piece)
+            elif words := piece.split():
+                # A space stands before all words but the first.
+                spaced = chat.word_ids(["x", *words])[1:] if len(parts) > 1 else chat.word_ids(words)
                 parts.append(torch.tensor([token for ids in spaced for token in ids]))
-        if not said:  # no speech: the message itself is the content
+        if len(parts) == 1:  # no speech: the message itself is the content
             parts.append(torch.tensor(chat.text_ids(prompt.strip())))
             prompt = ""
         return [*parts, torch.tensor(chat.suffix_ids(prompt.strip()))]
@@ -80,15 +92,16 @@ class Conversation:
         if not path.is_file():
             raise UserError(f"{path}: no such recording")
         try:
-            wave = audio.read(path)
+            return self.fit(audio.read(path))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+    def fit(self, wave: np.ndarray) -> np.ndarray:
+        """The waveform, if it is not longer than what the model was trained on; raises UserError otherwise."""
         longest = self.run.recipe.plan.max_audio_seconds
         seconds = len(wave) / audio.SAMPLE_RATE
         if seconds > longest:
-            raise UserError(
-                f"{path}: {seconds:.1f} s of speech, and the model was trained on at most {longest:g} s: cut the recording"
-            )
+            raise UserError(f"{seconds:.1f} s of speech, and the model was trained on at most {longest:g} s: cut the recording")
         return wave
 
 

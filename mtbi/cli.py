@@ -226,6 +226,25 @@ def chat(options: Options) -> None:
     talk(conversation, options.audio, " ".join(options.prompt))
 
 
+def serve(options: Options) -> None:
+    """Serve a trained run: the OpenAI chat API with speech, and a page to talk to it."""
+    try:
+        import uvicorn
+
+        from mtbi.serve.server import Limits, make_app
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing: pip install 'mtbi[serve]'") from error
+    from mtbi.trained import open_run
+
+    run = open_run(options.run, options.checkpoint, options.device)
+    limits = Limits(megabytes=options.max_megabytes, waiting=options.max_waiting, new_tokens=options.max_new_tokens)
+    print(
+        f"{run.recipe.name} ({run.checkpoint.name}) at http://{options.host}:{options.port}/  API: …/v1/chat/completions",
+        flush=True,
+    )
+    uvicorn.run(make_app(run, limits), host=options.host, port=options.port, log_level="warning")
+
+
 def recipe_show(options: Options) -> None:
     """Print a recipe with everything filled in."""
     from mtbi import recipe as recipes
@@ -400,6 +419,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--audio", type=Path, action="append", default=[], help="a recording to ask about (may be given more than once)"
     )
     command.add_argument("--max-new-tokens", type=int, default=256)
+
+    command = add(commands, "serve", serve)
+    add_run(command)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    command.add_argument("--port", type=int, default=8000)
+    command.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default: 512)")
+    command.add_argument("--max-megabytes", type=float, default=25, help="largest request (default: 25)")
+    command.add_argument("--max-waiting", type=int, default=8, help="requests at once, others get 429 (default: 8)")
 
     group = commands.add_parser("recipe", help="look at recipes").add_subparsers(required=True, metavar="COMMAND")
     command = add(group, "show", recipe_show)
