@@ -36,6 +36,34 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
 
 
+def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
+    """TensorBoard's page CUSTOM SCALARS: is it learning, is it fast, is it healthy?"""
+
+    def lines(*names: str) -> list:
+        return ["Multiline", list(names)]
+
+    return {
+        "1 is it learning?": {
+            "loss": lines("train/loss", "eval/loss"),
+            "agreement with the text LLM on held-out prompts": lines("eval/agreement"),
+            "loss by task": lines(*(f"loss_by_task/{task}" for task in tasks)),
+            "agreement by task": lines(*(f"agreement_by_task/{task}" for task in tasks)),
+        },
+        "2 is it fast?": {
+            "tokens a second": lines("speed/tokens_per_second", "speed/answer_tokens_per_second"),
+            "seconds a step": lines("speed/step_seconds"),
+            "shares of time and slots lost": lines("speed/data_wait_share", "speed/unused_slots_share"),
+            "model FLOP/s utilisation": lines("speed/mfu"),
+        },
+        "3 is it healthy?": {
+            "gradient norm": lines("train/gradient_norm"),
+            "learning rate": lines("train/learning_rate"),
+            "memory, GB": lines("speed/memory_gb"),
+            "what was skipped or put back": lines("health/.*"),
+        },
+    }
+
+
 @dataclass
 class Interval:
     """Sums since the last log line."""
@@ -79,6 +107,8 @@ class Metrics:
         #: since the processes started
         self.counts = {"skipped_micro_batches": 0, "loss_spikes": 0, "rollbacks": 0, "failed_checkpoints": 0}
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=15) if first else None
+        if self.writer:
+            self.writer.add_custom_scalars(layout(tasks))
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
     def say(self, text: str) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtbi.engine import checkpoint
+from mtbi.engine.metrics import layout
 
 TRAIN = str(Path(__file__).parents[2] / "mtbi" / "train.py")
 ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")
@@ -191,5 +193,10 @@ def test_one_process_without_a_launcher_trains(launch: Launch, run: Run, tmp_pat
     assert sorted(found) == [1, 2, 3, 4]
     assert all(float(loss) > 0 for loss, _ in found.values())
     assert (tmp_path / "run" / "recipe.yaml").is_file()
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    written = events.Tags()["scalars"]
+    shown = [tag for page in layout(["repeat"]).values() for _, tags in page.values() for tag in tags]
+    not_here = {"eval/loss", "eval/agreement", "speed/mfu"}  # no evaluation, no GPU
+    assert all(any(re.fullmatch(tag, name) for name in written) for tag in shown if tag not in not_here)
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
     assert "done: 4 steps" in run([sys.executable, TRAIN, "--deepspeed", ZERO1, *command[place + 3 :]])  # nothing left to do
