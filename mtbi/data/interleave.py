@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,29 +27,49 @@ def check(config: InterleaveConfig) -> None:
             raise UserError(f"interleave: {low} ({getattr(config, low)}) is above {high} ({getattr(config, high)})")
 
 
-def draw(words: int, rng: np.random.Generator, config: InterleaveConfig) -> tuple[Segment, ...] | None:
-    """Which of `words` words become text; None where the utterance stays sound.
+def starts_of(counts: np.ndarray) -> np.ndarray:
+    """Where each of several neighbouring stretches of so many items begins."""
+    return np.cumsum(counts) - counts
 
-    The share of text is drawn for the utterance, the length of each span and whether it is text after that. At least
-    one span stays sound.
+
+def draw_many(words: np.ndarray, rng: np.random.Generator, config: InterleaveConfig) -> np.ndarray:
+    """Which words of many utterances become text: `(utterances,)` counts to `(sum of words,)` booleans.
+
+    A share of the utterances is interleaved. Of these, the share of text is drawn for the utterance, the length of each
+    span and whether it is text after that. At least one span stays sound.
     """
-    if rng.random() >= config.share or words == 0:
+    total, starts = int(words.sum()), starts_of(words)
+    owner = np.repeat(np.arange(len(words)), words)
+    mixed = rng.random(len(words)) < config.share
+    text_share = rng.uniform(config.text_share_min, config.text_share_max, len(words))
+    # As many spans are drawn as there are words; those that begin after the last word are not there.
+    lengths = rng.integers(config.span_words_min, config.span_words_max + 1, total)
+    before = starts_of(lengths)
+    begins = before - before[starts[owner]] if total else before
+    there = begins < words[owner]
+    is_text = rng.random(total) < text_share[owner]
+    spans = np.bincount(owner[there], minlength=len(words))
+    all_text = np.bincount(owner[there & is_text], minlength=len(words)) == spans
+    spared = np.floor(rng.random(len(words)) * spans).astype(int)
+    local = np.arange(total) - starts[owner]
+    is_text[all_text[owner] & (local == spared[owner])] = False
+    # From spans to words: a word belongs to the last span that begins at or before it.
+    first_words = np.zeros(total, int)
+    first_words[(starts[owner] + begins)[there]] = 1
+    return is_text[there][np.cumsum(first_words) - 1] & mixed[owner]
+
+
+def segments_of(is_text: np.ndarray) -> tuple[Segment, ...] | None:
+    """The segments of one utterance's words; None where all is sound."""
+    if not is_text.any():
         return None
-    text_share = rng.uniform(config.text_share_min, config.text_share_max)
-    starts = [0]
-    while starts[-1] < words:
-        starts.append(min(words, starts[-1] + int(rng.integers(config.span_words_min, config.span_words_max + 1))))
-    spans = len(starts) - 1
-    is_text = rng.random(spans) < text_share
-    if is_text.all():
-        is_text[rng.integers(spans)] = False
-    segments: list[Segment] = []
-    for first, stop, text in zip(starts[:-1], starts[1:], is_text.tolist(), strict=True):
-        if segments and segments[-1].is_text == text:
-            segments[-1] = Segment(segments[-1].first, stop, text)
-        else:
-            segments.append(Segment(first, stop, text))
-    return tuple(segments) if any(segment.is_text for segment in segments) else None
+    edges = [0, *(np.flatnonzero(is_text[1:] != is_text[:-1]) + 1).tolist(), len(is_text)]
+    return tuple(Segment(first, stop, bool(is_text[first])) for first, stop in pairwise(edges))
+
+
+def draw(words: int, rng: np.random.Generator, config: InterleaveConfig) -> tuple[Segment, ...] | None:
+    """The segments of one utterance of so many words; None where it stays sound."""
+    return segments_of(draw_many(np.array([words]), rng, config))
 
 
 def sound_bounds(segment: Segment, starts: np.ndarray, samples: int) -> tuple[int, int]:

@@ -67,8 +67,16 @@ class Group:
 
     utterance: int
     branches: tuple[int, ...]  #: places in the utterance's list of stored dialogues
-    segments: tuple[Segment, ...] | None  #: None = all sound
+    text_words: bytes  #: for each word 1 where it is given as text, else 0; empty = all sound
     tokens: int  #: LLM positions taken
+    samples: int  #: of the utterance
+    targets: int  #: answer tokens
+    weight: float  #: sum of the weights of the answer tokens
+
+    @property
+    def segments(self) -> tuple[Segment, ...] | None:
+        """The utterance's words in stretches of sound and text; None = all sound."""
+        return interleave.segments_of(np.frombuffer(self.text_words, bool)) if self.text_words else None
 
 
 @dataclass(frozen=True)
@@ -193,55 +201,101 @@ class Plan:
             self._windows = epoch, np.split(order, np.flatnonzero(np.diff(window)) + 1)
         return self._windows[1]
 
-    def draw_group(self, utterance: int, rng: np.random.Generator) -> Group | None:
-        """Tasks and interleaving of one utterance; None where no row can take it."""
-        row = self.index.utterances[utterance]
-        samples, words, first = int(row["samples"]), int(row["words"]), int(row["first_branch"])
-        stored = self.index.branches[first : first + int(row["branches"])]
-        places = np.arange(len(stored))
-        if self._chosen_tasks is not None:
-            places = places[self._chosen_tasks[stored["task"]]]
-        chosen = rng.permutation(places)[: self.config.tasks_per_utterance or None]
-        segments = interleave.draw(words, rng, self.interleave)
-        if len(chosen) == 0 or samples > self.max_samples:
-            self.left_out.unanswered += len(chosen) == 0
-            self.left_out.too_long += len(chosen) > 0
-            return None
-        branches = stored[chosen]
+    def draw_groups(self, utterances: np.ndarray, rng: np.random.Generator) -> list[Group]:
+        """Tasks and interleaving of each utterance; those that no row can take are left out, and counted."""
+        rows = self.index.utterances[utterances]
+        samples, words = rows["samples"].astype(np.int64), rows["words"].astype(np.int64)
+        is_text = interleave.draw_many(words, rng, self.interleave)
+        speech = self.speech_tokens(rows, samples, words, is_text)
+        owner, places, branches = self.draw_branches(rows, rng)
         # The last answer token is predicted, never read: it takes no slot.
-        lengths = branches["prompt_tokens"].astype(int) + branches["answer_tokens"] - 1
-        first_word = int(row["first_word"])
-        speech = self.sound_and_words(samples, segments, self.index.words[first_word : first_word + words])
-        prefix = len(self.index.prefix_ids)
+        lengths = branches["prompt_tokens"].astype(np.int64) + branches["answer_tokens"] - 1
+        prefix = np.full(len(rows), len(self.index.prefix_ids), np.int64)
         if self.index.prompt_first:  # the speech comes after each prompt anew
-            lengths += branches["lead_tokens"].astype(int) + speech
+            lengths += branches["lead_tokens"] + speech[owner]
         else:
             prefix += speech
-        fitting = int((prefix + np.cumsum(lengths) <= self.config.row_tokens).sum())
-        if not fitting:
-            self.left_out.too_big += 1
-            return None
-        kept = tuple(int(place) for place in chosen[:fitting])
-        return Group(utterance, kept, segments, prefix + int(lengths[:fitting].sum()))
+        drawn = np.bincount(owner, minlength=len(rows))
+        first = interleave.starts_of(drawn)
+        before = interleave.starts_of(lengths)
+        ends = prefix[owner] + before + lengths - before[first[owner]]
+        fits = ends <= self.config.row_tokens
+        fitting = np.bincount(owner[fits], minlength=len(rows))
+        too_long = samples > self.max_samples
+        self.left_out.unanswered += int((drawn == 0).sum())
+        self.left_out.too_long += int((too_long & (drawn > 0)).sum())
+        self.left_out.too_big += int((~too_long & (drawn > 0) & (fitting == 0)).sum())
+        taken = np.flatnonzero(~too_long & (fitting > 0))
+        last = first[taken] + fitting[taken]
+        answers = branches["answer_tokens"].astype(np.int64)
+        targets = np.concatenate([[0], np.cumsum(answers)])
+        weights = np.concatenate([[0.0], np.cumsum(answers * self.task_weights[branches["task"]])])
+        numbers = zip(
+            utterances[taken].tolist(), first[taken].tolist(), last.tolist(), ends[last - 1].tolist(),
+            samples[taken].tolist(), (targets[last] - targets[first[taken]]).tolist(),
+            np.round(weights[last] - weights[first[taken]], 9).tolist(), strict=True,
+        )  # fmt: skip
+        mixed = np.logical_or.reduceat(np.append(is_text, False), interleave.starts_of(words)) & (words > 0)
+        starts, stops = interleave.starts_of(words), np.where(mixed, np.cumsum(words), interleave.starts_of(words))
+        spans = zip(starts[taken].tolist(), stops[taken].tolist(), strict=True)
+        chosen, text = places.tolist(), is_text.tobytes()
+        return [
+            Group(utterance, tuple(chosen[start:stop]), text[first_word:last_word], *sizes)
+            for (utterance, start, stop, *sizes), (first_word, last_word) in zip(numbers, spans, strict=True)
+        ]
 
-    def sound_and_words(self, samples: int, segments: tuple[Segment, ...] | None, words: np.ndarray) -> int:
-        """LLM positions of an utterance: adapter frames, and text tokens where it is interleaved."""
-        frames = int(self.geometry.frames(samples))
-        if segments is None:
+    def draw_branches(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each utterance up to `tasks_per_utterance` of its dialogues in random order.
+
+        Returns three arrays of one entry a dialogue: the utterance's place in `rows`, the dialogue's place in the
+        utterance's list, and its entry in the index.
+        """
+        counts = rows["branches"].astype(np.int64)
+        owner = np.repeat(np.arange(len(rows)), counts)
+        places = np.arange(len(owner)) - interleave.starts_of(counts)[owner]
+        branches = self.index.branches[rows["first_branch"].astype(np.int64)[owner] + places]
+        order = np.lexsort((rng.random(len(owner)), owner))
+        if self._chosen_tasks is not None:
+            order = order[self._chosen_tasks[branches["task"][order]]]
+        owner = owner[order]
+        rank = np.arange(len(owner)) - interleave.starts_of(np.bincount(owner, minlength=len(rows)))[owner]
+        kept = rank < (self.config.tasks_per_utterance or len(owner))
+        return owner[kept], places[order][kept], branches[order][kept]
+
+    def speech_tokens(self, rows: np.ndarray, samples: np.ndarray, words: np.ndarray, is_text: np.ndarray) -> np.ndarray:
+        """LLM positions of each utterance's speech: adapter frames, and text tokens where it is interleaved.
+
+        `rows` are the utterances' entries in the index, `is_text` `(sum of words,)` their words one after another.
+        """
+        frames = np.asarray(self.geometry.frames(samples), np.int64)
+        first = interleave.starts_of(words)
+        owner = np.repeat(np.arange(len(rows)), words)
+        if not is_text.any():
             return frames
-        total = 0
-        for segment in segments:
-            if segment.is_text:
-                total += int(words["tokens"][segment.first : segment.stop].sum())
-            elif self.interleave.cut == "slice":
-                first, stop = interleave.sliced_frames(
-                    segment, words["start"], samples, frames, self.geometry.samples_per_frame
-                )
-                total += stop - first
-            else:
-                begin, end = interleave.sound_bounds(segment, words["start"], samples)
-                total += int(self.geometry.frames(end - begin)) if end > begin else 0
-        return total
+        table = self.index.words[rows["first_word"].astype(np.int64)[owner] + np.arange(len(owner)) - first[owner]]
+        # Segments: neighbouring words of an utterance that are given in the same way.
+        opens = np.ones(len(owner), bool)
+        opens[1:] = (owner[1:] != owner[:-1]) | (is_text[1:] != is_text[:-1])
+        start = np.flatnonzero(opens)
+        stop = np.append(start[1:], len(owner))
+        whose = owner[start]
+        closes = stop == (first + words)[whose]  # the last segment of its utterance
+        length = samples[whose]
+        starts = table["start"].astype(np.int64)
+        begin = np.minimum(np.where(start == first[whose], 0, starts[start]), length)
+        following = starts[np.minimum(stop, len(starts) - 1)]
+        end = np.where(closes, length, np.minimum(np.maximum(begin, following), length))
+        if self.interleave.cut == "slice":
+            spacing, most = self.geometry.samples_per_frame, frames[whose]
+            from_frame = np.minimum(most, np.round(begin / spacing).astype(np.int64))
+            to_frame = np.maximum(from_frame, np.minimum(most, np.round(end / spacing).astype(np.int64)))
+            sound = np.where(closes, most, to_frame) - from_frame
+        else:
+            sound = np.where(end > begin, self.geometry.frames(np.maximum(end - begin, 1)), 0)
+        text = np.add.reduceat(table["tokens"].astype(np.int64), start)
+        total = np.bincount(whose, np.where(is_text[start], text, sound), minlength=len(rows)).astype(np.int64)
+        mixed = np.bincount(owner, is_text, minlength=len(rows)) > 0
+        return np.where(mixed, total, frames)
 
     def window_rows(self, epoch: int, window: int) -> list[Row]:
         """The packed rows of a window, shuffled."""
@@ -252,25 +306,13 @@ class Plan:
         if self._taken is not None:
             utterances = utterances[self._taken[utterances]]
         passes = self.config.passes_per_epoch or max(1, self.config.window_samples // len(utterances))
-        drawn = [self.draw_group(int(one), rng) for _ in range(passes) for one in rng.permutation(utterances)]
-        groups = [group for group in drawn if group is not None]
+        groups = self.draw_groups(np.concatenate([rng.permutation(utterances) for _ in range(passes)]), rng)
         sizes = np.array([group.tokens for group in groups], int)
         if self.config.utterances_per_row:
             packed = next_fit(sizes, self.config.row_tokens, self.config.utterances_per_row)
         else:
             packed = best_fit(sizes, self.config.row_tokens)
         return [Row(tuple(groups[item] for item in packed[row])) for row in rng.permutation(len(packed))]
-
-    def targets(self, row: Row) -> tuple[int, float]:
-        """Answer tokens of a row and the sum of their weights."""
-        count, weight = 0, 0.0
-        for group in row.groups:
-            first = int(self.index.utterances[group.utterance]["first_branch"])
-            branches = self.index.branches[first + np.array(group.branches)]
-            answers = branches["answer_tokens"].astype(int)
-            count += int(answers.sum())
-            weight += float((answers * self.task_weights[branches["task"]]).sum())
-        return count, weight
 
     def window_steps(self, epoch: int, window: int, window_step: int) -> Iterator[Step]:
         """The steps of a window, the first of which has the number `window_step` in its epoch."""
@@ -285,17 +327,16 @@ class Plan:
                 following = Position(epoch, step + 1, window + 1, step + 1)
             else:
                 following = Position(epoch + 1)
-            counts = [self.targets(row) for row in mine]
-            tokens = sum(group.tokens for row in mine for group in row.groups)
-            samples = sum(int(self.index.utterances[group.utterance]["samples"]) for row in mine for group in row.groups)
+            groups = [group for row in mine for group in row.groups]
+            tokens = sum(group.tokens for group in groups)
             yield Step(
                 Position(epoch, step, window, window_step),
                 following,
                 mine,
-                weight_total=sum(weight for _, weight in counts),
-                target_tokens=sum(count for count, _ in counts),
+                weight_total=sum(group.weight for group in groups),
+                target_tokens=sum(group.targets for group in groups),
                 tokens=tokens,
-                audio_seconds=samples / SAMPLE_RATE,
+                audio_seconds=sum(group.samples for group in groups) / SAMPLE_RATE,
                 used_share=tokens / (size * self.config.row_tokens),
             )
 
