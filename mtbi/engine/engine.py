@@ -117,6 +117,7 @@ class Engine:
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config
         )
         self.optimizer_steps = 0
+        self._make_moments()
         if snapshot:
             self.restore(snapshot)
 
@@ -173,7 +174,6 @@ class Engine:
         """Trainable parameters and moments in full float32, on the CPU. All processes must call it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        self._make_moments()
         trainable, moments = {}, {}
         for name, parameter in self.parameters.items():
             trainable[name] = full(safe_get_full_fp32_param(parameter), parameter)
@@ -185,7 +185,6 @@ class Engine:
         """Put back what `snapshot` took, on any number of processes and any ZeRO stage."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        self._make_moments()
         for name, parameter in self.parameters.items():
             with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3), torch.no_grad():
                 parameter.copy_(snapshot.trainable[name])  # what the next forward pass computes with
@@ -207,7 +206,10 @@ class Engine:
         return list(self.optimizer.single_partition_of_fp32_groups)
 
     def _make_moments(self) -> None:
-        """Adam makes its moments at the first step; reading or setting them before that needs them now."""
+        """Adam makes its moments at the first step; reading or setting them before that needs them now.
+
+        ZeRO-1 and 2 link parameters to them once, after the first group has stepped: the others' must be there by then.
+        """
         for part in self._flat_parameters():
             if not self._adam.state[part]:
                 zeros = {moment: torch.zeros_like(part) for moment in MOMENTS}

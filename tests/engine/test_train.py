@@ -55,15 +55,17 @@ def kill_after(command: list[str], environment: dict[str, str], text: str, numbe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize(
+    ("stage", "fields"), [(1, ["model.encoder.trainable=true", "train.encoder_learning_rate=1e-5"]), (3, [])]
+)
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path, stage: int
+    launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path, stage: int, fields: list[str]
 ) -> None:
-    whole = losses(run(launch(tmp_path / "whole", stage=stage)))
+    whole = losses(run(launch(tmp_path / "whole", *fields, stage=stage)))
     assert sorted(whole) == list(range(1, 9))
-    killed = losses(kill_after(launch(tmp_path / "killed", stage=stage), environment, "step 5/8", signal.SIGKILL))
+    killed = losses(kill_after(launch(tmp_path / "killed", *fields, stage=stage), environment, "step 5/8", signal.SIGKILL))
     assert 8 not in killed
-    resumed = losses(run(launch(tmp_path / "killed", stage=stage)))
+    resumed = losses(run(launch(tmp_path / "killed", *fields, stage=stage)))
     assert min(resumed) in (5, 7)  # after the checkpoint of step 4, or of 6 where the machine was slow to kill
     assert {**killed, **resumed} == whole
     torch.testing.assert_close(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"), rtol=0, atol=0)
