@@ -12,3 +12,7 @@ class UserError(Exception):
 
 class UnavailableError(UserError):
     """Something outside, such as the object store, does not answer now. Later it may: jobs that end with it start again."""
+
+
+class ElsewhereError(UnavailableError):
+    """Another process of the run met an error and tells it."""

@@ -19,7 +19,7 @@ if REPOSITORY not in sys.path:  # started as a script, the repository may not be
 
 from launcher.ranks import STOPPED, UNAVAILABLE, Ranks, StopFlag, find_ranks, made_progress  # noqa: E402
 from mtbi import recipe as recipes  # noqa: E402
-from mtbi.errors import UnavailableError, UserError  # noqa: E402
+from mtbi.errors import ElsewhereError, UnavailableError, UserError  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
 
 
@@ -124,7 +124,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
                 began = 0.0
             if sums.failed:
                 save(None, needed=True)
-                raise loader.failure or UnavailableError("another process could not read its data; see what it says")
+                raise loader.failure or ElsewhereError("another process could not read its data; see what it says")
             progress.advance(step.step)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
@@ -163,8 +163,9 @@ def main() -> int:
         options, recipe = parse_arguments()
         return train(recipe, options.deepspeed, ranks, stop_flag)
     except UserError as error:
-        # A mistake that all processes find is told once: the launcher ends the others before they speak.
-        time.sleep(0 if ranks.rank == 0 else 5)
+        # A mistake that all processes find is told once: the launcher ends the others before they speak. One that a single
+        # process finds is told by that one.
+        time.sleep(10 if isinstance(error, ElsewhereError) else 5 if ranks.rank else 0)
         print(f"mtbi: {error}" + (f" (process {ranks.rank})" if ranks.rank else ""), file=sys.stderr, flush=True)
         return UNAVAILABLE if isinstance(error, UnavailableError) else 2
 

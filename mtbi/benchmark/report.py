@@ -59,12 +59,22 @@ def main_table(grid: Grid, full: dict[str, list[RunResult]], group: str) -> str:
     for name, runs in full.items():
         found = [collect.measure(runs, (group, axis), collect.accuracy) for axis in AXES]
         shares = [collect.measure(runs, (group, axis), collect.kept) for axis in list(AXES)[:2]]
-        rows.append([name, grid.arms[name].label, str(len(runs)), *map(percent, [*found, *shares])])
+        each = [collect.measure([run], (group, NEW_AXIS), collect.accuracy) for run in runs]
+        spread = " ".join(percent(one and one.value) for one in each)
+        rows.append([name, grid.arms[name].label, str(len(runs)), *map(percent, found), spread, *map(percent, shares)])
     everything = [run for runs in full.values() for run in runs]
     for label, what in (("cascade", collect.cascade_accuracy), ("text LLM", collect.text_accuracy)):
         found = [collect.measure(everything, (group, axis), what) for axis in AXES]
-        rows.append([f"*{label}*", "", "", *(percent(one and one.value) for one in found), "", ""])
-    header = ["arm", "what it is", "seeds", *AXES, "kept: trained, held-out wordings", "kept: never trained"]
+        rows.append([f"*{label}*", "", "", *(percent(one and one.value) for one in found), "", "", ""])
+    header = [
+        "arm",
+        "what it is",
+        "seeds",
+        *AXES,
+        f"{NEW_AXIS}, each seed",
+        "kept: trained, held-out wordings",
+        "kept: never trained",
+    ]
     return markdown(header, rows, left=2)
 
 
