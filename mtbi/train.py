@@ -17,7 +17,7 @@ REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # started as a script, the repository may not be installed
     sys.path[0] = REPOSITORY
 
-from launcher.ranks import STOPPED, UNAVAILABLE, Ranks, StopFlag, find_ranks, made_progress  # noqa: E402
+from launcher.ranks import STOPPED, UNAVAILABLE, Ranks, StopFlag, find_ranks  # noqa: E402
 from mtbi import recipe as recipes  # noqa: E402
 from mtbi.errors import ElsewhereError, UnavailableError, UserError  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
@@ -36,84 +36,44 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
 
 def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> int:
     """The whole run; returns the exit status."""
-    import torch
     import torch.distributed as dist
 
     from launcher.watchdog import Watchdog
     from mtbi.data.loader import Loader
-    from mtbi.engine import checkpoint, remote, start
+    from mtbi.engine import start
     from mtbi.engine.engine import Engine
     from mtbi.engine.guard import Guard
+    from mtbi.engine.keeper import Keeper
     from mtbi.engine.metrics import Metrics
     from mtbi.engine.progress import Progress
     from mtbi.engine.schedule import learning_rate
 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
-    began = time.perf_counter()
-    run_dir, config, first = Path(recipe.run_dir), recipe.train, ranks.rank == 0
+    began, config = time.perf_counter(), recipe.train
     inputs = start.open_inputs(recipe)
     device = start.start_distributed(ranks)
     watchdog = Watchdog(ranks, config.hang_seconds)
     evaluation = start.open_evaluation(recipe, inputs, ranks)
-    copies = remote.RemoteCopy(config.copy_to, run_dir) if config.copy_to and first else None
-    if copies and remote.pull(config.copy_to, run_dir):
-        print(f"took the newest checkpoint from {config.copy_to}", flush=True)
-    dist.barrier()
-    newest = checkpoint.latest_valid(run_dir)
-    snapshot = checkpoint.load(newest) if newest else None
-    if snapshot:
-        start.check_same_plan(recipe, snapshot.state["recipe"])
-    if first:
-        start.note_start(recipe, ranks, newest)
+    newest, snapshot = start.open_snapshot(recipe, ranks)
 
     # --- model and state --------------------------------------------------------------------------------------------
     tasks, progress = inputs.shards.index.tasks, Progress.of(snapshot)
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
-    metrics = Metrics(run_dir, tasks, config.steps, first, ranks.world, engine.llm_size, device)
+    metrics = Metrics(Path(recipe.run_dir), tasks, config.steps, ranks.rank == 0, ranks.world, engine.llm_size, device)
+    keeper, guard, stopped = Keeper(recipe, ranks, engine, metrics), Guard(config), False
     metrics.say(
         f"{recipe.name}: {len(inputs.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
         f"beside an LLM of {engine.llm_size:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
         + (f"going on from {newest}" if newest else "from the start")
     )
 
-    def save(score: float | None, needed: bool) -> None:
-        watchdog.at(progress.step, "writing a checkpoint")
-        snapshot = engine.snapshot(progress.to_state(recipe, ranks.world))  # all processes gather, the first one writes
-        failed = torch.zeros(1, device=device)
-        try:
-            if first:
-                folder = checkpoint.save(run_dir, progress.step, snapshot)
-                if copies:
-                    copies.push(folder, needed)
-                checkpoint.keep(run_dir, config.keep_last, score)
-                made_progress()
-        except OSError as error:
-            failed += 1
-            metrics.say(f"step {progress.step}: the checkpoint could not be written: {error}")
-        dist.all_reduce(failed)
-        if failed:
-            metrics.counts["failed_checkpoints"] += 1
-            if needed:
-                raise UserError(f"{run_dir}: no checkpoint could be written; make room and start again. Older ones are whole.")
-
-    def roll_back(why: str) -> None:
-        metrics.counts["rollbacks"] += 1
-        whole = checkpoint.latest_valid(run_dir)
-        if not whole or metrics.counts["rollbacks"] > config.max_rollbacks:
-            raise UserError(
-                f"step {progress.step}: {why}"
-                + (f", after {config.max_rollbacks} returns to a checkpoint" if whole else ", before any checkpoint")
-                + f". Lower train.learning_rate or look at the data. What is in {run_dir / checkpoint.FOLDER} is from before."
-            )
-        engine.restore(checkpoint.load(whole))
-        metrics.say(f"step {progress.step}: {why}; the weights are those of {whole.name} again, the data goes on")
+    def doing(what: str) -> None:
+        watchdog.at(progress.step + 1, what)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
-    guard, stopped = Guard(config), False
     with Loader(
         inputs.shards, inputs.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
-        recipe.data.prefetch, progress.position, skip_unreadable=recipe.data.unreadable == "skip",
-        doing=lambda what: watchdog.at(progress.step + 1, what),
+        recipe.data.prefetch, progress.position, recipe.data.unreadable == "skip", doing,
     ) as loader:  # fmt: skip
         for step in loader:
             if progress.step >= config.steps or stopped:
@@ -122,33 +82,32 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
             if began:
                 metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
                 began = 0.0
-            if sums.failed:
-                save(None, needed=True)
+            if sums.failed:  # some process has no data: nothing was computed
+                keeper.save(progress)
                 raise loader.failure or ElsewhereError("another process could not read its data; see what it says")
             progress.advance(step.step)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
-            if sums.skipped:
-                metrics.counts["skipped_micro_batches"] += sums.skipped
-                metrics.say(f"step {number}: {sums.skipped} of {step.parts} micro-batches left out, their loss is not finite")
             if why := guard.judge(sums, step.parts):
-                roll_back(why)
-            metrics.counts["loss_spikes"] = guard.spikes
+                keeper.roll_back(progress, why)
+            metrics.skipped(number, sums.skipped, step.parts, guard.spikes)
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
-                score = evaluation.run(engine, metrics, number, doing=lambda: watchdog.at(progress.step, "evaluating"))
+                score = evaluation.run(engine, metrics, number, lambda: doing("evaluating"))
             # Weights that just gave a bad loss are no place to go back to.
             if not guard.bad_steps and (last or stopped or number % config.checkpoint_every_steps == 0):
-                save(score, needed=last or stopped)
+                doing("writing a checkpoint")
+                keeper.save(progress, score, needed=last or stopped)
+
     metrics.say(
-        f"stopped after step {progress.step}, as asked" if stopped else f"done: {progress.step} steps, checkpoints in {run_dir}"
+        f"stopped after step {progress.step}, as asked"
+        if stopped
+        else f"done: {progress.step} steps, checkpoints in {recipe.run_dir}"
     )
     metrics.close()
-    if copies:
-        watchdog.at(progress.step, "copying the last checkpoint")
-        copies.close()
+    keeper.close()
     watchdog.close()
     dist.destroy_process_group()
     return STOPPED if stopped and progress.step < config.steps else 0

@@ -123,6 +123,13 @@ class Metrics:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
+    def skipped(self, number: int, micro_batches: int, of: int, spikes: int) -> None:
+        """Micro-batches left out of step `number`, and steps with a sudden high loss so far."""
+        self.counts["loss_spikes"] = spikes
+        self.counts["skipped_micro_batches"] += micro_batches
+        if micro_batches:
+            self.say(f"step {number}: {micro_batches} of {of} micro-batches left out, their loss is not finite")
+
     def step(self, number: int, plan: Step, sums: StepSums, data_wait_seconds: float, rate: float, every: int) -> None:
         """Account for step `number` (from 1); every few steps write the line and the numbers."""
         self.interval.add(plan, sums, data_wait_seconds)

@@ -20,6 +20,8 @@ from mtbi import recipe as recipes
 from mtbi.data import features
 from mtbi.data.plan import Plan
 from mtbi.data.shards import Shards
+from mtbi.engine import checkpoint, remote
+from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.evaluation import Evaluation
 from mtbi.errors import UserError
 from mtbi.model.geometry import FrameGeometry
@@ -70,6 +72,24 @@ def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
         )
     features.check(shards.index, recipe)
     return shards
+
+
+def open_snapshot(recipe: Recipe, ranks: Ranks) -> tuple[Path | None, Snapshot | None]:
+    """The newest whole checkpoint, fetched from its copy where the run's folder holds none; and a note of this start.
+
+    Raises UserError where it was made with another plan.
+    """
+    run_dir = Path(recipe.run_dir)
+    if ranks.rank == 0 and recipe.train.copy_to and (fetched := remote.pull(recipe.train.copy_to, run_dir)):
+        print(f"{fetched.name} comes from {recipe.train.copy_to}", flush=True)
+    torch.distributed.barrier()
+    newest = checkpoint.latest_valid(run_dir)
+    snapshot = checkpoint.load(newest) if newest else None
+    if snapshot:
+        check_same_plan(recipe, snapshot.state["recipe"])
+    if ranks.rank == 0:
+        note_start(recipe, ranks, newest)
+    return newest, snapshot
 
 
 def check_same_plan(recipe: Recipe, before: dict[str, Any]) -> None:

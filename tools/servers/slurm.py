@@ -43,9 +43,16 @@ class Cluster:
         self.daemons[name] = process
 
     def kill(self, name: str) -> None:
-        """End a daemon at once, as a crash does; a node's job steps with it, as a power cut does."""
+        """End a daemon at once, as a crash does; a node's job steps with it, as a power cut does.
+
+        The processes that watch over job steps go first, or they would still report how these ended.
+        """
+        watchers = processes_that_write(self.folder / f"{name}.log") if name in NODES else []
         daemon = self.daemons.pop(name)
         daemon.kill()
+        for pid in watchers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         daemon.wait()
         if name in NODES:
             for pid in processes_with(f"SLURMD_NODENAME={name}"):
@@ -100,6 +107,16 @@ def processes_with(variable: str) -> list[int]:
     for place in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if variable.encode() in place.read_bytes().split(b"\0"):
+                found.append(int(place.parent.name))
+    return found
+
+
+def processes_that_write(path: Path) -> list[int]:
+    """Processes that have a file open."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(link) == str(path) for link in place.iterdir()):
                 found.append(int(place.parent.name))
     return found
 
