@@ -338,7 +338,7 @@ class Folder:
         path = self._file(f"{name}.npy")
         try:
             table = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a damaged header numpy raises whatever its parsers do
             raise UserError(f"{path}: cannot be read ({error}); make the shards again.") from error
         if table.dtype != dtype:
             raise UserError(f"{path}: not the table of an index; make the shards again.")
@@ -447,10 +447,18 @@ def wrong_with(described: Any) -> str | None:
     }
     if not isinstance(described, dict):
         return f"a shard is described by an object, not by {described!r}"
+    wanted = {*fixed, "hashes", "raw_data", "samples", "size_limit"}
+    if set(described) != wanted:
+        return f"the keys {sorted(set(described) ^ wanted)} of a shard are missing or unknown"
     if other := [f"{key}={described.get(key)!r}" for key, value in fixed.items() if described.get(key) != value]:
         return ", ".join(other)
     raw, size = described.get("raw_data"), described.get("size_limit")
-    if not isinstance(raw, dict) or not isinstance(raw.get("hashes"), dict) or not isinstance(raw["hashes"].get("xxh64"), str):
+    if (
+        not isinstance(raw, dict)
+        or set(raw) != {"basename", "bytes", "hashes"}
+        or not isinstance(raw["hashes"], dict)
+        or not isinstance(raw["hashes"].get("xxh64"), str)
+    ):
         return f"no xxh64 checksum in {raw!r}"
     if not re.fullmatch(r"shard\.\d{5,}\.mds", str(raw.get("basename"))):
         return f"the shard name {raw.get('basename')!r}"
