@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Exit status of a process that waited too long.
 HUNG = 76
+ANSWER_SECONDS = 10.0  # the store's, before its process counts as silent
 
 
 @dataclass
@@ -56,7 +57,7 @@ def verdict(notes: dict[int, Note | None], now: float, silent_seconds: float) ->
 def describe(rank: int, note: Note | None, now: float, what: str) -> str:
     """One process, in words."""
     if note is None:
-        return f"{what} process {rank}, which never said anything"
+        return f"{what} process {rank}"
     return f"{what} process {rank} on {note.host}: {note.doing} of step {note.step} for {now - note.since:.0f} s"
 
 
@@ -72,8 +73,9 @@ class Watchdog:
         self._done = threading.Event()
         if seconds:
             self.store = connect(ranks, timedelta(seconds=max(5.0, min(60.0, seconds))))
-            self.thread = threading.Thread(target=self._watch, name="mtbi-watchdog", daemon=True)
-            self.thread.start()
+            # Talking to the store blocks for ever where the first process hangs: never in the thread that watches.
+            for target in (self._tell, self._watch):
+                threading.Thread(target=target, name=f"mtbi-watchdog{target.__name__}", daemon=True).start()
 
     def at(self, step: int, doing: str) -> None:
         """This process now does something else."""
@@ -83,14 +85,20 @@ class Watchdog:
         """Stop watching."""
         self._done.set()
 
-    def _watch(self) -> None:
-        pause = min(15.0, self.seconds / 10)
-        while not self._done.wait(pause):
+    @property
+    def _pause(self) -> float:
+        return min(15.0, self.seconds / 10)
+
+    def _tell(self) -> None:
+        while not self._done.wait(self._pause):
             self.note.told = time.time()
             with contextlib.suppress(Exception):  # the first process may have ended
                 self.store.set(str(self.note.rank), json.dumps(asdict(self.note)))
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._pause):
             if time.time() - self.note.since > self.seconds:
-                self._end(silent_seconds=4 * pause)
+                self._end(silent_seconds=4 * self._pause)
 
     def _end(self, silent_seconds: float) -> None:
         own = self.note
@@ -104,15 +112,18 @@ class Watchdog:
         os._exit(HUNG)
 
     def _notes(self) -> dict[int, Note | None]:
+        """Everybody's last note; the first process counts as silent when its store does not answer."""
         notes: dict[int, Note | None] = {}
-        for rank in range(self.ranks.world):
-            try:
-                notes[rank] = Note(**json.loads(self.store.get(str(rank)))) if self.store.check([str(rank)]) else None
-            except Exception:  # the store is gone, and with it the first process
-                notes = dict.fromkeys(range(self.ranks.world), self.note)
-                notes[0] = None
-                return notes
-        return notes
+
+        def read() -> None:
+            for rank in range(self.ranks.world):
+                there = self.store.check([str(rank)])
+                notes[rank] = Note(**json.loads(self.store.get(str(rank)))) if there else None
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(ANSWER_SECONDS)
+        return dict(notes) if len(notes) == self.ranks.world else {0: None, self.note.rank: self.note}
 
 
 def connect(ranks: Ranks, patience: timedelta) -> TCPStore:

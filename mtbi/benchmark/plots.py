@@ -65,7 +65,7 @@ def accuracy_by_task(values: dict[str, dict[str, float]], trained: set[str], tit
     axes.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize=8)
     axes.set(ylabel="right answers, %", title=f"{title}   (left: trained from speech, right: never trained from speech)")
     axes.set_ylim(0, 105)
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, frameon=False)
     finish(made, path)
 
 

@@ -117,16 +117,20 @@ def test_a_bad_night_leaves_no_trace_in_the_weights(cluster: Cluster, submit: Ca
 
 
 @pytest.mark.slow
-def test_a_hung_process_is_named_and_the_job_starts_again(cluster: Cluster, submit: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])  # the first one holds the notes of all
+def test_a_hung_process_is_named_and_the_job_starts_again(
+    cluster: Cluster, submit: Callable[..., str], tmp_path: Path, rank: int
+) -> None:
     job = submit(tmp_path / "run", "train.hang_seconds=10", "train.steps=12")
     output = tmp_path / f"{job}.out"
     wait_for_step(cluster, job, output, 3)
-    send(job, 1, signal.SIGSTOP)
+    send(job, rank, signal.SIGSTOP)
     record = cluster.wait(job)
     text = output.read_text()
     assert record["JobState"] == "COMPLETED", text
     assert int(record["Restarts"]) == 1
-    assert "watchdog: no sign of life from process 1" in text
+    logs = "".join(path.read_text() for path in (tmp_path / "logs").rglob("rank-*.log"))
+    assert f"watchdog: no sign of life from process {rank}" in logs
 
 
 @pytest.mark.slow

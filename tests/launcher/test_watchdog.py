@@ -13,7 +13,7 @@ def test_a_silent_process_is_named() -> None:
     notes = {0: note(0, 7, "computing", 900), 1: note(1, 7, "computing", 900, told=905), 2: None}
     told = verdict(notes, NOW, silent_seconds=30)
     assert "no sign of life from process 1 on gpu01: computing of step 7" in told
-    assert "process 2, which never said anything" in told
+    assert told.endswith("no sign of life from process 2")
     assert "process 0" not in told
 
 
