@@ -121,7 +121,7 @@ def test_a_bad_night_leaves_no_trace_in_the_weights(cluster: Cluster, submit: Ca
 def test_a_hung_process_is_named_and_the_job_starts_again(
     cluster: Cluster, submit: Callable[..., str], tmp_path: Path, rank: int
 ) -> None:
-    job = submit(tmp_path / "run", "train.hang_seconds=10", "train.steps=12")
+    job = submit(tmp_path / "run", "train.hang_seconds=20", "train.steps=12")
     output = tmp_path / f"{job}.out"
     wait_for_step(cluster, job, output, 3)
     send(job, rank, signal.SIGSTOP)
