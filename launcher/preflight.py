@@ -31,7 +31,7 @@ def main() -> int:
     import torch
     import torch.distributed as dist
 
-    from mtbi.engine.start import start_distributed
+    from launcher.distributed import start_distributed
 
     ranks = find_ranks()
     began = time.perf_counter()

@@ -11,6 +11,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
+#: Exit status of a user's mistake: starting again would not help.
+MISTAKE = 2
 #: Exit status of a run that stopped on request after a checkpoint: the Slurm script requeues on it.
 STOPPED = 75
 #: Exit status of a run for which something outside was not to be had: it is tried again, but not for ever.
@@ -59,8 +61,9 @@ def find_ranks(environment: MutableMapping[str, str] = os.environ) -> Ranks:
         if slurm:
             nodes = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST", "localhost")
             environment.setdefault("MASTER_ADDR", first_host(nodes))
-            # Jobs that share a node must not share a port: derive it from the job's number.
-            environment.setdefault("MASTER_PORT", str(20000 + int(slurm.get("SLURM_JOB_ID", "0")) % 20000))
+            # Jobs that share a node must not share a port, nor must a start of a job with what may be left of the one before.
+            job, start = int(slurm.get("SLURM_JOB_ID", "0")), int(slurm.get("SLURM_RESTART_COUNT", "0"))
+            environment.setdefault("MASTER_PORT", str(20000 + (job + 7919 * start) % 20000))
         else:
             environment.setdefault("MASTER_ADDR", "127.0.0.1")
             environment.setdefault("MASTER_PORT", str(free_port()))

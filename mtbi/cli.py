@@ -11,13 +11,8 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mtbi.errors import UserError
-
-if TYPE_CHECKING:
-    from mtbi.recipe import Recipe
-    from mtbi.tasks.chat import ChatFormat
 
 Options = argparse.Namespace
 
@@ -58,6 +53,7 @@ def data_shard(options: Options) -> None:
     from mtbi import recipe as recipes
     from mtbi.data import corpus, shards
     from mtbi.tasks.behaviour import BehaviourStore
+    from mtbi.tasks.chat import read_chat
 
     recipe = recipes.load(options.recipe, options.overrides)
     utterances = corpus.read_manifest(options.manifest)
@@ -113,6 +109,7 @@ def behave(options: Options) -> None:
     from mtbi import recipe as recipes
     from mtbi.data import corpus
     from mtbi.tasks import behaviour
+    from mtbi.tasks.chat import read_chat
     from mtbi.tasks.teacher import build_teacher
 
     recipe = recipes.load(options.recipe, options.overrides)
@@ -305,14 +302,6 @@ def doctor(options: Options) -> int:
     found += [checks.guarded(place, lambda place=place: checks.store_rights(place)) for place in options.write]  # type: ignore[misc]
     print(json.dumps([asdict(one) for one in found], indent=1) if options.json else checks.render(found))
     return int(any(one.status == checks.FAIL for one in found))
-
-
-def read_chat(recipe: Recipe) -> ChatFormat:
-    """The chat format of a recipe's LLM."""
-    from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
-
-    tokenizer = load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code)
-    return ChatFormat(tokenizer, recipe.behaviour.system_prompt)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,12 +10,12 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
+from mtbi.versions import installed
 
 PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "peft", "mosaicml-streaming", "tensorboard")
 LOW_DISK_GB = 20
@@ -39,10 +39,9 @@ def machine() -> Iterator[Finding]:
 
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     for package in PACKAGES:
-        try:
-            yield Finding(OK, package, version(package))
-        except PackageNotFoundError:
-            yield Finding(FAIL, package, "missing", "make setup, or pip install -c constraints.txt -e .")
+        version = installed(package)
+        remedy = "" if version else "make setup, or pip install -c constraints.txt -e ."
+        yield Finding(OK if version else FAIL, package, version or "missing", remedy)
     yield from matching_builds()
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
@@ -64,9 +63,8 @@ def machine() -> Iterator[Finding]:
 
 def matching_builds() -> Iterator[Finding]:
     """torch and torchaudio come in pairs; other pairs fail at import in ways that are hard to read."""
-    try:
-        torch_version, audio_version = (version(name).split("+")[0] for name in ("torch", "torchaudio"))
-    except PackageNotFoundError:
+    torch_version, audio_version = ((installed(name) or "").split("+")[0] for name in ("torch", "torchaudio"))
+    if not (torch_version and audio_version):
         return
     same = torch_version.split(".")[:2] == audio_version.split(".")[:2]
     remedy = "" if same else "install the versions of constraints.txt"
@@ -137,24 +135,22 @@ def writable(folder: Path) -> str:
 
 def tokenizer(recipe: Recipe) -> str:
     """The LLM's tokenizer and chat template work."""
-    from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+    from mtbi.tasks.chat import read_chat
 
-    loaded = load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code)
-    chat = ChatFormat(loaded, recipe.behaviour.system_prompt)
-    return f"{recipe.model.llm}: {len(loaded)} tokens, fingerprint {chat.fingerprint[:12]}"
+    chat = read_chat(recipe)
+    return f"{recipe.model.llm}: {len(chat.tokenizer)} tokens, fingerprint {chat.fingerprint[:12]}"
 
 
 def shards(place: str, recipe: Recipe) -> str:
     """The index is whole, fits the recipe's LLM, and first and last utterances can be read; how fast, if remote."""
     from mtbi.data.store import is_remote
     from mtbi.engine.start import open_shards
-    from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+    from mtbi.tasks.chat import read_chat
 
-    loaded = load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="mtbi-doctor-") as cache:
-        local = Recipe(**{**vars(recipe), "data": type(recipe.data)(**{**vars(recipe.data), "cache_dir": cache})})
+        local = replace(recipe, data=replace(recipe.data, cache_dir=cache))
         began = time.perf_counter()
-        opened = open_shards([place], local, ChatFormat(loaded, recipe.behaviour.system_prompt))
+        opened = open_shards([place], local, read_chat(recipe))
         for number in {0, len(opened) - 1}:
             _ = opened[number]
         seconds = time.perf_counter() - began

@@ -17,7 +17,7 @@ REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # started as a script, the repository may not be installed
     sys.path[0] = REPOSITORY
 
-from launcher.ranks import STOPPED, UNAVAILABLE, Ranks, StopFlag, find_ranks  # noqa: E402
+from launcher.ranks import MISTAKE, STOPPED, UNAVAILABLE, Ranks, StopFlag, find_ranks  # noqa: E402
 from mtbi import recipe as recipes  # noqa: E402
 from mtbi.errors import ElsewhereError, UnavailableError, UserError  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
@@ -38,6 +38,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     """The whole run; returns the exit status."""
     import torch.distributed as dist
 
+    from launcher.distributed import start_distributed
     from launcher.watchdog import Watchdog
     from mtbi.data.loader import Loader
     from mtbi.engine import start
@@ -51,7 +52,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
     began, config = time.perf_counter(), recipe.train
     inputs = start.open_inputs(recipe)
-    device = start.start_distributed(ranks)
+    device = start_distributed(ranks)
     watchdog = Watchdog(ranks, config.hang_seconds)
     evaluation = start.open_evaluation(recipe, inputs, ranks)
     newest, snapshot = start.open_snapshot(recipe, ranks)
@@ -126,7 +127,7 @@ def main() -> int:
         # process finds is told by that one.
         time.sleep(10 if isinstance(error, ElsewhereError) else 5 if ranks.rank else 0)
         print(f"mtbi: {error}" + (f" (process {ranks.rank})" if ranks.rank else ""), file=sys.stderr, flush=True)
-        return UNAVAILABLE if isinstance(error, UnavailableError) else 2
+        return UNAVAILABLE if isinstance(error, UnavailableError) else MISTAKE
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from mtbi.engine import checkpoint as checkpoints
 from mtbi.errors import UserError
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import Recipe
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+from mtbi.tasks.chat import ChatFormat, read_chat
 
 
 @dataclass
@@ -43,7 +43,7 @@ def open_run(folder: Path | str, which: str = "best", device: str = "") -> Train
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and place.type == "cuda")
     model = build_speech_llm(recipe.model, recipe.loss, torch.bfloat16 if bf16 else torch.float32, place, tasks=1)
     put_weights(model, chosen)
-    chat = ChatFormat(load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code), recipe.behaviour.system_prompt)
+    chat = read_chat(recipe)
     return TrainedRun(folder, chosen, recipe, model.to(place).eval(), chat, place)
 
 

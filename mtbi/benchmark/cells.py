@@ -93,7 +93,7 @@ def right(dialogue: Dialogue, who: str) -> bool:
 
 def summarise(group: str, tasks: str, wording: str, prompt: str, chosen: list[Dialogue]) -> Cell:
     """The numbers over the chosen dialogues, at least one."""
-    graded = [d for d in chosen if (d.gold is not None and d.scorer == "exact") or (d.gold is not None and d.scorer == "wer")]
+    graded = [d for d in chosen if d.gold is not None and d.scorer in ("exact", "wer")]
     formed = [d for d in chosen if d.form]
     compared = [d for d in chosen if d.tokens]
     tokens = sum(d.tokens for d in compared)

@@ -17,7 +17,7 @@ from mtbi.benchmark.cells import RESAMPLES, Estimate
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM
 from mtbi.benchmark.grid import Grid, Job, job_recipe, jobs, reference, report_folder
 from mtbi.data.audio import SAMPLE_RATE
-from mtbi.data.plan import chosen_tasks
+from mtbi.data.plan import taken_tasks
 from mtbi.data.shards import Shards
 from mtbi.engine import checkpoint
 from mtbi.errors import UserError
@@ -96,7 +96,7 @@ def read_run(grid: Grid, job: Job, out: Path, trained: set[str], cascade: dict[Q
         raise UserError(f"{run_dir}: evaluated, but its checkpoint is gone; delete its evaluation to run it again")
     return RunResult(
         job,
-        checkpoint.load(newest).state["audio_seconds"] / 3600,
+        checkpoint.load_state(newest)["audio_seconds"] / 3600,
         job.minutes or corpus_minutes(job_recipe(grid, job, out)),
         dict(sums),
         {key: (right, count) for key, (right, count) in tasks.items()},
@@ -117,12 +117,8 @@ def corpus_minutes(recipe: Recipe) -> float:
 def trained_in_grid(grid: Grid, out: Path) -> set[str]:
     """The tasks that the compared arm (or the first one) was trained on: the same split of tasks is used for all arms."""
     recipe = job_recipe(grid, Job(grid.compare.arm or next(iter(grid.arms)), grid.seeds[0]), out)
-    found: set[str] = set()
-    for place in recipe.data.shards:
-        tasks = Shards(place, recipe.data.cache_dir).index.tasks
-        chosen = chosen_tasks(recipe.plan.tasks, tasks)
-        found |= {task for number, task in enumerate(tasks) if chosen is None or chosen[number]}
-    return found
+    shards = [Shards(place, recipe.data.cache_dir) for place in recipe.data.shards]
+    return set().union(*(taken_tasks(recipe.plan.tasks, one.index.tasks) for one in shards))
 
 
 def read_all(grid: Grid, out: Path) -> list[RunResult]:

@@ -102,14 +102,10 @@ def with_turned(turns: Iterator[Turn]) -> Iterator[Turn]:
 
 def trained_tasks(run: TrainedRun) -> set[str]:
     """The tasks that speech training used."""
-    from mtbi.data.plan import chosen_tasks
+    from mtbi.data.plan import taken_tasks
 
-    found: set[str] = set()
-    for place in run.recipe.data.shards:
-        tasks = open_shards(place, run).index.tasks
-        chosen = chosen_tasks(run.recipe.plan.tasks, tasks)
-        found |= {task for number, task in enumerate(tasks) if chosen is None or chosen[number]}
-    return found
+    places = run.recipe.data.shards
+    return set().union(*(taken_tasks(run.recipe.plan.tasks, open_shards(place, run).index.tasks) for place in places))
 
 
 def open_shards(place: str, run: TrainedRun) -> Shards:

@@ -147,6 +147,12 @@ def chosen_tasks(names: list[str], tasks: list[str]) -> np.ndarray | None:
     return np.array([any(fnmatch.fnmatch(task, name) for name in names) for task in tasks]) if names else None
 
 
+def taken_tasks(names: list[str], tasks: list[str]) -> set[str]:
+    """The names of the tasks that `chosen_tasks` chooses."""
+    chosen = chosen_tasks(names, tasks)
+    return {task for number, task in enumerate(tasks) if chosen is None or chosen[number]}
+
+
 def take_hours(index: Index, hours: float, seed: int) -> np.ndarray | None:
     """`(utterances,)` true for those that make up the first `hours` of speech in an order drawn from the seed; None = all.
 

@@ -11,12 +11,9 @@ from mtbi import recipe as recipes
 from mtbi.data import features, shards
 from mtbi.data.corpus import read_manifest
 from mtbi.data.shards import Shards
-from mtbi.demo.run import prepare, questions
+from mtbi.demo.run import answer, prepare, questions
 from mtbi.model.encoder import build_encoder
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.tasks import behaviour
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
-from mtbi.tasks.teacher import build_teacher
 
 
 def variants(config: BehaviourConfig) -> dict[str, BehaviourConfig]:
@@ -39,18 +36,9 @@ def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
     encode(data / "train", encoder, recipe)
     for name, config in variants(recipe.behaviour).items():
-        make_variant(data / name, data / "train", config, recipe)
+        if not (data / name / "shards" / shards.INDEX_NAME).exists():
+            answer(read_manifest(data / "train" / "aligned.jsonl"), data / "train", config, recipe, data / name)
         encode(data / name, encoder, recipe)
-
-
-def make_variant(folder: Path, train: Path, config: BehaviourConfig, recipe: Recipe) -> None:
-    """Shards of the training recordings with other answers."""
-    if (folder / "shards" / shards.INDEX_NAME).exists():
-        return
-    utterances = read_manifest(train / "aligned.jsonl")
-    chat = ChatFormat(load_llm_tokenizer(recipe.model.llm), config.system_prompt)
-    behaviour.generate(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
-    shards.write(utterances, train, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
 
 
 def encode(folder: Path, encoder: torch.nn.Module, recipe: Recipe) -> None:

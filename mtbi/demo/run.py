@@ -20,14 +20,14 @@ import mtbi
 from mtbi import recipe as recipes
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM
 from mtbi.data import align, importers, shards
-from mtbi.data.corpus import read_manifest, write_manifest
+from mtbi.data.corpus import Utterance, read_manifest, write_manifest
 from mtbi.demo import corpus, world
 from mtbi.demo.encoder import DemoAligner
 from mtbi.demo.speech import speak_digits
 from mtbi.errors import UserError
 from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.tasks import behaviour
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+from mtbi.tasks.chat import read_chat
 from mtbi.tasks.teacher import build_teacher
 
 if TYPE_CHECKING:
@@ -88,12 +88,15 @@ def prepare_part(part: corpus.Part, data: Path, digits: Path, recipe: Recipe) ->
     if not aligned.exists():
         write_manifest(aligned, align.align(read_manifest(manifest), folder, DemoAligner()))
     utterances = read_manifest(aligned)
-    tokenizer = load_llm_tokenizer(recipe.model.llm)
-    chat = ChatFormat(tokenizer, recipe.behaviour.system_prompt)
-    config = questions(part.name, recipe.behaviour)
-    behaviour.generate(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
-    shards.write(utterances, folder, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
+    answer(utterances, folder, questions(part.name, recipe.behaviour), recipe, folder)
     return folder / "shards"
+
+
+def answer(utterances: list[Utterance], audio: Path, config: BehaviourConfig, recipe: Recipe, folder: Path) -> None:
+    """The text LLM's answers about utterances, and shards with them, in a folder."""
+    chat = read_chat(recipe)
+    behaviour.generate(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
+    shards.write(utterances, audio, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
 
 
 def prepare(recipe: Recipe, speech: Path | None) -> Path:

@@ -116,8 +116,12 @@ def latest_valid(run_dir: Path | str) -> Path | None:
 
 def load(folder: Path) -> Snapshot:
     """Read a checkpoint that `latest_valid` found."""
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return Snapshot(load_file(folder / TRAINABLE), load_file(folder / OPTIMIZER), state)
+    return Snapshot(load_file(folder / TRAINABLE), load_file(folder / OPTIMIZER), load_state(folder))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint knows beside its tensors: step, place in the data, recipe."""
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
 
 def load_trainable(folder: Path | str) -> dict[str, Tensor]:

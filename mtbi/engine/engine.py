@@ -106,10 +106,8 @@ class Engine:
         self._partitioning = HfDeepSpeedConfig(config) if self.stage == 3 else None
         torch.manual_seed(recipe.seed)
         self.model: SpeechLLM = build_speech_llm(recipe.model, recipe.loss, self.dtype, device, tasks)
-        if snapshot:
-            if wrong := same_parameters(snapshot.trainable, self.model):
-                raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
-            self.model.load_state_dict({name: value.to(self.dtype) for name, value in snapshot.trainable.items()}, strict=False)
+        if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
+            raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
         self.llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.llm.parameters())

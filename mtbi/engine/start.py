@@ -1,15 +1,13 @@
-"""What a run needs before its model: the processes joined, and shards that fit the recipe."""
+"""What a run needs before its model: shards that fit the recipe, and the checkpoint to go on from."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,8 @@ from mtbi.engine.evaluation import Evaluation
 from mtbi.errors import UserError
 from mtbi.model.geometry import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+from mtbi.tasks.chat import ChatFormat, read_chat
+from mtbi.versions import commit, installed
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", "flash-attn")
 
@@ -43,7 +42,7 @@ class Inputs:
 
 def open_inputs(recipe: Recipe) -> Inputs:
     """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
-    chat = ChatFormat(load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code), recipe.behaviour.system_prompt)
+    chat = read_chat(recipe)
     shards = open_shards(recipe.data.shards, recipe, chat)
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
@@ -109,52 +108,6 @@ def check_same_plan(recipe: Recipe, before: dict[str, Any]) -> None:
                 )
 
 
-def start_distributed(ranks: Ranks) -> torch.device:
-    """Join the processes, on GPUs by NCCL and otherwise on CPUs by gloo; returns this process's device."""
-    import deepspeed
-
-    if torch.cuda.is_available():
-        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        backend = "nccl"
-    else:
-        device, backend = torch.device("cpu"), "gloo"
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world))
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    unlink_shared_memory(ranks)
-    return device
-
-
-def unlink_shared_memory(ranks: Ranks) -> None:
-    """DeepSpeed's CPU collectives name a buffer in /dev/shm for each process and never take it away.
-
-    Once all processes of the machine have mapped it, the name is not needed any more: without it, the memory goes with the
-    processes, however they end.
-    """
-    torch.distributed.barrier()
-    place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{ranks.rank}"
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
-
-
-def code_version() -> str:
-    """The commit of the repository that runs, `+` where files differ from it; the package's version elsewhere."""
-    folder = Path(__file__).parents[2]
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return metadata.version("mtbi")
-
-
-def installed(package: str) -> str | None:
-    """A package's version; None where it is missing."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def note_start(recipe: Recipe, ranks: Ranks, newest: Path | None) -> None:
     """Keep the resolved recipe in the run's folder, and a line of `starts.jsonl` for each time the run was started."""
     run_dir = Path(recipe.run_dir)
@@ -167,7 +120,7 @@ def note_start(recipe: Recipe, ranks: Ranks, newest: Path | None) -> None:
         "job": os.environ.get("SLURM_JOB_ID"),
         "restart": os.environ.get("SLURM_RESTART_COUNT"),
         "from": newest.name if newest else None,
-        "code": code_version(),
+        "code": commit(),
         "versions": {package: installed(package) for package in PACKAGES},
         "command": sys.argv,
     }

@@ -11,11 +11,14 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from mtbi.errors import UserError
+
+if TYPE_CHECKING:
+    from mtbi.recipe import Recipe
 
 MARK = "⸨mtbi⸩"  # stands for the user's words while the template is rendered
 ANSWER_MARK = "⸨answer⸩"
@@ -137,3 +140,8 @@ class ChatFormat:
         """Changes with the vocabulary, the chat template and the system prompt: what shards and recipe must agree on."""
         facts = [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
         return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def read_chat(recipe: Recipe) -> ChatFormat:
+    """The chat format of a recipe's LLM."""
+    return ChatFormat(load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code), recipe.behaviour.system_prompt)

@@ -11,12 +11,13 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state
 from safetensors.torch import save_file
 
+from launcher.distributed import start_distributed
 from launcher.ranks import find_ranks
 from mtbi import recipe as recipes
 from mtbi.data.loader import Loader
 from mtbi.data.plan import Plan
 from mtbi.engine.engine import Engine
-from mtbi.engine.start import open_shards, start_distributed
+from mtbi.engine.start import open_shards
 from mtbi.model.geometry import FrameGeometry
 from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 
