@@ -10,21 +10,20 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launcher.ranks import STOPPED
+from launcher.ranks import MISTAKE, STOPPED
 
-#: Exit status of a user's mistake: starting again would not help.
-MISTAKE = 2
 TOLD_LINES = 8
+PAUSES = (5, 10, 20, 40, 80, 160)  #: seconds between attempts to requeue
 
 
 def failed_tasks(srun_errors: str) -> list[tuple[str, str]]:
     """Nodes and tasks that srun names first, such as `("node2", "1")`; those it killed afterwards are left out."""
-    found = re.findall(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Terminated)", srun_errors, re.MULTILINE)
-    return [(node, task) for node, task in found]
+    return re.findall(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Terminated)", srun_errors, re.MULTILINE)
 
 
 def last_words(logs: Path, task: str) -> str:
@@ -34,26 +33,29 @@ def last_words(logs: Path, task: str) -> str:
     return "\n".join(f"  {line}" for line in lines[-TOLD_LINES:])
 
 
-def explain(status: int, logs: Path) -> tuple[str, str]:
+def explain(status: int, logs: Path, srun_errors: str) -> tuple[str, str]:
     """What went wrong, for people, and the node it went wrong on, if known."""
-    errors = logs / "srun.err"
-    tasks = failed_tasks(errors.read_text(encoding="utf-8", errors="replace")) if errors.exists() else []
+    tasks = failed_tasks(srun_errors)
     if not tasks:
         return f"the step ended with status {status}", ""
     node, task = tasks[0]
     return f"task {task} on {node} failed first (status {status}); the end of its log:\n{last_words(logs, task)}", node
 
 
-def requeue(job: str) -> None:
-    """Put the job back into the queue; Slurm ends this process when it does."""
-    subprocess.run(["scontrol", "requeue", job], check=True)
+def requeue(job: str, pauses: Sequence[float] = PAUSES) -> None:
+    """Put the job back into the queue; Slurm ends this process when it does. Its controller may be away for a few minutes."""
+    command = ["scontrol", "requeue", job]
+    for pause in pauses:
+        if subprocess.run(command, check=False).returncode == 0:
+            return
+        print(f"mtbi: Slurm does not requeue the job, asking again in {pause:g} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+    subprocess.run(command, check=True)
 
 
-def own_status(status: int, logs: Path) -> int:
+def own_status(status: int, srun_errors: str) -> int:
     """MISTAKE where a task ended so: srun tells the highest status, which may be that of a task it killed afterwards."""
-    errors = logs / "srun.err"
-    told = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
-    return MISTAKE if re.search(rf"Exited with exit code {MISTAKE}$", told, re.MULTILINE) else status
+    return MISTAKE if re.search(rf"Exited with exit code {MISTAKE}$", srun_errors, re.MULTILINE) else status
 
 
 def spare_nodes(without: str) -> bool:
@@ -79,7 +81,9 @@ def decide(status: int, logs: Path, failures: Path, retries: int, job: str, scri
 
     A `script` that is whole (by `python -m launcher submit`) leaves a node that failed twice.
     """
-    status = own_status(status, logs)
+    errors = logs / "srun.err"
+    srun_errors = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
+    status = own_status(status, srun_errors)
     if status in (0, MISTAKE):
         failures.unlink(missing_ok=True)
         return status
@@ -87,7 +91,7 @@ def decide(status: int, logs: Path, failures: Path, retries: int, job: str, scri
         failures.unlink(missing_ok=True)
         requeue(job)
         return status
-    why, node = explain(status, logs)
+    why, node = explain(status, logs, srun_errors)
     with failures.open("a", encoding="utf-8") as file:
         file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} status {status} node {node or '?'}\n")
     seen = re.findall(r"node (\S+)$", failures.read_text(encoding="utf-8"), re.MULTILINE)

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -64,18 +65,28 @@ def describe(rank: int, note: Note | None, now: float, what: str) -> str:
 class Watchdog:
     """Call `at` whenever this process goes on to something else. `seconds` without a call end it; 0 = never.
 
-    The notes go through a torch TCPStore of its own on the first process's host.
+    It watches from the start, and compares notes with the others once they have joined and `meet` was called: through a
+    torch TCPStore of its own on the first process's host.
     """
 
     def __init__(self, ranks: Ranks, seconds: float) -> None:
         self.ranks, self.seconds = ranks, seconds
-        self.note = Note(ranks.rank, socket.gethostname(), 0, "starting", time.time(), time.time())
+        self.note = Note(ranks.rank, socket.gethostname(), 0, "joining", time.time(), time.time())
+        self.store: TCPStore | None = None
         self._done = threading.Event()
         if seconds:
-            self.store = connect(ranks, timedelta(seconds=max(5.0, min(60.0, seconds))))
+            self._start(self._watch)
+
+    def meet(self) -> None:
+        """The processes have joined: begin to tell them what this one does."""
+        self.at(0, "starting")
+        if self.seconds:
+            self.store = connect(self.ranks, timedelta(seconds=max(5.0, min(60.0, self.seconds))))
             # Talking to the store blocks for ever where the first process hangs: never in the thread that watches.
-            for target in (self._tell, self._watch):
-                threading.Thread(target=target, name=f"mtbi-watchdog{target.__name__}", daemon=True).start()
+            self._start(self._tell)
+
+    def _start(self, target: Callable[[], None]) -> None:
+        threading.Thread(target=target, name=f"mtbi-watchdog{target.__name__}", daemon=True).start()
 
     def at(self, step: int, doing: str) -> None:
         """This process now does something else."""
@@ -91,6 +102,7 @@ class Watchdog:
 
     def _tell(self) -> None:
         while not self._done.wait(self._pause):
+            assert self.store
             self.note.told = time.time()
             with contextlib.suppress(Exception):  # the first process may have ended
                 self.store.set(str(self.note.rank), json.dumps(asdict(self.note)))
@@ -105,20 +117,21 @@ class Watchdog:
         lines = [
             f"watchdog: process {own.rank} on {own.host}: {own.doing} of step {own.step} for {self.seconds:.0f} s, giving up."
         ]
-        lines.append(f"watchdog: {verdict(self._notes(), time.time(), silent_seconds)}")
+        absent = f"not all {self.ranks.world} processes have joined; their logs may say why"
+        lines.append(f"watchdog: {verdict(self._notes(self.store), time.time(), silent_seconds) if self.store else absent}")
         print("\n".join(lines), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
         os._exit(HUNG)
 
-    def _notes(self) -> dict[int, Note | None]:
+    def _notes(self, store: TCPStore) -> dict[int, Note | None]:
         """Everybody's last note; the first process counts as silent when its store does not answer."""
         notes: dict[int, Note | None] = {}
 
         def read() -> None:
             for rank in range(self.ranks.world):
-                there = self.store.check([str(rank)])
-                notes[rank] = Note(**json.loads(self.store.get(str(rank)))) if there else None
+                there = store.check([str(rank)])
+                notes[rank] = Note(**json.loads(store.get(str(rank)))) if there else None
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()

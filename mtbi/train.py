@@ -52,8 +52,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
     began, config = time.perf_counter(), recipe.train
     inputs = start.open_inputs(recipe)
-    device = start_distributed(ranks)
     watchdog = Watchdog(ranks, config.hang_seconds)
+    device = start_distributed(ranks)
+    watchdog.meet()
     evaluation = start.open_evaluation(recipe, inputs, ranks)
     newest, snapshot = start.open_snapshot(recipe, ranks)
 
@@ -107,10 +108,11 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
         if stopped
         else f"done: {progress.step} steps, checkpoints in {recipe.run_dir}"
     )
+    doing("ending")
     metrics.close()
     keeper.close()
-    watchdog.close()
     dist.destroy_process_group()
+    watchdog.close()
     return STOPPED if stopped and progress.step < config.steps else 0
 
 

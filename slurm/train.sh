@@ -33,7 +33,7 @@ touch "$logs/rank-0.log"
 tail --follow=name --lines=+1 --quiet "$logs/rank-0.log" &
 tail=$!
 status=0
-srun --kill-on-bad-exit=1 --output="$logs/rank-%t.log" --error="$logs/rank-%t.log" \
+srun --kill-on-bad-exit=1 --wait=1800 --output="$logs/rank-%t.log" --error="$logs/rank-%t.log" \
     python mtbi/train.py --deepspeed "${MTBI_ZERO:-ds_configs/zero3.json}" "$@" 2> >(tee "$logs/srun.err" >&2) || status=$?
 sleep 1
 kill "$tail"

@@ -15,6 +15,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launcher import watchdog
+from launcher.ranks import free_port
 from mtbi.engine import checkpoint
 from mtbi.engine.metrics import layout
 
@@ -185,6 +187,32 @@ def test_mistakes_are_one_message(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_fellow_never_comes_ends(
+    launch: Launch, environment: dict[str, str], tmp_path: Path, rank: int
+) -> None:
+    command = launch(tmp_path / "run", "train.hang_seconds=2")
+    place = command.index(next(word for word in command if word.endswith("train.py")))
+    alone = {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    done = subprocess.run(
+        [sys.executable, *command[place:]],
+        env={**environment, **alone},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == watchdog.HUNG, done.stderr
+    assert f"watchdog: process {rank} on " in done.stderr
+    assert "watchdog: not all 2 processes have joined" in done.stderr
 
 
 def test_one_process_without_a_launcher_trains(launch: Launch, run: Run, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,15 @@ def test_a_failing_job_starts_again_so_many_times(
     assert "task 5 on node2 failed first (status 137)" in told
     assert "  out of memory" in told
     assert "giving up (MTBI_RETRIES)" in told
+
+
+def test_requeueing_waits_for_a_controller_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol, asked = tmp_path / "scontrol", tmp_path / "asked"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\ntest $(wc -l < {asked}) -ge 3\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    after.requeue("7", pauses=(0.01, 0.01, 0.01))
+    assert asked.read_text().split("\n") == ["requeue 7"] * 3 + [""]
+    asked.write_text("")
+    with pytest.raises(subprocess.CalledProcessError):
+        after.requeue("7", pauses=(0.01,))

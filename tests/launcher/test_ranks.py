@@ -30,6 +30,9 @@ def test_srun_gives_ranks_and_a_meeting_point() -> None:
     assert find_ranks(environment) == Ranks(6, 7, 2, 3)
     assert environment["MASTER_ADDR"] == "gpu03"
     assert environment["MASTER_PORT"] == "24242"
+    again = {name: value for name, value in environment.items() if name.startswith("SLURM")} | {"SLURM_RESTART_COUNT": "1"}
+    find_ranks(again)
+    assert again["MASTER_PORT"] != environment["MASTER_PORT"]  # a process of the first start may still be there
 
 
 def test_a_shell_inside_an_allocation_is_one_process() -> None:
