@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import boto3
@@ -35,8 +35,14 @@ from servers.faulty_proxy import Faults, faulty_proxy
 from servers.slurm import ENDED, NODES, Cluster, processes_with, rank_process, slurm_cluster
 from servers.swift import swift_server
 
-from mtbi.data import store
+from mtbi import recipe as recipes
+from mtbi.data import shards
+from mtbi.data.corpus import read_manifest
+from mtbi.demo import corpus
+from mtbi.demo import run as demo
 from mtbi.engine import checkpoint
+from mtbi.tasks.behaviour import BehaviourStore
+from mtbi.tasks.chat import read_chat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACE = "s3://chaos/train"
@@ -44,9 +50,11 @@ FIELDS = [
     "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=5", "train.warmup_steps=5",
     "train.hang_seconds=25", "plan.row_tokens=512", "plan.rows_per_step=2", "plan.rows_per_micro_batch=1",
     "plan.window_samples=400", "precision=fp32", "data.eval_shards=[]", f"data.shards=[{PLACE}]",
-    "data.cache_limit_gb=0.004", "data.retries=8",
+    "data.cache_limit_gb=0.01", "data.retries=8",
 ]  # fmt: skip
 PATIENCE_SECONDS = 300
+STRINGS = 1000  # spoken, to train on
+SHARD_BYTES = 1 << 22
 
 
 @dataclass
@@ -80,6 +88,13 @@ class World:
         found = re.findall(r"^step (\d+)/", self.log(name), re.MULTILINE)
         return int(found[-1]) if found else 0
 
+    def hasten(self, job: str) -> str:
+        """Start a requeued job at once; returns the job's state, nothing while the controller is away."""
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            self.cluster.hasten(job)
+            return self.cluster.job(job)["JobState"]
+        return ""
+
     def state(self, job: str) -> str:
         """What Slurm and the system say of a job, for the message of a round that went wrong."""
         tell = ("scontrol", "show", "job", job), ("sinfo", "--Node", "--long"), ("ps", "-eo", "pid,ppid,stat,etimes,args")
@@ -96,8 +111,13 @@ def signal_rank(number: int) -> Callable[[World, str, random.Random], None]:
     """A fault that sends a signal to one rank."""
 
     def send(world: World, job: str, rng: random.Random) -> None:
-        if pid := rank_process(job, rng.randrange(2)):
-            os.kill(pid, number)
+        rank, deadline = rng.randrange(2), time.monotonic() + PATIENCE_SECONDS
+        while not (pid := rank_process(job, rank)):  # it is on its way, or starts anew after the fault before
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no process {rank} of job {job} in {PATIENCE_SECONDS} s; {world.state(job)}")
+            world.hasten(job)
+            time.sleep(0.3)
+        os.kill(pid, number)
 
     return send
 
@@ -149,10 +169,8 @@ def wait_for_step(world: World, job: str, name: str, beyond: int) -> bool:
     """Until the log shows a step after its first `beyond` characters; False when the job has ended."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):  # the controller may be away for a while
-            if world.cluster.job(job).get("JobState") in ENDED:
-                return False
-            world.cluster.hasten(job)
+        if world.hasten(job) in ENDED:
+            return False
         if re.search(r"^step \d+/", world.log(name)[beyond:], re.MULTILINE):
             return True
         time.sleep(0.3)
@@ -209,6 +227,14 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
 
 
+def upload(data: Path) -> None:
+    """Strings of digits, spoken by espeak-ng, with answers about them: small shards in the store."""
+    recipe, digits = recipes.load("demo"), demo.import_digits(data, None)
+    folder = demo.prepare_part(replace(corpus.PARTS[0], strings=STRINGS), data, digits, recipe).parent
+    utterances, answers = read_manifest(folder / "aligned.jsonl"), BehaviourStore(folder / "behaviour")
+    shards.write(utterances, folder, answers, read_chat(recipe), PLACE, shard_bytes=SHARD_BYTES)
+
+
 @contextlib.contextmanager
 def servers(out: Path) -> Iterator[tuple[Cluster, Faults]]:
     """Slurm, and an S3 server behind a proxy, with the training shards of the miniature world."""
@@ -216,8 +242,7 @@ def servers(out: Path) -> Iterator[tuple[Cluster, Faults]]:
     with swift_server(folder) as environment, faulty_proxy(environment["S3_ENDPOINT_URL"]) as (address, faults):
         os.environ.update(environment, S3_ENDPOINT_URL=address)
         boto3.client("s3", endpoint_url=address).create_bucket(Bucket="chaos")
-        local = out / "data" / "data" / "train" / "shards"
-        store.upload(local, sorted(path.name for path in local.iterdir()), PLACE)
+        upload(out / "data")
         with slurm_cluster(folder / "c") as cluster:
             yield cluster, faults
     shutil.rmtree(folder, ignore_errors=True)
@@ -277,8 +302,6 @@ def main() -> int:
     for old in (*out.glob("round-*"), *out.glob("quiet*"), out / "logs"):
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    prepare = [str(Path(sys.executable).with_name("mtbi")), "demo", "--prepare-only", f"run_dir={out / 'data'}"]
-    subprocess.run(prepare, check=True)
     found = run(out, options.faults, options.steps, options.seed)
     (out / "chaos.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
