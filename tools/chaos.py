@@ -3,10 +3,10 @@ that nothing of it is seen in the result:
 
     .venv/bin/python tools/chaos.py OUT --faults 50 --seed 1
 
-Faults: a rank killed or stopped, a preemption, a node or the controller killed, the store answering 503 or hanging up. Each
-round trains one run; rounds follow each other until all faults have been made. Proof, for each round: every step's loss and
-place in the data, and the final weights, equal those of an undisturbed run to the last bit; no process and no shared memory is
-left. Writes OUT/chaos.json. `tools/install_servers.sh` installs what it needs.
+Faults: a rank killed or stopped, a preemption, a node or the controller killed, the store answering 503 or hanging up; all
+equally often. Each round trains one run; rounds follow each other until all faults have been made. Proof, for each round:
+every step's loss and place in the data, and the final weights, equal those of an undisturbed run to the last bit; no process
+and no shared memory is left. Writes OUT/chaos.json. `tools/install_servers.sh` installs what it needs.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class World:
     cluster: Cluster
     store: Faults
     steps: int
+    deck: list[str] = field(default_factory=list)  #: faults that come next: each kind once, in random order, then again
 
     def submit(self, name: str) -> str:
         """Start a run on both nodes; returns the job."""
@@ -186,7 +187,8 @@ def disturb(world: World, name: str, count: int, rng: random.Random) -> Round:
         if world.last_step(name) > world.steps - 3:
             break
         size = len(world.log(name))
-        fault = rng.choice(list(FAULTS))
+        world.deck = world.deck or rng.sample(list(FAULTS), len(FAULTS))
+        fault = world.deck.pop()
         FAULTS[fault](world, this.job, rng)
         this.faults.append(fault)
         print(f"{name}: fault {len(this.faults)} near step {world.last_step(name)}: {fault}", flush=True)
