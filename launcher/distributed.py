@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,32 @@ def start_distributed(ranks: Ranks) -> torch.device:
         device, backend = torch.device("cpu"), "gloo"
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world))
+        build_collectives()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     unlink_shared_memory(ranks)
     return device
+
+
+def build_collectives() -> None:
+    """Compile and load DeepSpeed's CPU collectives, one process at a time.
+
+    torch guards a build by a file. A process that is killed meanwhile leaves it behind, and all later ones would wait for it
+    for ever. The lock here ends with the process that holds it, and whoever holds it takes such a leftover away; builds of
+    other programs, which know nothing of this lock, are in other folders.
+    """
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import get_default_build_root
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    own = Path(get_default_build_root()) / f"mtbi-{sys.implementation.cache_tag}-{torch.__version__}"
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own)))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "mtbi.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / builder.name / "lock").unlink(missing_ok=True)
+        if builder.is_compatible(verbose=False):
+            builder.load(verbose=False)
 
 
 def unlink_shared_memory(ranks: Ranks) -> None:
