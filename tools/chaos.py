@@ -35,6 +35,7 @@ from servers.faulty_proxy import Faults, faulty_proxy
 from servers.slurm import ENDED, NODES, Cluster, processes_with, rank_process, slurm_cluster
 from servers.swift import swift_server
 
+from launcher.distributed import build_collectives
 from mtbi import recipe as recipes
 from mtbi.data import shards
 from mtbi.data.corpus import read_manifest
@@ -48,7 +49,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PLACE = "s3://chaos/train"
 FIELDS = [
     "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=5", "train.warmup_steps=5",
-    "train.hang_seconds=25", "plan.row_tokens=512", "plan.rows_per_step=2", "plan.rows_per_micro_batch=1",
+    "train.hang_seconds=40", "plan.row_tokens=512", "plan.rows_per_step=2", "plan.rows_per_micro_batch=1",
     "plan.window_samples=400", "precision=fp32", "data.eval_shards=[]", f"data.shards=[{PLACE}]",
     "data.cache_limit_gb=0.01", "data.retries=8",
 ]  # fmt: skip
@@ -304,6 +305,7 @@ def main() -> int:
     for old in (*out.glob("round-*"), *out.glob("quiet*"), out / "logs"):
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
+    build_collectives()  # which takes longer on a fresh machine than the runs' watchdogs wait
     found = run(out, options.faults, options.steps, options.seed)
     (out / "chaos.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
