@@ -123,7 +123,7 @@ def behave(options: Options) -> None:
 
 
 def plan(options: Options) -> None:
-    """Print what one epoch of a recipe looks like, or with --gpus how much memory it needs, without training."""
+    """Print what one epoch of a recipe looks like, or with --gpus how much memory and time it needs, without training."""
     from mtbi import recipe as recipes
     from mtbi.data.plan import Plan, Position
     from mtbi.data.shards import Shards
@@ -131,9 +131,12 @@ def plan(options: Options) -> None:
 
     recipe = recipes.load(options.recipe, options.overrides)
     if options.gpus:
-        from mtbi.engine import memory
+        from mtbi.engine import pace
 
-        print(memory.render(recipe, options.gpus, options.gpu_memory, options.gpus_per_node))
+        speeds = None
+        if options.tokens_per_second:
+            speeds = pace.Speeds(options.tokens_per_second, options.network, options.node_network)
+        print(pace.render(recipe, options.gpus, options.gpu_memory, options.gpus_per_node, speeds))
         return
     if not recipe.data.shards:
         raise UserError(
@@ -372,6 +375,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--gpus", type=int, nargs="+", default=[], help="memory on jobs of so many GPUs, without any data")
     command.add_argument("--gpu-memory", type=float, default=80, metavar="GB", help="of one GPU (default: 80)")
     command.add_argument("--gpus-per-node", type=int, default=8, help="(default: 8)")
+    speed = "LLM positions a second of one GPU, `tok/s` in the log of a run on one: also predicts time"
+    command.add_argument("--tokens-per-second", type=float, default=0, metavar="N", help=speed)
+    network = "bus bandwidth between nodes, from launcher/preflight.py (default: 40)"
+    command.add_argument("--network", type=float, default=40, metavar="GB/s", help=network)
+    command.add_argument("--node-network", type=float, default=300, metavar="GB/s", help="within a node (default: 300)")
 
     command = add(commands, "evaluate", evaluate)
     add_run(command)

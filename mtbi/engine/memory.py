@@ -140,26 +140,3 @@ def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8) -
 def choose(found: Iterable[Estimate], gpu_gb: float) -> Estimate | None:
     """The first that fits: the one that communicates least. None where nothing does."""
     return next((one for one in found if one.total <= USABLE_SHARE * gpu_gb), None)
-
-
-def render(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int) -> str:
-    """A table for several sizes of a job, with the stage to take."""
-    sizes = sizes_of(recipe)
-    lines = [
-        f"LLM {sizes.llm / 1e9:.2f} B, encoder {sizes.encoder / 1e9:.2f} B, trained {sizes.trainable / 1e6:.1f} M parameters; "
-        f"GPUs of {gpu_gb:g} GB, {gpus_per_node} in a node",
-        f"{'GPUs':>6} {'frozen':>8} {'trained':>8} {'activ.':>8} {'gathered':>8} {'total GB':>9}",
-    ]
-    for number in gpus:
-        found = list(estimates(recipe, sizes, number, gpus_per_node))
-        best = choose(found, gpu_gb)
-        for one in found:
-            numbers = " ".join(f"{value:8.2f}" for value in (one.frozen, one.trainable, one.activations, one.gathered))
-            mark = "  ← take this" if one is best else "" if one.total <= USABLE_SHARE * gpu_gb else "  does not fit"
-            lines.append(f"{number:6d} {numbers} {one.total:9.2f}  {one.name}{mark}")
-        if best is None:
-            lines.append(
-                f"{number:6d} nothing fits: turn on model.activation_checkpointing, lower plan.row_tokens or "
-                "plan.rows_per_micro_batch, or take ds_configs/zero3_offload.json"
-            )
-    return "\n".join(lines)

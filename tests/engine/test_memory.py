@@ -8,7 +8,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from transformers import LlamaConfig, WhisperConfig
 
 from mtbi import recipe as recipes
-from mtbi.engine import memory
+from mtbi.engine import memory, pace
 from mtbi.engine.memory import Estimate
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
@@ -61,7 +61,7 @@ def test_a_frozen_8b_model_fits_one_80_gb_card_and_needs_no_stage_3(real: Recipe
     assert best
     assert "hpZ" in best.name
     assert memory.choose(memory.estimates(real, sizes, 1), 16) is None
-    assert "nothing fits" in memory.render(real, [1], 16, 8)
+    assert "nothing fits" in pace.render(real, [1], 16, 8)
 
 
 def test_states_agree_with_deepspeeds_own_estimator(real: Recipe) -> None:
