@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtbi.data.batch import Batch
 from mtbi.errors import UserError
-from mtbi.model import attention
+from mtbi.model import attention, buckets
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import build_encoder
 from mtbi.model.loss import AnswerHead, LossOutput
@@ -54,8 +54,12 @@ class SpeechLLM(nn.Module):
 
     def hear(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`(clips, samples)` and lengths in samples to frames `(clips, n, llm_hidden)` and lengths in LLM positions."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains):
-            features, frames = self.encoder(waveforms, lengths.clamp(min=1))
+        lengths = lengths.clamp(min=1)
+        if self.encoder_trains or _is_partitioned(self.encoder):  # all ranks must call it equally often
+            features, frames = self.encoder(waveforms, lengths)
+        else:
+            with torch.no_grad():
+                features, frames = buckets.encode(self.encoder, waveforms, lengths)
         return self.adapter(features.to(self.dtype), frames)
 
     def embed(self, token_ids: Tensor) -> Tensor:

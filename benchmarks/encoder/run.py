@@ -1,0 +1,98 @@
+"""What is spared by encoding clips of like length together? `python benchmarks/encoder/run.py [--out FOLDER]`
+
+Clips of as many utterances as a micro-batch of 8,192 LLM positions holds, of LibriSpeech-like and of long-tailed lengths,
+through a Whisper encoder of random weights: in one padded call, and as training does it. Medians, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+from planning.run import LENGTHS  # noqa: E402
+from training import world  # noqa: E402
+
+from mtbi import versions  # noqa: E402
+from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
+from mtbi.model import buckets  # noqa: E402
+from mtbi.model.encoder import Whisper  # noqa: E402
+
+AUDIO_SECONDS = 300  # beside prompts and answers in 8,192 positions
+REPEATS = 7
+
+
+def draw(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waveforms and their lengths."""
+    seconds = LENGTHS[kind](np.random.default_rng(3), 400)
+    seconds = seconds[: int(np.searchsorted(np.cumsum(seconds), AUDIO_SECONDS))]
+    lengths = torch.from_numpy((seconds * SAMPLE_RATE).astype(np.int64))
+    waveforms = 0.01 * torch.randn(len(lengths), int(lengths.max()))
+    return waveforms * (torch.arange(waveforms.shape[1]) < lengths[:, None]), lengths
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def measure(encoder: Whisper, kind: str) -> dict[str, float]:
+    """Seconds of both ways and their ratio."""
+    waveforms, lengths = draw(kind)
+    pairs = []
+    for turn in range(REPEATS + 1):
+        pair = timed(lambda: encoder(waveforms, lengths)), timed(lambda: buckets.encode(encoder, waveforms, lengths))
+        pairs += [pair] if turn else []
+    real = int(lengths.sum())
+    areas = [max(lengths[group]) * len(group) for group in buckets.split(lengths.tolist())]
+    return {
+        "clips": len(lengths),
+        "calls": len(areas),
+        "padding_in_one_call": round(1 - real / float(lengths.max() * len(lengths)), 3),
+        "padding_left": round(1 - real / float(sum(areas)), 3),
+        "seconds_one_call": round(statistics.median(one for one, _ in pairs), 3),
+        "seconds": round(statistics.median(other for _, other in pairs), 3),
+        "faster": round(statistics.median(one / other for one, other in pairs), 2),
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = WhisperModel(WhisperConfig(**world.ENCODER))
+    filters = torch.as_tensor(WhisperFeatureExtractor(feature_size=world.ENCODER["num_mel_bins"]).mel_filters)
+    encoder = Whisper(model.encoder, filters).eval()
+    record = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "hardware": f"{os.cpu_count()} cores, no GPU",
+        "versions": {package: versions.installed(package) for package in ("torch", "transformers")},
+        "commit": versions.commit(),
+        "measured": {kind: measure(encoder, kind) for kind in LENGTHS},
+    }
+    print(json.dumps(record, indent=1))
+    if options.out:
+        (options.out / f"{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

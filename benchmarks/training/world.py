@@ -1,0 +1,97 @@
+"""What all arms of the training benchmark share: a corpus of read-speech lengths, answers, and models of random weights.
+
+Speed depends on shapes, not on what is said. Shapes keep the proportions of Whisper large-v3 and Llama 3.1 8B: the encoder is a
+tenth of the LLM, the output layer a twelfth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
+
+from mtbi import recipe as recipes
+from mtbi.data import audio, shards
+from mtbi.data.corpus import Utterance
+from mtbi.recipe import Recipe
+from mtbi.tasks import behaviour
+from mtbi.tasks.chat import load_llm_tokenizer, read_chat
+from mtbi.tasks.teacher import Answer
+
+VOCABULARY = 4096
+LLM = {
+    "vocab_size": VOCABULARY, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+ENCODER = {
+    "d_model": 256, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 1024, "num_mel_bins": 128,
+    "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "vocab_size": 64, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+DIALOGUES = 8  # stored about each utterance
+TOP_K = 32
+FIELDS = [
+    "precision=fp32", "behaviour.library=[content]", f"behaviour.per_utterance={DIALOGUES}", f"behaviour.top_k={TOP_K}",
+    "model.adapter.stack=4", "interleave.share=0", "plan.row_tokens=2048", "plan.rows_per_step=2",
+    "plan.rows_per_micro_batch=1", "plan.window_samples=200", "plan.passes_per_epoch=1", "loss.chunk=1024",
+]  # fmt: skip
+
+
+def utterance_seconds(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Most near 14 seconds, as in LibriSpeech's train-clean-100."""
+    near = rng.normal(14.3, 1.2, count)
+    return np.clip(np.where(rng.random(count) < 0.7, near, rng.uniform(1.5, 13, count)), 1.5, 16.7)
+
+
+class DrawnAnswers:
+    """A teacher whose answers are random tokens, log-normal in number (median 22)."""
+
+    def __init__(self, end_id: int) -> None:
+        self.end_id, self.rng = end_id, np.random.default_rng(2)
+
+    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
+        """As Teacher.answer."""
+        return [self.draw(int(np.clip(self.rng.lognormal(3.1, 0.6), 2, max_new_tokens))) for _ in prompts]
+
+    def draw(self, length: int) -> Answer:
+        """One answer."""
+        ids = np.sort(self.rng.integers(10, VOCABULARY, (length, TOP_K)), 1)
+        ids[:, 0], ids[-1, 0] = self.rng.integers(10, VOCABULARY, length), self.end_id
+        shares = np.sort(self.rng.dirichlet(np.full(TOP_K + 1, 0.2), length)[:, :TOP_K], 1)[:, ::-1]
+        return Answer(ids[:, 0].tolist(), False, ids.astype(np.int32), np.log(shares + 1e-6).astype(np.float16))
+
+
+def make_models(folder: Path) -> None:
+    """An LLM with the demo's tokenizer and a Whisper encoder, both small and random."""
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**LLM, max_position_embeddings=4096)).save_pretrained(folder / "llm")
+    load_llm_tokenizer("demo").save_pretrained(folder / "llm")
+    WhisperModel(WhisperConfig(**ENCODER)).save_pretrained(folder / "encoder")
+
+
+def make(folder: Path, utterances: int) -> Recipe:
+    """Models and shards in a folder; returns the recipe that trains on them."""
+    make_models(folder)
+    recipe = recipes.load("demo", [f"model.llm={folder / 'llm'}", f"model.encoder.path={folder / 'encoder'}", *FIELDS])
+    rng, chat, corpus = np.random.default_rng(1), read_chat(recipe), []
+    for number, seconds in enumerate(utterance_seconds(rng, utterances)):
+        wave = 0.01 * rng.standard_normal(int(seconds * audio.SAMPLE_RATE)).astype(np.float32)
+        (folder / f"{number:05d}.flac").write_bytes(audio.encode(wave))
+        words = ["three"] * max(1, int(2.7 * seconds))
+        times = np.linspace(0, seconds, len(words) + 1).round(3).tolist()
+        corpus.append(
+            Utterance(
+                id=f"{number:05d}",
+                audio=f"{number:05d}.flac",
+                text=" ".join(words),
+                duration_s=round(float(seconds), 4),
+                words=[(word, start, end) for word, start, end in zip(words, times, times[1:], strict=False)],
+            )
+        )
+    behaviour.generate(corpus, recipe.behaviour, DrawnAnswers(chat.end_id), chat, folder / "behaviour")
+    answers = behaviour.BehaviourStore(folder / "behaviour")
+    shards.write(corpus, folder, answers, chat, str(folder / "shards"), shard_bytes=1 << 23)
+    return replace(recipe, run_dir=str(folder / "run"), data=replace(recipe.data, shards=[str(folder / "shards")]))
