@@ -246,10 +246,10 @@ def serve(options: Options) -> None:
 
 
 def recipe_show(options: Options) -> None:
-    """Print a recipe with everything filled in."""
+    """Print a recipe with everything filled in, and where each value comes from."""
     from mtbi import recipe as recipes
 
-    print(recipes.to_yaml(recipes.load(options.recipe, options.overrides)), end="")
+    print(recipes.annotated(options.recipe, options.overrides), end="")
 
 
 def recipe_fields(options: Options) -> None:

@@ -215,9 +215,9 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UserError for an unknown recipe or key (with the nearest one), a wrong type or value, and unreadable YAML.
     """
-    values = _read(_find(name_or_path), [])
-    for override in overrides:
-        _override(values, override)
+    values: dict[str, Any] = {}
+    for _, layer in _layers(name_or_path, overrides):
+        values = _merge(values, layer)
     recipe: Recipe = _build(Recipe, values, "")
     _check(recipe)
     data = recipe.data
@@ -225,6 +225,44 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     data.eval_shards = [place.replace(RUN_DIR, recipe.run_dir) for place in data.eval_shards]
     data.cache_dir = data.cache_dir.replace(RUN_DIR, recipe.run_dir)
     return recipe
+
+
+def _layers(name_or_path: str | Path, overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Where values come from and which they are, in rising order."""
+    return [*_read(_find(name_or_path), []), *((f"argument {override}", _override(override)) for override in overrides)]
+
+
+def annotated(name_or_path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """The resolved recipe as YAML, with a comment on each line that says where its value comes from."""
+    origins: dict[str, str] = {}
+    for origin, layer in _layers(name_or_path, overrides):
+        origins |= dict.fromkeys(_leaves(layer), origin)
+    lines = _lines(to_dict(load(name_or_path, overrides)), origins, "")
+    width = min(60, max(len(text) for text, _ in lines))
+    return "\n".join(f"{text:{width}s}  # {origin}" if origin else text for text, origin in lines) + "\n"
+
+
+def _lines(values: dict[str, Any], origins: dict[str, str], path: str) -> list[tuple[str, str]]:
+    """(text, origin) of each line; a section's own line has none."""
+    lines = []
+    indent = "  " * path.count(".")
+    for key, value in values.items():
+        where = f"{path}{key}"
+        if isinstance(value, dict) and value:
+            lines += [(f"{indent}{key}:", ""), *_lines(value, origins, f"{where}.")]
+        else:
+            told = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            lines.append((f"{indent}{key}: {told}", origins.get(where, "default")))
+    return lines
+
+
+def _leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:
+    """The paths of all values that are no sections."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -260,8 +298,8 @@ def _find(name_or_path: str | Path) -> Path:
     return shipped[str(name_or_path)]
 
 
-def _read(path: Path, children: list[Path]) -> dict[str, Any]:
-    """The values of a recipe file on top of those of its `base`."""
+def _read(path: Path, children: list[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """The values of the `base` of a recipe file, of that one's base, …, and its own last; each with the file's path."""
     if path.resolve() in children:
         raise UserError(f"{path}: `base` goes round in a circle: {' → '.join(map(str, [*children, path.resolve()]))}")
     try:
@@ -275,10 +313,11 @@ def _read(path: Path, children: list[Path]) -> dict[str, Any]:
         _build(Recipe, values, "")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    own = (path.name if path.parent == SHIPPED else str(path), values)
     if base is None:
-        return values
+        return [own]
     beside = path.parent / str(base)
-    return _merge(_read(beside if beside.is_file() else _find(str(base)), [*children, path.resolve()]), values)
+    return [*_read(beside if beside.is_file() else _find(str(base)), [*children, path.resolve()]), own]
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -289,8 +328,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    """Set one `a.b.c=value` in nested dictionaries; the value is read as YAML."""
+def _override(override: str) -> dict[str, Any]:
+    """One `a.b.c=value` as nested dictionaries; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r}: an override has the form key=value, for example train.steps=100")
@@ -303,7 +342,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in reversed(parents):
         single = {parent: single}
     _build(Recipe, single, "")  # unknown keys and wrong values are reported for this override alone
-    values.update(_merge(values, single))
+    return single
 
 
 def _build(kind: type, values: Any, path: str) -> Any:

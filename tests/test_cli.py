@@ -72,8 +72,13 @@ def test_a_closed_pipe_is_quiet() -> None:
 def test_recipe_show_prints_what_load_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "show", "demo", "train.steps=7"]) == 0
     path = tmp_path / "shown.yaml"
-    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    shown = capsys.readouterr().out
+    path.write_text(shown, encoding="utf-8")
     assert recipe.load(path) == recipe.load("demo", ["train.steps=7"])
+    origins = dict(re.findall(r"^ *(\w+): .*?  # (.*)$", shown, re.MULTILINE))
+    assert origins["steps"] == "argument train.steps=7"
+    assert origins["warmup_steps"] == "demo.yaml"
+    assert origins["hang_seconds"] == "default"
 
 
 def test_the_reference_in_docs_is_the_printed_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ FIELDS = [
     "data.cache_limit_gb=0.01", "data.retries=8",
 ]  # fmt: skip
 PATIENCE_SECONDS = 300
+SAVED_SECONDS = 6  # after which Slurm's controller has written down what it was told
 STRINGS = 1000  # spoken, to train on
 SHARD_BYTES = 1 << 22
 
@@ -109,27 +110,39 @@ class World:
             raise RuntimeError(f"{name} ended as {record['JobState']}; {self.state(job)}\n{self.log(name)[-6000:]}")
 
 
-def signal_rank(number: int) -> Callable[[World, str, random.Random], None]:
+@dataclass
+class Round:
+    """One disturbed run."""
+
+    name: str
+    job: str
+    faults: list[str] = field(default_factory=list)
+
+
+Fault = Callable[[World, Round, random.Random], None]
+
+
+def signal_rank(number: int) -> Fault:
     """A fault that sends a signal to one rank."""
 
-    def send(world: World, job: str, rng: random.Random) -> None:
+    def send(world: World, run: Round, rng: random.Random) -> None:
         rank, deadline = rng.randrange(2), time.monotonic() + PATIENCE_SECONDS
-        while not (pid := rank_process(job, rank)):  # it is on its way, or starts anew after the fault before
+        while not (pid := rank_process(run.job, rank)):  # it is on its way, or starts anew after the fault before
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no process {rank} of job {job} in {PATIENCE_SECONDS} s; {world.state(job)}")
-            world.hasten(job)
+                raise RuntimeError(f"no process {rank} of job {run.job} in {PATIENCE_SECONDS} s; {world.state(run.job)}")
+            world.hasten(run.job)
             time.sleep(0.3)
         os.kill(pid, number)
 
     return send
 
 
-def preempt(world: World, job: str, rng: random.Random) -> None:
+def preempt(world: World, run: Round, rng: random.Random) -> None:
     """As Slurm does before the time limit."""
-    world.cluster.call("scancel", "--signal=USR2", job, check=False)
+    world.cluster.call("scancel", "--signal=USR2", run.job, check=False)
 
 
-def kill_node(world: World, job: str, rng: random.Random) -> None:
+def kill_node(world: World, run: Round, rng: random.Random) -> None:
     """A node goes down with all that runs on it, and comes back."""
     node = rng.choice(NODES)
     world.cluster.kill(node)
@@ -137,19 +150,26 @@ def kill_node(world: World, job: str, rng: random.Random) -> None:
     world.cluster.start(node)
 
 
-def kill_controller(world: World, job: str, rng: random.Random) -> None:
-    """Slurm's controller is away for a while."""
+def kill_controller(world: World, run: Round, rng: random.Random) -> None:
+    """Slurm's controller is away for a while. What it was told in its last seconds is lost, also that a job shall start again:
+    only while the run makes steps."""
+    before = world.last_step(run.name)
+    while world.hasten(run.job) not in ENDED:
+        time.sleep(SAVED_SECONDS)
+        if world.last_step(run.name) > before:
+            break
+        before = world.last_step(run.name)
     world.cluster.kill("slurmctld")
     time.sleep(rng.uniform(0.5, 3))
     world.cluster.start("slurmctld")
 
 
-def break_store(world: World, job: str, rng: random.Random) -> None:
+def break_store(world: World, run: Round, rng: random.Random) -> None:
     """The next few requests to the store go wrong."""
     world.store.waiting = rng.choices(["500", "503", "slow", "dropped", "truncated"], k=rng.randint(2, 5))
 
 
-FAULTS: dict[str, Callable[[World, str, random.Random], None]] = {
+FAULTS: dict[str, Fault] = {
     "rank killed": signal_rank(signal.SIGKILL),
     "rank stopped": signal_rank(signal.SIGSTOP),
     "preempted": preempt,
@@ -157,14 +177,6 @@ FAULTS: dict[str, Callable[[World, str, random.Random], None]] = {
     "controller killed": kill_controller,
     "store fails": break_store,
 }
-
-
-@dataclass
-class Round:
-    """One disturbed run."""
-
-    job: str
-    faults: list[str] = field(default_factory=list)
 
 
 def wait_for_step(world: World, job: str, name: str, beyond: int) -> bool:
@@ -181,7 +193,7 @@ def wait_for_step(world: World, job: str, name: str, beyond: int) -> bool:
 
 def disturb(world: World, name: str, count: int, rng: random.Random) -> Round:
     """Train one run, making up to `count` faults while it is at work."""
-    this = Round(world.submit(name))
+    this = Round(name, world.submit(name))
     size = 0
     while len(this.faults) < count and wait_for_step(world, this.job, name, size):
         time.sleep(rng.uniform(0, 4))
@@ -190,7 +202,7 @@ def disturb(world: World, name: str, count: int, rng: random.Random) -> Round:
         size = len(world.log(name))
         world.deck = world.deck or rng.sample(list(FAULTS), len(FAULTS))
         fault = world.deck.pop()
-        FAULTS[fault](world, this.job, rng)
+        FAULTS[fault](world, this, rng)
         this.faults.append(fault)
         print(f"{name}: fault {len(this.faults)} near step {world.last_step(name)}: {fault}", flush=True)
     world.finish(this.job, name)
