@@ -155,6 +155,22 @@ def test_the_shard_used_longest_ago_is_dropped(slow_remote: str, shard_folder: P
     assert sorted(path.name for path in tmp_path.rglob("*.mds")) == ["shard.00000.mds", "shard.00002.mds"]
 
 
+def test_a_shard_that_another_reader_drops_at_once_is_fetched_again(
+    slow_remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, fetch, dropped = Shards(slow_remote, str(tmp_path)), store.fetch, []
+
+    def fetch_and_drop(place: str, local: Path, retries: int = 5) -> None:
+        fetch(place, local, retries)
+        if len(dropped) < 2:
+            local.unlink()
+            dropped.append(local)
+
+    monkeypatch.setattr(store, "fetch", fetch_and_drop)
+    assert found[0].id == found[0].id
+    assert len(dropped) == 2
+
+
 def test_a_folder_with_other_things_is_not_touched(
     tmp_path: Path, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> None:

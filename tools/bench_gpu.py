@@ -1,0 +1,320 @@
+"""How fast is a training step on this GPU, and is it right? `python tools/bench_gpu.py [--llm llama-8b] [--out FILE.json]`
+
+Needs nothing but this repository: models have the shapes of Whisper large-v3 and Llama 3.1 8B or Qwen3 8B, and random weights.
+First it holds the adapter's gradient from packed rows against that from one dialogue a row, for every attention back end. Then
+it times forward, backward and the optimizer's step for several numbers of tasks an utterance, packed and one dialogue a row,
+and packed under DeepSpeed where that is installed. TFLOP/s count 4 operations for each parameter and token of the frozen LLM
+(forward and the gradient of activations; frozen weights have none of their own) and 2 for each of the encoder's and frame,
+nothing for attention; with activation checkpointing the second forward pass is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, Qwen3Config, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.llama import LlamaForCausalLM
+from transformers.models.qwen3 import Qwen3ForCausalLM
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from mtbi import recipe as recipes  # noqa: E402
+from mtbi import versions  # noqa: E402
+from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
+from mtbi.data.batch import Batch, build  # noqa: E402
+from mtbi.data.plan import Group, Plan, Row  # noqa: E402
+from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
+from mtbi.model import attention  # noqa: E402
+from mtbi.model.adapter import build_adapter  # noqa: E402
+from mtbi.model.encoder import Whisper  # noqa: E402
+from mtbi.model.geometry import WHISPER_STAGES, FrameGeometry  # noqa: E402
+from mtbi.model.speech_llm import SpeechLLM  # noqa: E402
+from mtbi.tasks.behaviour import Behaviour  # noqa: E402
+
+LLAMA_8B = {
+    "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+QWEN3_8B = {
+    "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+}  # fmt: skip
+TINY = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+LLMS: dict[str, tuple[Any, Any]] = {
+    "llama-8b": (LlamaForCausalLM, LlamaConfig(**LLAMA_8B, max_position_embeddings=8192)),
+    "qwen3-8b": (Qwen3ForCausalLM, Qwen3Config(**QWEN3_8B, max_position_embeddings=8192)),
+    "tiny": (LlamaForCausalLM, LlamaConfig(**TINY, max_position_embeddings=8192)),
+}
+ENCODERS = {
+    "large-v3": {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120},
+    "tiny": {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64},
+}
+PREFIX, PROMPT, ANSWER, MOST_TASKS = 20, 16, 32, 8
+FACTS = {"fingerprint": "", "llm": "", "end_id": 2, "prompt_first": False, "encoded": "", "feature_width": 0}
+WARM_UP, STEPS = 2, 6
+
+
+@dataclass
+class Work:
+    """Utterances of one length with drawn tokens, and how they are packed."""
+
+    utterances: int
+    seconds: float
+    vocabulary: int
+    row_tokens: int
+
+    def sample(self, number: int) -> Sample:
+        """An utterance and its dialogues."""
+        rng = np.random.default_rng(number)
+        wave = (0.1 * rng.standard_normal(int(self.seconds * SAMPLE_RATE))).astype(np.float32)
+        empty = np.zeros((ANSWER, 0))
+        asked = [
+            Behaviour(
+                "task", 0, False, "", [], rng.integers(3, self.vocabulary, PROMPT).tolist(), "",
+                rng.integers(3, self.vocabulary, ANSWER).tolist(), False, empty, empty,
+            )
+            for _ in range(MOST_TASKS)
+        ]  # fmt: skip
+        return Sample(str(number), "", "", wave, np.zeros((0, 2)), [], asked)
+
+    def plan(self, tasks: int, one_a_row: bool) -> Plan:
+        """Rows of packed groups, or of one dialogue each."""
+        branches = np.zeros(self.utterances * MOST_TASKS, BRANCH)
+        branches["prompt_tokens"], branches["answer_tokens"] = PROMPT, ANSWER
+        table = np.zeros(self.utterances, UTTERANCE)
+        table["samples"], table["branches"] = int(self.seconds * SAMPLE_RATE), MOST_TASKS
+        table["first_branch"] = np.arange(self.utterances) * MOST_TASKS
+        index = Index(
+            **FACTS, prefix_ids=list(range(3, 3 + PREFIX)), top_k=0, tasks=["task"], shard_sizes=[self.utterances],
+            utterances=table, branches=branches, words=np.zeros(0, WORD),
+        )  # fmt: skip
+        recipe = recipes.load("demo", ["interleave.share=0", f"plan.tasks_per_utterance={tasks}", "loss.ce=1", "loss.kl=0"])
+        plan = replace(recipe.plan, row_tokens=self.row_tokens, utterances_per_row=int(one_a_row), rows_per_step=64)
+        recipe = replace(recipe, plan=plan)
+        return Plan(index, recipe, FrameGeometry(WHISPER_STAGES, stack=8, max_samples=30 * SAMPLE_RATE))
+
+    def batches(self, tasks: int, one_a_row: bool) -> Iterator[tuple[Batch, int]]:
+        """Micro-batches of about the same number of LLM positions either way, and the dialogues in them."""
+        plan = self.plan(1 if one_a_row else tasks, one_a_row)
+        single = PREFIX + int(plan.geometry.frames(int(self.seconds * SAMPLE_RATE))) + PROMPT + ANSWER
+        rows_each = max(1, self.row_tokens // single) if one_a_row else 1
+        for step in plan.steps():
+            for start in range(0, len(step.rows) - rows_each + 1, rows_each):
+                rows = step.rows[start : start + rows_each]
+                yield build(rows, self.sample, plan), sum(len(group.branches) for row in rows for group in row.groups)
+
+
+def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dtype: torch.dtype) -> SpeechLLM:
+    """A speech LLM of random weights, made on the device."""
+    kind, config = LLMS[llm]
+    attention.register()
+    config._attn_implementation = back_end
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        text: Any = kind(config).requires_grad_(False)
+        settings = WhisperConfig(num_mel_bins=128, **ENCODERS[encoder])
+        whisper = WhisperEncoder(settings).requires_grad_(False)
+    torch.set_default_dtype(before)
+    filters = torch.as_tensor(WhisperFeatureExtractor(feature_size=128).mel_filters)
+    recipe = recipes.load("demo", ["loss.ce=1", "loss.kl=0", "model.adapter.stack=8", "model.adapter.hidden=0"])
+    adapter = build_adapter(recipe.model.adapter, settings.d_model, config.hidden_size, 0.02).to(device, dtype)
+    return SpeechLLM(Whisper(whisper, filters.to(device)), adapter, text, recipe.loss).to(device).train()
+
+
+def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> torch.Tensor:
+    """The adapter's gradient of the summed loss, float32, flat."""
+    model.zero_grad()
+    for batch in batches:
+        model(batch.to(device)).loss.backward()
+    return torch.cat([one.grad.float().flatten() for one in model.trainable_parameters().values()])
+
+
+def check_gradients(
+    work: Work, make: Callable[[str], SpeechLLM], device: torch.device, back_ends: list[str]
+) -> dict[str, float]:
+    """Relative difference of the gradient of packed rows from that of one dialogue a row with `dense`, by back end."""
+    plan = work.plan(4, one_a_row=False)
+    rows = next(plan.steps()).rows[:1]
+    frames = int(plan.geometry.frames(int(work.seconds * SAMPLE_RATE)))
+    single = [
+        Row((Group(g.utterance, (b,), b"", PREFIX + frames + PROMPT + ANSWER - 1, g.samples, ANSWER, float(ANSWER)),))
+        for row in rows
+        for g in row.groups
+        for b in g.branches
+    ]
+    model = make(attention.DENSE)
+    expected = gradient(model, [build([row], work.sample, plan) for row in single], device)
+    found = {}
+    for back_end in back_ends:
+        model.llm.set_attn_implementation(back_end)
+        difference = gradient(model, [build(rows, work.sample, plan)], device) - expected
+        found[back_end] = float(difference.norm() / expected.norm())
+    return found
+
+
+def ceiling(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """TFLOP/s of a large matrix product."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        synchronise(device)
+        began = time.perf_counter()
+        left @ right
+        synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds[2:]) / 1e12
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def plain(model: SpeechLLM) -> Callable[[Batch], None]:
+    """A training step without DeepSpeed."""
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-4)
+
+    def step(batch: Batch) -> None:
+        out = model(batch)
+        (out.loss / out.weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def under_deepspeed(model: SpeechLLM, stage: int, half: bool) -> Callable[[Batch], None]:
+    """A training step with ZeRO on one process."""
+    import deepspeed
+
+    from launcher.distributed import start_distributed
+    from launcher.ranks import find_ranks
+
+    start_distributed(find_ranks())
+    config = {
+        "train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}, "bf16": {"enabled": half},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+    }  # fmt: skip
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=list(model.trainable_parameters().values()), config=config)
+
+    def step(batch: Batch) -> None:
+        out = engine(batch)
+        engine.backward(out.loss / out.weight)
+        engine.step()
+
+    return step
+
+
+def measure(
+    step: Callable[[Batch], None], batches: list[tuple[Batch, int]], sizes: tuple[int, int], device: torch.device
+) -> dict:
+    """Speed of a step over batches that are on the device already; `sizes`: parameters of LLM and encoder."""
+    seconds, dialogues, tokens, answers, operations = [], 0, 0, 0, 0.0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for number, (batch, count) in enumerate(batches):
+        synchronise(device)
+        began = time.perf_counter()
+        step(batch)
+        synchronise(device)
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - began)
+            real = int((batch.group >= 0).sum())
+            frames = float(batch.waveform_lengths.sum()) / SAMPLE_RATE * 50
+            dialogues, tokens, answers = dialogues + count, tokens + real, answers + len(batch.target_ids)
+            operations += 4 * sizes[0] * real + 2 * sizes[1] * frames
+    total = sum(seconds)
+    return {
+        "step_ms": round(1000 * statistics.median(seconds), 1),
+        "dialogues_per_second": round(dialogues / total, 2),
+        "tokens_per_second": round(tokens / total),
+        "answer_tokens_per_second": round(answers / total),
+        "tflops": round(operations / total / 1e12, 3),
+        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if device.type == "cuda" else None,
+    }
+
+
+def cases(half: bool) -> Iterator[tuple[str, int, bool, int | None]]:
+    """(name, tasks, one dialogue a row, ZeRO stage)."""
+    for tasks in (1, 4, 8):
+        yield f"packed, K={tasks}", tasks, False, None
+    yield "one dialogue a row", 1, True, None
+    if importlib.util.find_spec("deepspeed"):
+        for stage in (0, 2, 3) if half else (2, 3):
+            yield f"packed, K=4, ZeRO-{stage}", 4, False, stage
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", choices=LLMS, default="llama-8b")
+    parser.add_argument("--encoder", choices=ENCODERS, default="large-v3")
+    parser.add_argument("--seconds", type=float, default=10, help="of sound in an utterance (default: 10)")
+    parser.add_argument("--row-tokens", type=int, default=4096)
+    parser.add_argument("--checkpointing", action="store_true", help="recompute the LLM's activations in the backward pass")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    options = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    device, dtype = (torch.device("cuda"), torch.bfloat16) if gpu else (torch.device("cpu"), torch.float32)
+    work = Work(512, options.seconds, LLMS[options.llm][1].vocab_size, options.row_tokens)
+    back_end = attention.choose("auto", device, dtype)
+
+    def make(name: str) -> SpeechLLM:
+        model = build_model(options.llm, options.encoder, name, device, dtype)
+        if options.checkpointing:
+            model.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        return model.train()
+
+    record: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "device": torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} cores",
+        "versions": {name: versions.installed(name) for name in ("torch", "transformers", "deepspeed", "flash-attn")},
+        "commit": versions.commit(),
+        "ceiling_tflops": round(ceiling(device, dtype, 8192 if gpu else 1024), 2),
+        "gradient_difference": check_gradients(work, make, device, [attention.DENSE, attention.FLASH]),
+        "cases": {},
+    }
+    print(json.dumps(record, indent=1), flush=True)
+    for name, tasks, one_a_row, stage in cases(half=gpu):
+        gc.collect()
+        if gpu:
+            torch.cuda.empty_cache()
+        model = make(back_end)
+        sizes = tuple(sum(one.numel() for one in part.parameters()) for part in (model.llm, model.encoder))
+        batches = [(b.to(device), count) for b, count in islice(work.batches(tasks, one_a_row), WARM_UP + STEPS)]
+        step = plain(model) if stage is None else under_deepspeed(model, stage, gpu)
+        found = measure(step, batches, (sizes[0], sizes[1]), device)
+        found["share_of_ceiling"] = round(found["tflops"] / record["ceiling_tflops"], 3)
+        record["cases"][name] = found
+        print(f"{name}: {found}", flush=True)
+        del model, step, batches
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
