@@ -371,7 +371,7 @@ class Folder:
             for attempt in (1, 2):
                 if not self._file(path.name).exists() and not self.remote:
                     raise UserError(f"{path}: this shard is missing; copy it again or make the shards again.")
-                # Another reader of this cache may have dropped it just now: there is nothing to read then, and `columns` asks again.
+                # Another reader of this cache may have dropped it just now: `columns` asks again.
                 if get_hash("xxh64", path.read_bytes()) == reader.raw_data.hashes["xxh64"]:
                     break
                 if attempt == 2 or not self.remote:
