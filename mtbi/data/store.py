@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from mtbi.errors import UnavailableError, UserError
 
 PATIENCE_SECONDS = 60.0  # for one request
+_kept = threading.local()  # each thread's client: making one takes longer than fetching a small shard
 
 
 class NotFoundError(UserError):
@@ -40,24 +44,33 @@ def explain(place: str, error: Exception) -> UserError | None:
     return None
 
 
+def downloader(place: str) -> Any:
+    """This thread's client for addresses of that kind; a new one where the environment's settings have changed."""
+    from streaming.base.storage.download import CloudDownloader
+
+    settings = urlsplit(place).scheme, sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "S3_")))
+    if getattr(_kept, "settings", None) != settings:
+        _kept.settings, _kept.client = settings, CloudDownloader.get(place)
+    return _kept.client
+
+
 def fetch(place: str, local: Path, retries: int = 5) -> None:
     """Copy a remote file to `local`, whole or not at all, with growing pauses between attempts.
 
     Raises UserError at once where the place, the credentials or the rights are wrong, and UnavailableError after `retries`
     attempts otherwise.
     """
-    from streaming.base.storage.download import CloudDownloader
-
     local.parent.mkdir(parents=True, exist_ok=True)
     # The name ends as the original does: some clients choose by the ending. Every process downloads under a name of its own.
     temporary = local.with_name(f".{uuid.uuid4().hex}.{local.name}")
     for attempt in range(1, retries + 1):
         try:
-            CloudDownloader.direct_download(place, str(temporary), PATIENCE_SECONDS)
+            downloader(place).download(place, str(temporary), PATIENCE_SECONDS)
             temporary.replace(local)
             return
         except Exception as error:
             temporary.unlink(missing_ok=True)
+            _kept.__dict__.clear()  # the next attempt has a fresh connection and fresh credentials
             if (known := explain(place, error)) is not None:
                 raise known from error
             if attempt == retries:
