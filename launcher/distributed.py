@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,12 @@ def build_collectives() -> None:
     from deepspeed.accelerator import get_accelerator
     from torch.utils.cpp_extension import get_default_build_root
 
+    # A build is made anew where the environment or the version of ninja is another: keep to one of each.
+    programs = str(Path(sys.executable).parent)
+    if programs not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [programs, os.environ.get("PATH")]))
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    own = Path(get_default_build_root()) / f"mtbi-{sys.implementation.cache_tag}-{torch.__version__}"
+    own = Path(get_default_build_root()) / f"mtbi-{torch.__version__}-{zlib.crc32(sys.prefix.encode()):08x}"
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own)))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "mtbi.lock").open("w") as lock:
