@@ -16,27 +16,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import measuring
 import torch
 from training import baselines, world
 
 from launcher.distributed import build_collectives, start_distributed
 from launcher.ranks import find_ranks
-from mtbi import versions
 from mtbi.data.batch import Batch
 from mtbi.data.loader import Loader
 from mtbi.data.plan import Plan
@@ -47,7 +44,6 @@ from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "deepspeed", "transformers", "accelerate")
 STEPS_A_TURN = {"padded": 1, "online_kl": 1}  #: all others 2
 BATCH, ACCUMULATE = 8, 6  # of the padded arms: about as many dialogues a step as the stack's
 
@@ -116,7 +112,7 @@ def bare(recipe: Recipe, turns: Callable[[], Turns]) -> None:
 
 def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Turns]) -> None:
     """The Hugging Face Trainer."""
-    shards, _ = open_data(recipe)
+    shards = Shards(recipe.data.shards)
     torch.manual_seed(recipe.seed)
     model = build_speech_llm(recipe.model, recipe.loss, torch.float32, torch.device("cpu"))
     model.llm.set_attn_implementation("sdpa")
@@ -235,11 +231,7 @@ def main() -> None:
         found = take_turns(recipe, options.arms or list(arms(recipe)), options.repeats)
     compared = {name: ratio(found, *pair) for name, pair in RATIOS.items()}
     record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "hardware": f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), no GPU",
-        "versions": {package: versions.installed(package) for package in PACKAGES},
-        "commit": versions.commit(),
+        **measuring.header("torch", "deepspeed", "transformers", "accelerate"),
         "setting": f"LLM {world.LLM}, encoder {world.ENCODER['encoder_layers']} layers of {world.ENCODER['d_model']}, float32, "
         f"{options.utterances} utterances of LibriSpeech-like lengths; padded batches of {BATCH}.",
         "ratios": {name: one for name, one in compared.items() if one},
@@ -247,8 +239,7 @@ def main() -> None:
     }
     print(render(record))
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+        measuring.save(record, options.out)
         (options.out / f"{record['date']}.md").write_text(render(record))
 
 

@@ -215,8 +215,13 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UserError for an unknown recipe or key (with the nearest one), a wrong type or value, and unreadable YAML.
     """
+    return _resolve(_layers(name_or_path, overrides))
+
+
+def _resolve(layers: list[tuple[str, dict[str, Any]]]) -> Recipe:
+    """The recipe that layers of values in rising order make."""
     values: dict[str, Any] = {}
-    for _, layer in _layers(name_or_path, overrides):
+    for _, layer in layers:
         values = _merge(values, layer)
     recipe: Recipe = _build(Recipe, values, "")
     _check(recipe)
@@ -234,10 +239,9 @@ def _layers(name_or_path: str | Path, overrides: Sequence[str]) -> list[tuple[st
 
 def annotated(name_or_path: str | Path, overrides: Sequence[str] = ()) -> str:
     """The resolved recipe as YAML, with a comment on each line that says where its value comes from."""
-    origins: dict[str, str] = {}
-    for origin, layer in _layers(name_or_path, overrides):
-        origins |= dict.fromkeys(_leaves(layer), origin)
-    lines = _lines(to_dict(load(name_or_path, overrides)), origins, "")
+    layers = _layers(name_or_path, overrides)
+    origins = {path: origin for origin, layer in layers for path in _leaves(layer)}
+    lines = _lines(to_dict(_resolve(layers)), origins, "")
     width = min(60, max(len(text) for text, _ in lines))
     return "\n".join(f"{text:{width}s}  # {origin}" if origin else text for text, origin in lines) + "\n"
 

@@ -41,6 +41,7 @@ from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
 from mtbi.data.batch import Batch, build  # noqa: E402
 from mtbi.data.plan import Group, Plan, Row  # noqa: E402
 from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
+from mtbi.engine.memory import count  # noqa: E402
 from mtbi.model import attention  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
 from mtbi.model.encoder import Whisper  # noqa: E402
@@ -140,7 +141,7 @@ def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dty
     filters = torch.as_tensor(WhisperFeatureExtractor(feature_size=128).mel_filters)
     recipe = recipes.load("demo", ["loss.ce=1", "loss.kl=0", "model.adapter.stack=8", "model.adapter.hidden=0"])
     adapter = build_adapter(recipe.model.adapter, settings.d_model, config.hidden_size, 0.02).to(device, dtype)
-    return SpeechLLM(Whisper(whisper, filters.to(device)), adapter, text, recipe.loss).to(device).train()
+    return SpeechLLM(Whisper(whisper, filters.to(device)), adapter, text, recipe.loss).to(device)
 
 
 def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> torch.Tensor:
@@ -235,7 +236,7 @@ def measure(
     seconds, dialogues, tokens, answers, operations = [], 0, 0, 0, 0.0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    for number, (batch, count) in enumerate(batches):
+    for number, (batch, asked) in enumerate(batches):
         synchronise(device)
         began = time.perf_counter()
         step(batch)
@@ -244,7 +245,7 @@ def measure(
             seconds.append(time.perf_counter() - began)
             real = int((batch.group >= 0).sum())
             frames = float(batch.waveform_lengths.sum()) / SAMPLE_RATE * 50
-            dialogues, tokens, answers = dialogues + count, tokens + real, answers + len(batch.target_ids)
+            dialogues, tokens, answers = dialogues + asked, tokens + real, answers + len(batch.target_ids)
             operations += 4 * sizes[0] * real + 2 * sizes[1] * frames
     total = sum(seconds)
     return {
@@ -304,10 +305,9 @@ def main() -> None:
         if gpu:
             torch.cuda.empty_cache()
         model = make(back_end)
-        sizes = tuple(sum(one.numel() for one in part.parameters()) for part in (model.llm, model.encoder))
-        batches = [(b.to(device), count) for b, count in islice(work.batches(tasks, one_a_row), WARM_UP + STEPS)]
+        batches = [(b.to(device), dialogues) for b, dialogues in islice(work.batches(tasks, one_a_row), WARM_UP + STEPS)]
         step = plain(model) if stage is None else under_deepspeed(model, stage, gpu)
-        found = measure(step, batches, (sizes[0], sizes[1]), device)
+        found = measure(step, batches, (count(model.llm), count(model.encoder)), device)
         found["share_of_ceiling"] = round(found["tflops"] / record["ceiling_tflops"], 3)
         record["cases"][name] = found
         print(f"{name}: {found}", flush=True)

@@ -60,6 +60,15 @@ SHARD_BYTES = 1 << 22
 
 
 @dataclass
+class Round:
+    """One run, and the faults that it has met."""
+
+    name: str
+    job: str
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
 class World:
     """What faults are made to."""
 
@@ -69,17 +78,18 @@ class World:
     steps: int
     deck: list[str] = field(default_factory=list)  #: faults that come next: each kind once, in random order, then again
 
-    def submit(self, name: str) -> str:
-        """Start a run on both nodes; returns the job."""
+    def submit(self, name: str) -> Round:
+        """Start a run on both nodes."""
         environment = {
             "MTBI_VENV": sys.prefix, "MTBI_LOGS": str(self.out / "logs"), "MTBI_RETRIES": "1000", "MASTER_ADDR": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        return self.cluster.submit(
+        job = self.cluster.submit(
             "--nodes=2", "--ntasks-per-node=1", f"--output={self.out}/{name}.out", "slurm/train.sh", *FIELDS,
             f"train.steps={self.steps}", f"run_dir={self.out / name}", f"data.cache_dir={self.out / name}/cache",
             cwd=REPOSITORY, **environment,
         )  # fmt: skip
+        return Round(name, job)
 
     def log(self, name: str) -> str:
         """What the run has printed, over all starts."""
@@ -91,32 +101,23 @@ class World:
         found = re.findall(r"^step (\d+)/", self.log(name), re.MULTILINE)
         return int(found[-1]) if found else 0
 
-    def hasten(self, job: str) -> str:
+    def hasten(self, run: Round) -> str:
         """Start a requeued job at once; returns the job's state, nothing while the controller is away."""
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            self.cluster.hasten(job)
-            return self.cluster.job(job)["JobState"]
+            return self.cluster.hasten(run.job)["JobState"]
         return ""
 
-    def state(self, job: str) -> str:
-        """What Slurm and the system say of a job, for the message of a round that went wrong."""
-        tell = ("scontrol", "show", "job", job), ("sinfo", "--Node", "--long"), ("ps", "-eo", "pid,ppid,stat,etimes,args")
-        return "\n".join(f"$ {' '.join(command)}\n{self.cluster.call(*command, check=False)}" for command in tell)
+    def state(self, run: Round) -> str:
+        """What Slurm, the system and the run itself say, for the message of a round that went wrong."""
+        tell = ("scontrol", "show", "job", run.job), ("sinfo", "--Node", "--long"), ("ps", "-eo", "pid,ppid,stat,etimes,args")
+        told = [f"$ {' '.join(command)}\n{self.cluster.call(*command, check=False)}" for command in tell]
+        return "\n".join([*told, self.log(run.name)[-6000:]])
 
-    def finish(self, job: str, name: str) -> None:
-        """Until the job has ended, which must be well."""
-        record = self.cluster.wait(job, PATIENCE_SECONDS)
-        if record["JobState"] != "COMPLETED":
-            raise RuntimeError(f"{name} ended as {record['JobState']}; {self.state(job)}\n{self.log(name)[-6000:]}")
-
-
-@dataclass
-class Round:
-    """One disturbed run."""
-
-    name: str
-    job: str
-    faults: list[str] = field(default_factory=list)
+    def finish(self, run: Round) -> None:
+        """Until the run has ended, which must be well."""
+        state = self.cluster.wait(run.job, PATIENCE_SECONDS)["JobState"]
+        if state != "COMPLETED":
+            raise RuntimeError(f"{run.name} ended as {state}; {self.state(run)}")
 
 
 Fault = Callable[[World, Round, random.Random], None]
@@ -129,8 +130,8 @@ def signal_rank(number: int) -> Fault:
         rank, deadline = rng.randrange(2), time.monotonic() + PATIENCE_SECONDS
         while not (pid := rank_process(run.job, rank)):  # it is on its way, or starts anew after the fault before
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no process {rank} of job {run.job} in {PATIENCE_SECONDS} s; {world.state(run.job)}")
-            world.hasten(run.job)
+                raise RuntimeError(f"no process {rank} of job {run.job} in {PATIENCE_SECONDS} s; {world.state(run)}")
+            world.hasten(run)
             time.sleep(0.3)
         os.kill(pid, number)
 
@@ -153,12 +154,14 @@ def kill_node(world: World, run: Round, rng: random.Random) -> None:
 def kill_controller(world: World, run: Round, rng: random.Random) -> None:
     """Slurm's controller is away for a while. What it was told in its last seconds is lost, also that a job shall start again:
     only while the run makes steps."""
-    before = world.last_step(run.name)
-    while world.hasten(run.job) not in ENDED:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while world.hasten(run) not in ENDED:
+        before = world.last_step(run.name)
         time.sleep(SAVED_SECONDS)
         if world.last_step(run.name) > before:
             break
-        before = world.last_step(run.name)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no step in {PATIENCE_SECONDS} s; {world.state(run)}")
     world.cluster.kill("slurmctld")
     time.sleep(rng.uniform(0.5, 3))
     world.cluster.start("slurmctld")
@@ -179,23 +182,23 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def wait_for_step(world: World, job: str, name: str, beyond: int) -> bool:
+def wait_for_step(world: World, run: Round, beyond: int) -> bool:
     """Until the log shows a step after its first `beyond` characters; False when the job has ended."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        if world.hasten(job) in ENDED:
+        if world.hasten(run) in ENDED:
             return False
-        if re.search(r"^step \d+/", world.log(name)[beyond:], re.MULTILINE):
+        if re.search(r"^step \d+/", world.log(run.name)[beyond:], re.MULTILINE):
             return True
         time.sleep(0.3)
-    raise RuntimeError(f"no step in {PATIENCE_SECONDS} s; {world.state(job)}\n{world.log(name)[-6000:]}")
+    raise RuntimeError(f"no step in {PATIENCE_SECONDS} s; {world.state(run)}")
 
 
 def disturb(world: World, name: str, count: int, rng: random.Random) -> Round:
     """Train one run, making up to `count` faults while it is at work."""
-    this = Round(name, world.submit(name))
+    this = world.submit(name)
     size = 0
-    while len(this.faults) < count and wait_for_step(world, this.job, name, size):
+    while len(this.faults) < count and wait_for_step(world, this, size):
         time.sleep(rng.uniform(0, 4))
         if world.last_step(name) > world.steps - 3:
             break
@@ -205,7 +208,7 @@ def disturb(world: World, name: str, count: int, rng: random.Random) -> Round:
         FAULTS[fault](world, this, rng)
         this.faults.append(fault)
         print(f"{name}: fault {len(this.faults)} near step {world.last_step(name)}: {fault}", flush=True)
-    world.finish(this.job, name)
+    world.finish(this)
     return this
 
 
@@ -269,7 +272,7 @@ def run(out: Path, faults: int, steps: int, seed: int) -> dict:
     rounds: list[Round] = []
     with servers(out) as (cluster, proxy):
         world = World(out, cluster, proxy, steps)
-        world.finish(world.submit("quiet"), "quiet")
+        world.finish(world.submit("quiet"))
         wrong: dict[str, list[str]] = {}
         while (made := sum(len(one.faults) for one in rounds)) < faults:
             name = f"round-{len(rounds) + 1}"

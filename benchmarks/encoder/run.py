@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +19,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
+from measuring import header, save, timed  # noqa: E402
 from planning.run import LENGTHS  # noqa: E402
 from training import world  # noqa: E402
 
-from mtbi import versions  # noqa: E402
 from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
 from mtbi.model import buckets  # noqa: E402
 from mtbi.model.encoder import Whisper  # noqa: E402
@@ -42,13 +38,6 @@ def draw(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     lengths = torch.from_numpy((seconds * SAMPLE_RATE).astype(np.int64))
     waveforms = 0.01 * torch.randn(len(lengths), int(lengths.max()))
     return waveforms * (torch.arange(waveforms.shape[1]) < lengths[:, None]), lengths
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Seconds."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 @torch.no_grad()
@@ -82,16 +71,12 @@ def main() -> None:
     filters = torch.as_tensor(WhisperFeatureExtractor(feature_size=world.ENCODER["num_mel_bins"]).mel_filters)
     encoder = Whisper(model.encoder, filters).eval()
     record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "hardware": f"{os.cpu_count()} cores, no GPU",
-        "versions": {package: versions.installed(package) for package in ("torch", "transformers")},
-        "commit": versions.commit(),
+        **header("torch", "transformers"),
         "measured": {kind: measure(encoder, kind) for kind in LENGTHS},
     }
     print(json.dumps(record, indent=1))
     if options.out:
-        (options.out / f"{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+        save(record, options.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
@@ -29,10 +28,10 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "benchmarks"), str(REPOSITORY / "tools")]
 
+from measuring import header, save, timed  # noqa: E402
 from servers.swift import swift_server  # noqa: E402
 from training import world  # noqa: E402
 
-from mtbi import versions  # noqa: E402
 from mtbi.data import audio, store  # noqa: E402
 from mtbi.data.loader import Loader  # noqa: E402
 from mtbi.data.plan import Plan, Position, Step  # noqa: E402
@@ -42,13 +41,6 @@ from mtbi.recipe import Recipe  # noqa: E402
 
 LATE = 1_000_000
 REPEATS = 5
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def medians(works: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -161,10 +153,7 @@ def main() -> None:
         recipe = world.make(Path(folder), options.utterances)
         shards = Shards(recipe.data.shards)
         record = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": " ".join(["python", *sys.argv]),
-            "hardware": f"{os.cpu_count()} cores, no GPU",
-            "commit": versions.commit(),
+            **header("torch", "mosaicml-streaming", "boto3"),
             "decode": decode(shards),
             "build": build(shards, recipe),
             "first_batch_seconds": first_batch(shards, recipe),
@@ -172,8 +161,7 @@ def main() -> None:
         }
     print(json.dumps(record, indent=1))
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+        save(record, options.out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from planning.run import librispeech_seconds
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtbi import recipe as recipes
@@ -38,12 +39,6 @@ FIELDS = [
     "model.adapter.stack=4", "interleave.share=0", "plan.row_tokens=2048", "plan.rows_per_step=2",
     "plan.rows_per_micro_batch=1", "plan.window_samples=200", "plan.passes_per_epoch=1", "loss.chunk=1024",
 ]  # fmt: skip
-
-
-def utterance_seconds(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Most near 14 seconds, as in LibriSpeech's train-clean-100."""
-    near = rng.normal(14.3, 1.2, count)
-    return np.clip(np.where(rng.random(count) < 0.7, near, rng.uniform(1.5, 13, count)), 1.5, 16.7)
 
 
 class DrawnAnswers:
@@ -77,7 +72,7 @@ def make(folder: Path, utterances: int) -> Recipe:
     make_models(folder)
     recipe = recipes.load("demo", [f"model.llm={folder / 'llm'}", f"model.encoder.path={folder / 'encoder'}", *FIELDS])
     rng, chat, corpus = np.random.default_rng(1), read_chat(recipe), []
-    for number, seconds in enumerate(utterance_seconds(rng, utterances)):
+    for number, seconds in enumerate(librispeech_seconds(rng, utterances)):
         wave = 0.01 * rng.standard_normal(int(seconds * audio.SAMPLE_RATE)).astype(np.float32)
         (folder / f"{number:05d}.flac").write_bytes(audio.encode(wave))
         words = ["three"] * max(1, int(2.7 * seconds))

@@ -117,9 +117,14 @@ def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
     return whole, settings.hidden_size
 
 
+def weight_bytes(recipe: Recipe) -> int:
+    """Bytes of a weight on a GPU."""
+    return 4 if recipe.precision == "fp32" else 2
+
+
 def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8) -> Iterator[Estimate]:
     """One estimate for each way of sharing, from the one that communicates least to the one that needs least memory."""
-    width = 4 if recipe.precision == "fp32" else 2
+    width = weight_bytes(recipe)
     tokens = recipe.plan.row_tokens * recipe.plan.rows_per_micro_batch
     per_layer = tokens * sizes.hidden * ACTIVATION_BYTES * width / 2
     activations = per_layer * sizes.layers

@@ -6,10 +6,10 @@ Bytes follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) and its weights wh
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from mtbi.engine import memory
+from mtbi.engine.engine import micro_batches
 from mtbi.engine.memory import Estimate, Sizes
 from mtbi.recipe import Recipe
 
@@ -44,8 +44,7 @@ def ring_seconds(size: float, members: int, speed: float) -> float:
 
 def predict(recipe: Recipe, sizes: Sizes, estimate: Estimate, gpus: int, gpus_per_node: int, speeds: Speeds) -> Pace:
     """The pace of a recipe shared in the way of `estimate`. Every GPU computes as many micro-batches as the busiest one."""
-    rows, width = recipe.plan.rows_per_micro_batch, 4 if recipe.precision == "fp32" else 2
-    micro_batches = math.ceil(math.ceil(recipe.plan.rows_per_step / gpus) / rows)
+    width, count = memory.weight_bytes(recipe), micro_batches(recipe, gpus)
     in_node = min(gpus, gpus_per_node)
     across = speeds.node if gpus <= gpus_per_node else speeds.network
     trained = sizes.trainable * width
@@ -53,10 +52,10 @@ def predict(recipe: Recipe, sizes: Sizes, estimate: Estimate, gpus: int, gpus_pe
     if estimate.stage == 3:  # for the forward pass, and again for the backward pass
         again = ring_seconds(sizes.llm * width, in_node, speeds.node) if "hpZ" in estimate.name else None
         once = ring_seconds(sizes.llm * width, gpus, across)
-        gather = micro_batches * (once + (once if again is None else again))
-    sums = 1 if estimate.stage == 1 else micro_batches
+        gather = count * (once + (once if again is None else again))
+    sums = 1 if estimate.stage == 1 else count
     return Pace(
-        micro_batches * rows * recipe.plan.row_tokens / speeds.tokens,
+        count * recipe.plan.rows_per_micro_batch * recipe.plan.row_tokens / speeds.tokens,
         gather,
         (sums + 1) * ring_seconds(trained, gpus, across),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -14,27 +15,22 @@ CALL_SAMPLES = 160_000  #: a call of its own must spare so much padding: ten sec
 def split(lengths: list[int]) -> list[list[int]]:
     """The clips' numbers in 1 to MOST_CALLS groups, longest first: those that cost the least padding and calls together."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    # best[n]: the least cost of the n longest clips with so many calls, and where the last of these begins.
-    best = [(0.0, 0)] + [(float("inf"), 0)] * len(order)
-    found: list[tuple[float, list[int]]] = []
-    history = []
-    for calls in range(1, MOST_CALLS + 1):
-        best = [
+    if lengths[order[0]] * len(order) - sum(lengths) <= CALL_SAMPLES:
+        return [order]  # no cut can spare more than all padding
+    #: of the n longest clips, in so many groups: the least cost, and where the groups begin
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *[(math.inf, ())] * len(order)]
+    of_all = []
+    for _ in range(MOST_CALLS):
+        best = [(math.inf, ())] + [
             min(
-                (best[first][0] + lengths[order[first]] * (stop - first) + CALL_SAMPLES, first)
-                for first in range(calls - 1, stop)
+                (best[first][0] + lengths[order[first]] * (stop - first) + CALL_SAMPLES, (*best[first][1], first))
+                for first in range(stop)
             )
-            if stop >= calls
-            else (float("inf"), 0)
-            for stop in range(len(order) + 1)
+            for stop in range(1, len(order) + 1)
         ]
-        history.append(best)
-        cuts = [len(order)]
-        for level in reversed(history):
-            cuts.append(level[cuts[-1]][1])
-        found.append((best[-1][0], cuts[::-1]))
-    _, cuts = min(found)
-    return [order[first:stop] for first, stop in pairwise(cuts)]
+        of_all.append(best[-1])
+    _, begins = min(of_all)
+    return [order[first:stop] for first, stop in pairwise((*begins, len(order)))]
 
 
 def encode(encoder: nn.Module, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,12 @@ def kill_after(command: list[str], environment: dict[str, str], text: str, numbe
     return seen
 
 
+def without_launcher(command: list[str]) -> list[str]:
+    """The command of one process alone."""
+    place = next(number for number, word in enumerate(command) if word.endswith("train.py"))
+    return [sys.executable, *command[place:]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "fields"), [(1, ["model.encoder.trainable=true", "train.encoder_learning_rate=1e-5"]), (3, [])]
@@ -106,9 +112,8 @@ def test_being_asked_to_stop_ends_after_a_checkpoint(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29555",
     }
-    place = command.index(next(word for word in command if word.endswith("train.py")))
     process = subprocess.Popen(
-        [sys.executable, *command[place:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        without_launcher(command), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout
     for line in process.stdout:
@@ -180,8 +185,7 @@ def test_mistakes_are_one_message(
     launch: Launch, environment: dict[str, str], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     command = launch(tmp_path / "run", *overrides)
-    place = command.index(next(word for word in command if word.endswith("train.py")))
-    done = subprocess.run([sys.executable, *command[place:]], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(without_launcher(command), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("mtbi: ")
     assert message in done.stderr
@@ -194,7 +198,6 @@ def test_a_process_whose_fellow_never_comes_ends(
     launch: Launch, environment: dict[str, str], tmp_path: Path, rank: int
 ) -> None:
     command = launch(tmp_path / "run", "train.hang_seconds=2")
-    place = command.index(next(word for word in command if word.endswith("train.py")))
     alone = {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -203,7 +206,7 @@ def test_a_process_whose_fellow_never_comes_ends(
         "MASTER_PORT": str(free_port()),
     }
     done = subprocess.run(
-        [sys.executable, *command[place:]],
+        without_launcher(command),
         env={**environment, **alone},
         capture_output=True,
         text=True,

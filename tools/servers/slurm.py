@@ -79,20 +79,22 @@ class Cluster:
         shown = self.call("scontrol", "--oneliner", "show", "job", number)
         return dict(pair.partition("=")[::2] for pair in shown.split() if "=" in pair)
 
-    def hasten(self, number: str) -> None:
-        """A requeued job waits for two minutes, until the credentials of its first start have expired: not here."""
-        if self.job(number).get("Reason") == "BeginTime":
+    def hasten(self, number: str) -> dict[str, str]:
+        """Slurm's record of a job. A requeued one waits for two minutes, until the credentials of its first start have expired:
+        not here."""
+        record = self.job(number)
+        if record.get("Reason") == "BeginTime":
             self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
+        return record
 
     def wait(self, number: str, seconds: float = 300) -> dict[str, str]:
         """Until the job has ended for good."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(AssertionError):  # the controller may be away for a while
-                record = self.job(number)
+                record = self.hasten(number)
                 if record["JobState"] in ENDED:
                     return record
-                self.hasten(number)
             time.sleep(0.5)
         raise RuntimeError(f"job {number} did not end in {seconds} s: {self.job(number)}\n{self.logs()}")
 

@@ -1,0 +1,39 @@
+"""What every benchmark does around what it measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mtbi import versions
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def header(*packages: str) -> dict[str, Any]:
+    """When, how, on what and with which code a benchmark was run."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "hardware": f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), no GPU",
+        "versions": {package: versions.installed(package) for package in packages},
+        "commit": versions.commit(),
+    }
+
+
+def save(record: dict[str, Any], out: Path) -> None:
+    """Write OUT/DATE.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
