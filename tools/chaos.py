@@ -66,6 +66,7 @@ class Round:
     name: str
     job: str
     faults: list[str] = field(default_factory=list)
+    restarts: int = 0
 
 
 @dataclass
@@ -114,10 +115,11 @@ class World:
         return "\n".join([*told, self.log(run.name)[-6000:]])
 
     def finish(self, run: Round) -> None:
-        """Until the run has ended, which must be well."""
-        state = self.cluster.wait(run.job, PATIENCE_SECONDS)["JobState"]
-        if state != "COMPLETED":
-            raise RuntimeError(f"{run.name} ended as {state}; {self.state(run)}")
+        """Until the run has ended, which must be well. Slurm forgets a job five minutes later."""
+        record = self.cluster.wait(run.job, PATIENCE_SECONDS)
+        if record["JobState"] != "COMPLETED":
+            raise RuntimeError(f"{run.name} ended as {record['JobState']}; {self.state(run)}")
+        run.restarts = int(record["Restarts"])
 
 
 Fault = Callable[[World, Round, random.Random], None]
@@ -280,13 +282,12 @@ def run(out: Path, faults: int, steps: int, seed: int) -> dict:
             wrong[name] = compare(world, "quiet", name)
             print(f"{name}: {len(rounds[-1].faults)} faults, {wrong[name] or 'nothing differs'}", flush=True)
         left = [pid for one in rounds for pid in processes_with(f"SLURM_JOB_ID={one.job}")]
-        restarts = [int(cluster.job(one.job)["Restarts"]) for one in rounds]
     return {
         "faults": sum(len(one.faults) for one in rounds),
         "by_kind": dict(Counter(fault for one in rounds for fault in one.faults)),
         "rounds": len(rounds),
         "steps_each": steps,
-        "restarts": restarts,
+        "restarts": [one.restarts for one in rounds],
         "seed": seed,
         "differences": {name: found for name, found in wrong.items() if found},
         "processes_left": len(left),
