@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from mtbi import plugins
 from mtbi.errors import UserError
 
 
@@ -25,7 +26,7 @@ from mtbi.errors import UserError
 class EncoderConfig:
     """The speech encoder."""
 
-    path: str = "demo"  #: Hugging Face name or folder of a Whisper, WavLM, HuBERT or wav2vec2 model; `demo` is the shipped one
+    path: str = "demo"  #: a Whisper, WavLM, HuBERT or wav2vec2 model (Hugging Face name or folder), `demo`, or `plugin:NAME`
     layer: int = -1  #: which hidden layer feeds the adapter: 0 = input of the first layer, -1 = the last
     trainable: bool = False  #: train the encoder's own weights
 
@@ -34,10 +35,10 @@ class EncoderConfig:
 class AdapterConfig:
     """The trainable bridge from encoder frames to LLM embeddings."""
 
-    kind: str = "mlp"  #: `mlp` (stack frames, then two layers), `conv` (strided convolutions) or `qformer` (queries per window)
+    kind: str = "mlp"  #: `mlp`, `swiglu` (Ultravox, vLLM), `conv` (strided), `qformer` (queries a window) or an installed one
     stack: int = 4  #: encoder frames that become one LLM position (for `qformer`: frames a window)
     hidden: int = 0  #: width of the middle layer; 0 = the LLM's hidden size
-    queries: int = 1  #: `qformer` only: queries a window
+    queries: int = 1  #: `qformer` and installed kinds: queries, that is LLM positions, a window
     layers: int = 2  #: `qformer` only: transformer layers
     heads: int = 4  #: `qformer` only: attention heads
 
@@ -70,7 +71,7 @@ class ModelConfig:
 class BehaviourConfig:
     """Asking the text LLM about transcripts (`mtbi behave`)."""
 
-    library: list[str] = field(default_factory=lambda: ["digits"])  #: task files: names of shipped ones or paths
+    library: list[str] = field(default_factory=lambda: ["digits"])  #: task files: names of shipped or installed ones, or paths
     tasks: list[str] = field(default_factory=list)  #: task names; empty = every task of the library
     wordings: str = "train"  #: `train`, `heldout` or `all`
     per_utterance: int = 0  #: tasks asked about each utterance, drawn from the seed; 0 = all
@@ -189,7 +190,7 @@ class Recipe:
 #: The values that a text field may take, by its path.
 CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
-    "model.adapter.kind": ("mlp", "conv", "qformer"),
+    "model.adapter.kind": ("mlp", "swiglu", "conv", "qformer"),
     "model.attention": ("auto", "dense", "flash"),
     "behaviour.wordings": ("train", "heldout", "all"),
     "behaviour.backend": ("transformers", "vllm"),
@@ -197,6 +198,8 @@ CHOICES = {
     "data.unreadable": ("stop", "skip"),
     "interleave.cut": ("slice", "encode"),
 }
+#: Those of them that installed packages add values to, and the group of entry points.
+OPEN = {"model.adapter.kind": plugins.ADAPTERS}
 #: Whole numbers that must be at least 1. None but `model.encoder.layer` (-1 = the last) may be negative.
 AT_LEAST_ONE = {
     "model.adapter.stack", "model.adapter.queries", "model.adapter.layers", "model.adapter.heads", "behaviour.max_new_tokens",
@@ -223,7 +226,7 @@ def _resolve(layers: list[tuple[str, dict[str, Any]]]) -> Recipe:
     values: dict[str, Any] = {}
     for _, layer in layers:
         values = _merge(values, layer)
-    recipe: Recipe = _build(Recipe, values, "")
+    recipe: Recipe = build(Recipe, values, "")
     _check(recipe)
     data = recipe.data
     data.shards = [place.replace(RUN_DIR, recipe.run_dir) for place in data.shards]
@@ -314,14 +317,18 @@ def _read(path: Path, children: list[Path]) -> list[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}: a recipe is a mapping of `key: value` lines, this is a {type(values).__name__}")
     base = values.pop("base", None)
     try:
-        _build(Recipe, values, "")
+        build(Recipe, values, "")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     own = (path.name if path.parent == SHIPPED else str(path), values)
     if base is None:
         return [own]
     beside = path.parent / str(base)
-    return [*_read(beside if beside.is_file() else _find(str(base)), [*children, path.resolve()]), own]
+    try:
+        found = beside if beside.is_file() else _find(str(base))
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
+    return [*_read(found, [*children, path.resolve()]), own]
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -345,11 +352,11 @@ def _override(override: str) -> dict[str, Any]:
     single: dict[str, Any] = {last: value}
     for parent in reversed(parents):
         single = {parent: single}
-    _build(Recipe, single, "")  # unknown keys and wrong values are reported for this override alone
+    build(Recipe, single, "")  # unknown keys and wrong values are reported for this override alone
     return single
 
 
-def _build(kind: type, values: Any, path: str) -> Any:
+def build(kind: type, values: Any, path: str) -> Any:
     """An instance of the dataclass `kind` from nested dictionaries. `path` is where it sits in the recipe."""
     if values is None:  # a section whose lines are all commented out
         values = {}
@@ -361,7 +368,7 @@ def _build(kind: type, values: Any, path: str) -> Any:
         where = f"{path}.{key}" if path else str(key)
         if key not in hints:
             raise UserError(f"unknown key {where!r}: {_hint(str(key), hints, prefix=f'{path}.' if path else '')}")
-        built[key] = _build(hints[key], value, where) if is_dataclass(hints[key]) else _convert(hints[key], value, where)
+        built[key] = build(hints[key], value, where) if is_dataclass(hints[key]) else _convert(hints[key], value, where)
     return kind(**built)
 
 
@@ -380,6 +387,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             example = "true or false" if hint is bool else 'text (write it in quotes, "…")'
             raise UserError(f"{where} must be {example}, not {value!r}")
         if value not in CHOICES.get(where, (value,)):
+            if where in OPEN:
+                plugins.locate(OPEN[where], str(value), CHOICES[where], where)
+                return value
             raise UserError(f"{where} is {value!r}: {_hint(str(value), CHOICES[where])}")
         return value
     return _number(hint, value, where)

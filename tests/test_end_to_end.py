@@ -44,6 +44,13 @@ def test_the_demo_on_real_recordings_reaches_what_the_readme_says(speech: Path, 
     chat = [MTBI, "chat", str(run_dir), "--audio", str(recording), "how many digits are there"]
     answer = subprocess.run(chat, capture_output=True, text=True, check=True).stdout
     assert set(answer.split()) & {"two", "three", "four", "five", "six"}
+    exported = tmp_path / "exported"
+    subprocess.run([MTBI, "export", str(run_dir), str(exported), "--layout", "merged"], check=True)
+    assert "test_known" in (exported / "README.md").read_text()  # what the demo measured
+    ask = "import mtbi.hf, sys, transformers; ask = transformers.pipeline('audio-text-to-text', model=sys.argv[1]); "
+    ask += "print(ask({'audio': sys.argv[2], 'text': sys.argv[3]})['generated_text'])"
+    command = [sys.executable, "-c", ask, str(exported), str(recording), "how many digits are there"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == answer.strip()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """From the layouts that speech corpora come in to one checked manifest.
 
 An importer yields utterances with absolute audio paths, and a `Rejected` for each record that it cannot make an utterance of.
+Shipped ones are in `IMPORTERS`; a package adds its own by an entry point of the group `mtbi.importers` (docs/plugins.md).
 """
 
 from __future__ import annotations
@@ -8,17 +9,17 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 
+from mtbi import plugins
 from mtbi.data.corpus import (
     Limits,
     Rejected,
     Utterance,
     check,
+    count_reasons,
     decode_text,
     relocate,
     scan_manifest,
@@ -124,7 +125,8 @@ def import_jsonl(source: Path) -> Iterator[Record]:
         yield replace(utterance, audio=os.path.abspath(path.parent / utterance.audio))
 
 
-IMPORTERS: dict[str, Callable[[Path], Iterable[Record]]] = {
+Importer = Callable[[Path], Iterable[Record]]
+IMPORTERS: dict[str, Importer] = {
     "folder": import_folder,
     "librispeech": import_librispeech,
     "commonvoice": import_commonvoice,
@@ -162,14 +164,12 @@ def import_corpus(
     manifests from elsewhere may name. Raises UserError for an unknown kind, a missing source, or when nothing can be used.
     """
     source, out, write = Path(os.path.abspath(source)), Path(out), style(text_style or "none")
-    if kind not in IMPORTERS:
-        nearest = get_close_matches(kind, IMPORTERS, 1)
-        raise UserError(f"corpus kind {kind!r} is unknown: choose one of {', '.join(nearest or IMPORTERS)}")
+    importer: Importer = plugins.find(plugins.IMPORTERS, kind, IMPORTERS, "corpus kind")
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
-    records = list(IMPORTERS[kind](source))
+    records = list(importer(source))
     if not records:
-        raise UserError(f"{source}: nothing found. The kind {kind!r} expects: {(IMPORTERS[kind].__doc__ or '').strip()}")
+        raise UserError(f"{source}: nothing found. The kind {kind!r} expects: {' '.join((importer.__doc__ or '').split())}")
     rejected = [record for record in records if not isinstance(record, Utterance)]
     base = Path(os.path.abspath(source.parent if source.is_file() else source))
     good = []
@@ -183,7 +183,7 @@ def import_corpus(
             rejected.append(Rejected(id=record.id, audio=record.audio, reason=reason))
     good, unfit = check(good, base, limits)
     rejected += unfit
-    reasons = dict(Counter(record["reason"].split(":")[0] for record in rejected).most_common())
+    reasons = count_reasons(rejected)
     write_lines(out / "rejected.jsonl", rejected)
     if not good:
         raise UserError(f"{source}: none of the {len(rejected)} records can be used ({reasons}); see {out / 'rejected.jsonl'}")

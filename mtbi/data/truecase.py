@@ -1,23 +1,16 @@
 """The spelling of transcripts: some corpora are all lower or all upper case, while an LLM reads ordinary writing best.
 
 A text style is a function from a transcript to a transcript. Shipped ones are in `STYLES`; a package adds its own, such as a
-punctuation model, by an entry point in the group `mtbi.text_style`:
-
-    [options.entry_points]
-    mtbi.text_style =
-        german = my_package.writing:restore_german
+punctuation model, by an entry point of the group `mtbi.text_styles` (docs/plugins.md).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 
-from mtbi.errors import UserError
+from mtbi import plugins
 
-GROUP = "mtbi.text_style"
 TextStyle = Callable[[str], str]
 
 
@@ -44,12 +37,4 @@ STYLES: dict[str, TextStyle] = {"none": keep, "lower": str.lower, "sentence": se
 
 def style(name: str) -> TextStyle:
     """The text style of that name, shipped or installed. Raises UserError for an unknown one."""
-    if name in STYLES:
-        return STYLES[name]
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name in installed:
-        return installed[name].load()
-    names = [*STYLES, *installed]
-    nearest = get_close_matches(name, names, 1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(names)}"
-    raise UserError(f"text style {name!r} is unknown: {hint} (other packages add styles by the entry point group {GROUP})")
+    return plugins.find(plugins.TEXT_STYLES, name, STYLES, "text style")

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtbi import plugins
 from mtbi.errors import UserError
+from mtbi.model.geometry import adapter_queries
 from mtbi.recipe import AdapterConfig
 
 GELU_RMS = 0.652  # root mean square of gelu(x) for a standard normal x
@@ -32,10 +34,11 @@ def windows(frames: Tensor, size: int) -> Tensor:
 class Output(nn.Linear):
     """Last layer: to LLM embeddings whose root mean square is about `scale`, given inputs of about `input_rms`."""
 
-    def __init__(self, width: int, llm_hidden: int, scale: float, input_rms: float) -> None:
-        super().__init__(width, llm_hidden)
+    def __init__(self, width: int, llm_hidden: int, scale: float, input_rms: float, bias: bool = True) -> None:
+        super().__init__(width, llm_hidden, bias)
         nn.init.normal_(self.weight, std=1 / (input_rms * math.sqrt(width)))
-        nn.init.zeros_(self.bias)
+        if bias:
+            nn.init.zeros_(self.bias)
         self.scale = scale  # outside the weight, so that one learning rate suits LLMs of any embedding size
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -58,6 +61,27 @@ class StackMlp(nn.Module):
         """`(clips, frames, width)` to `(clips, ceil(frames / stack), llm_hidden)`; `exists`: `(clips, frames, 1)`."""
         stacked = windows(frames * exists, self.stack).flatten(2)
         return self.output(functional.gelu(self.expand(self.norm(stacked))))
+
+
+class GatedMlp(nn.Module):
+    """`stack` frames side by side, RMS norm, SwiGLU, RMS norm, no biases: the projector of Ultravox 0.5, which vLLM runs."""
+
+    EPS = 1e-6
+
+    def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
+        super().__init__()
+        half = -(-(config.hidden or llm_hidden) // 2)
+        self.stack = config.stack
+        self.norm = nn.RMSNorm(config.stack * width, eps=self.EPS)
+        self.expand = nn.Linear(config.stack * width, 2 * half, bias=False)
+        nn.init.normal_(self.expand.weight, std=1 / math.sqrt(config.stack * width))
+        self.middle_norm = nn.RMSNorm(half, eps=self.EPS)
+        self.output = Output(half, llm_hidden, scale, 1.0, bias=False)
+
+    def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
+        """`(clips, frames, width)` to `(clips, ceil(frames / stack), llm_hidden)`; `exists`: `(clips, frames, 1)`."""
+        value, gate = self.expand(self.norm(windows(frames * exists, self.stack).flatten(2))).chunk(2, dim=-1)
+        return self.output(self.middle_norm(functional.silu(gate) * value))
 
 
 class Convolution(nn.Module):
@@ -106,6 +130,10 @@ class WindowQformer(nn.Module):
         return self.output(hidden).unflatten(0, (clips, count)).flatten(1, 2)
 
 
+#: By `model.adapter.kind`; packages add more (docs/plugins.md).
+KINDS: dict[str, type[nn.Module]] = {"mlp": StackMlp, "swiglu": GatedMlp, "conv": Convolution, "qformer": WindowQformer}
+
+
 class Adapter(nn.Module):
     """One of the kinds, with lengths."""
 
@@ -121,9 +149,27 @@ class Adapter(nn.Module):
 
 
 def build_adapter(config: AdapterConfig, encoder_width: int, llm_hidden: int, embedding_rms: float = 1.0) -> Adapter:
-    """A fresh adapter whose outputs have about the root mean square `embedding_rms`. Raises UserError for an unknown kind."""
-    kinds = {"mlp": StackMlp, "conv": Convolution, "qformer": WindowQformer}
-    if config.kind not in kinds:
-        raise UserError(f"model.adapter.kind: {config.kind!r} is not one of {', '.join(kinds)}")
-    kind = kinds[config.kind](config, encoder_width, llm_hidden, embedding_rms)
-    return Adapter(kind, config.stack, config.queries if config.kind == "qformer" else 1)
+    """A fresh adapter whose outputs have about the root mean square `embedding_rms`.
+
+    Raises UserError for an unknown kind, and for an installed one whose outputs have another shape than the plan counts on.
+    """
+    kind = plugins.find(plugins.ADAPTERS, config.kind, KINDS, "model.adapter.kind")(
+        config, encoder_width, llm_hidden, embedding_rms
+    )
+    if config.kind not in KINDS:
+        check_shape(kind, config, encoder_width, llm_hidden)
+    return Adapter(kind, config.stack, adapter_queries(config))
+
+
+@torch.no_grad()
+def check_shape(kind: nn.Module, config: AdapterConfig, encoder_width: int, llm_hidden: int) -> None:
+    """Raises UserError where three windows, the last of one frame, do not become `queries` LLM positions each."""
+    count, device = 2 * config.stack + 1, next(kind.parameters()).device
+    frames = torch.zeros(1, count, encoder_width, device=device)
+    made = tuple(kind(frames, torch.ones(1, count, 1, dtype=torch.bool, device=device)).shape)
+    wanted = (1, -(-count // config.stack) * config.queries, llm_hidden)
+    if made != wanted:
+        raise UserError(
+            f"model.adapter.kind: {config.kind!r} makes {made} of {count} frames; with model.adapter.stack={config.stack} and "
+            f"model.adapter.queries={config.queries} it must be {wanted} (docs/plugins.md)"
+        )

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mtbi.errors import UserError
 from mtbi.model.adapter import frame_mask
-from mtbi.model.geometry import HOP_SAMPLES, FrameGeometry, read_encoder_config
+from mtbi.model.geometry import HOP_SAMPLES, FrameGeometry, Stages, encoder_plugin, read_encoder_config
 from mtbi.recipe import EncoderConfig
 
 FFT_SAMPLES = 400
@@ -108,11 +108,10 @@ class Convolutional(nn.Module):
         stages = tuple(zip(model.config.conv_kernel, model.config.conv_stride, strict=True))
         self.geometry = FrameGeometry(stages, stack=1)
         first = model.feature_extractor.conv_layers[0]
-        self.group_norm: MaskedGroupNorm | None = None
         if model.config.feat_extract_norm == "group":
-            self.group_norm = MaskedGroupNorm(first.layer_norm.num_groups, first.layer_norm.num_channels)
-            self.group_norm.weight, self.group_norm.bias = first.layer_norm.weight, first.layer_norm.bias
-            first.layer_norm = self.group_norm
+            norm = MaskedGroupNorm(first.layer_norm.num_groups, first.layer_norm.num_channels)
+            norm.weight, norm.bias = first.layer_norm.weight, first.layer_norm.bias
+            first.layer_norm = norm
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`(clips, samples)` and lengths in samples to `(clips, frames, width)` and lengths in frames."""
@@ -124,9 +123,10 @@ class Convolutional(nn.Module):
             mean = (waveforms * mask).sum(1, keepdim=True) / lengths[:, None]
             variance = ((waveforms - mean).square() * mask).sum(1, keepdim=True) / lengths[:, None]
             waveforms = (waveforms - mean) * (variance + 1e-7).rsqrt()
-        if self.group_norm is not None:
+        norm = getattr(self.model.feature_extractor.conv_layers[0], "layer_norm", None)
+        if isinstance(norm, MaskedGroupNorm):
             kernel, stride = self.geometry.stages[0]
-            self.group_norm.lengths = (lengths - kernel) // stride + 1
+            norm.lengths = (lengths - kernel) // stride + 1
         dtype = next(self.model.feature_extractor.parameters()).dtype
         hidden = self.model((waveforms * mask).to(dtype), attention_mask=mask.long()).last_hidden_state
         frames = lengths
@@ -140,7 +140,8 @@ def build_encoder(
 ) -> nn.Module:
     """A pretrained encoder: `forward(waveforms (clips, samples), lengths (clips,))` to features and lengths, and `width`.
 
-    Layers above `config.layer` are dropped; a final norm of the family stays. Raises UserError for other families.
+    Layers above `config.layer` are dropped; a final norm of the family stays. Raises UserError for other families, and for an
+    installed encoder whose outputs are not those that it announces.
     """
     if config.path == "demo":
         from mtbi.demo.encoder import DemoEncoder
@@ -150,7 +151,29 @@ def build_encoder(
         for parameter in demo.parameters():  # not the filters: features stay in float32
             parameter.data = parameter.data.to(dtype)
         return demo.to(device)
+    if (found := encoder_plugin(config)) is not None:
+        plugin, settings = found
+        encoder = plugin.build(settings, dtype).to(device).eval()
+        check_frames(encoder, plugin.stages(settings)[0], config.path, device)
+        return encoder
     return _pretrained(config, dtype, trust_remote_code).to(device)
+
+
+@torch.no_grad()
+def check_frames(encoder: Any, stages: Stages, path: str, device: torch.device) -> None:
+    """Encode three clips. Raises UserError where frames or width are not those of `stages` and `encoder.width`."""
+    if any(hasattr(parameter, "ds_id") for parameter in encoder.parameters()):
+        return  # split over the ranks by ZeRO-3, which puts them together in the engine's passes only
+    lengths = torch.tensor([1, 4321, 16_000])
+    waveforms = torch.linspace(-0.1, 0.1, 16_000) * (torch.arange(16_000) < lengths[:, None])
+    features, frames = encoder(waveforms.to(device), lengths.to(device))
+    wanted = FrameGeometry(stages, stack=1).encoder_frames(lengths.numpy()).tolist()
+    made = frames.tolist()
+    if made != wanted or tuple(features.shape) != (3, wanted[-1], encoder.width):
+        raise UserError(
+            f"model.encoder.path: {path!r} makes {made} frames, {tuple(features.shape)}, of {lengths.tolist()} samples; "
+            f"its stages say {wanted}, its width is {encoder.width} (docs/plugins.md)"
+        )
 
 
 def _pretrained(config: EncoderConfig, dtype: torch.dtype, trust_remote_code: bool) -> Whisper | Convolutional:

@@ -34,17 +34,30 @@ def generate(
     model.eval()
     try:
         embeddings, mask = embed_prompts(model, prompts)
-        answers = model.llm.generate(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=end_id,
-            pad_token_id=end_id,
-            streamer=streamer,
-        ).tolist()
+        return complete(model, embeddings, mask, max_new_tokens, end_id, streamer)
     finally:
         model.train(training)
+
+
+@torch.no_grad()
+def complete(
+    model: SpeechLLM,
+    embeddings: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    end_id: int,
+    streamer: BaseStreamer | None = None,
+) -> list[list[int]]:
+    """Answers as `generate`, to prompts that are embedded: `(prompts, tokens, hidden)`, their mask `(prompts, tokens)`."""
+    answers = model.llm.generate(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+        streamer=streamer,
+    ).tolist()
     return [answer[: answer.index(end_id)] if end_id in answer else answer for answer in answers]
 
 

@@ -100,7 +100,7 @@ def build_speech_llm(
         # torch's fused transformer layer reads the base weights past a low-rank update.
         raise UserError("model.encoder_lora: the demo encoder takes none; set model.encoder.trainable=true to train it")
     add_lora(encoder, config.encoder_lora, "model.encoder_lora")
-    rms, width = _embedding_rms(llm)
+    rms, width = embedding_rms(llm)
     adapter = build_adapter(config.adapter, encoder.width, width, rms).to(device, dtype)
     return SpeechLLM(encoder, adapter, llm, loss, tasks)
 
@@ -155,7 +155,7 @@ def _is_partitioned(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
-def _embedding_rms(llm: Any) -> tuple[float, int]:
+def embedding_rms(llm: Any) -> tuple[float, int]:
     """Root mean square and width of the LLM's embeddings, over up to 10,000 tokens of the vocabulary."""
     table = llm.get_input_embeddings()
     gathered: AbstractContextManager = nullcontext()

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import yaml
 
+from mtbi import plugins
 from mtbi.errors import UserError
 from mtbi.tasks.scoring import SCORERS
 
@@ -80,13 +81,12 @@ class Task:
 
 
 def locate(name: str) -> Path:
-    """The file of a library: a shipped name or a path."""
-    shipped = LIBRARY / f"{name}.yaml"
-    path = shipped if shipped.is_file() else Path(name)
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in LIBRARY.glob("*.yaml")))
-        raise UserError(f"behaviour.library: {name!r} is neither a file nor a shipped library ({names})")
-    return path
+    """The file of a library: a shipped name, a path, or an installed name. Raises UserError where it is none of them."""
+    shipped = {path.stem: path for path in sorted(LIBRARY.glob("*.yaml"))}
+    if name not in shipped and Path(name).is_file():
+        return Path(name)
+    found = plugins.find(plugins.TASK_LIBRARIES, name, shipped, "behaviour.library: no such file, and the task library")
+    return Path(found() if callable(found) else found)
 
 
 def parse_task(where: str, name: str, entry: object) -> Task:
@@ -144,7 +144,7 @@ def load(libraries: list[str]) -> dict[str, Task]:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not readable as YAML: {error}") from error
+            raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
             raise UserError(f"{path}: a task library holds `tasks:` with one entry for each task")
         for name, entry in content["tasks"].items():
@@ -193,7 +193,8 @@ def select(tasks: dict[str, Task], names: list[str]) -> list[Task]:
     for name, found in chosen.items():
         if not found:
             near = difflib.get_close_matches(name, tasks, 1)
+            plain = ", ".join(task for task in tasks if "/" not in task)
             raise UserError(
-                f"behaviour.tasks: no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else f" in {', '.join(tasks)}")
+                f"behaviour.tasks: no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {plain}")
             )
     return [tasks[one] for one in dict.fromkeys(one for found in chosen.values() for one in found)]

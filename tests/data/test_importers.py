@@ -132,7 +132,7 @@ def test_word_times_follow_the_new_spelling(speech: Path, tmp_path: Path) -> Non
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'libri' is unknown: choose one of librispeech"):
+    with pytest.raises(UserError, match="'libri' is unknown: did you mean 'librispeech'"):
         import_corpus("libri", tmp_path, tmp_path)
     with pytest.raises(UserError, match="nowhere: no such file"):
         import_corpus("fsdd", tmp_path / "nowhere", tmp_path)

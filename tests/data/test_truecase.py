@@ -38,7 +38,7 @@ def test_another_package_adds_a_style(tmp_path: Path, monkeypatch: pytest.Monkey
     info = tmp_path / "loud_style-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loud-style\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mtbi.text_style]\nloud = loud_style:shout\n")
+    (info / "entry_points.txt").write_text("[mtbi.text_styles]\nloud = loud_style:shout\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert style("loud")("so it is") == "SO IT IS!"
 
@@ -46,5 +46,5 @@ def test_another_package_adds_a_style(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_unknown_style_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'sentence'"):
         style("sentense")
-    with pytest.raises(UserError, match="choose one of none, lower, sentence"):
+    with pytest.raises(UserError, match=r"unknown\. Shipped: none, lower, sentence\. Installed"):
         style("xyz")

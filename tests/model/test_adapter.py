@@ -9,7 +9,7 @@ from mtbi.model.adapter import build_adapter
 from mtbi.model.geometry import DEMO_STAGES, FrameGeometry, adapter_queries
 from mtbi.recipe import AdapterConfig
 
-KINDS = [AdapterConfig("mlp", 3), AdapterConfig("conv", 3), AdapterConfig("qformer", 3, queries=2, heads=2)]
+KINDS = [*(AdapterConfig(kind, 3) for kind in ("mlp", "swiglu", "conv")), AdapterConfig("qformer", 3, queries=2, heads=2)]
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)

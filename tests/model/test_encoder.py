@@ -129,7 +129,7 @@ def test_a_lower_layer_is_the_models_hidden_state(saved):
     waveforms, lengths = clips([16_000])
     with torch.no_grad():
         inputs = (waveforms - waveforms.mean()) * (waveforms.var(correction=0) + 1e-7).rsqrt()
-        last.group_norm.lengths = torch.tensor([(16_000 - 10) // 5 + 1])
+        last.model.feature_extractor.conv_layers[0].layer_norm.lengths = torch.tensor([(16_000 - 10) // 5 + 1])
         states = last.model(inputs, output_hidden_states=True).hidden_states
         torch.testing.assert_close(encoder(waveforms, lengths)[0], states[1], rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="layers 0 to 2"):

@@ -1,0 +1,114 @@
+"""Text and recordings to what Ultravox's model reads.
+
+This file goes with every export in Ultravox's layout and stands alone: vLLM loads it where mtbi is not installed
+(`--trust-remote-code`). Features are those that mtbi trains on: Whisper's, without the padding to 30 seconds.
+"""
+# mypy: ignore-errors
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin, WhisperFeatureExtractor
+from transformers.utils import cached_file
+
+AUDIO_TOKEN = "<|audio|>"
+HOP = 160  # samples of a mel frame
+ENCODER_STRIDE = 2  # mel frames of an encoder frame
+CHUNK = 480_000  # samples that Whisper hears at once
+SILENCE = 800  # samples after a clip: the spectrum's reflection at the end is never seen
+
+
+class UltravoxProcessor(ProcessorMixin):
+    """Waveforms at 16 kHz to log-mel features, `<|audio|>` in the text to as many tokens as there are adapter frames."""
+
+    attributes = ["audio_processor", "tokenizer"]  # noqa: RUF012
+    audio_processor_class = "WhisperFeatureExtractor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, audio_processor=None, tokenizer=None, stack_factor=8, **kwargs):
+        """`stack_factor` is the number of encoder frames in an adapter frame."""
+        self.stack_factor = stack_factor
+        self.audio_token_replacement = AUDIO_TOKEN
+        super().__init__(audio_processor, tokenizer)
+        self.chat_template = tokenizer.chat_template
+
+    @classmethod
+    def from_pretrained(cls, path, trust_remote_code=False, **kwargs):
+        """From the export's folder or repository."""
+        hub = {key: value for key, value in kwargs.items() if key in ("revision", "cache_dir", "token", "local_files_only")}
+        config = json.loads(Path(cached_file(path, "config.json", **hub)).read_text())
+        extractor = WhisperFeatureExtractor.from_pretrained(path, **hub)
+        return cls(extractor, AutoTokenizer.from_pretrained(path, **hub), config["stack_factor"])
+
+    def __call__(
+        self,
+        text=None,
+        audio=None,
+        audios=None,
+        sampling_rate=None,
+        return_tensors="pt",
+        include_audio_num_chunks=False,
+        **kwargs,
+    ):
+        """`audio_values (chunks, mels, frames)`, their lengths, and with a text `input_ids (1, tokens)`.
+
+        A recording of more than 30 seconds becomes several chunks. Raises ValueError for another sampling rate than 16 kHz, and
+        where the text holds another number of `<|audio|>` than there are recordings.
+        """
+        found = audio if audios is None else audios
+        recordings = [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+        data = self.listen(recordings, sampling_rate) if recordings else {}
+        counts = data.pop("audio_num_chunks", [])
+        if text is not None:
+            data |= self.read(text, counts, data.get("audio_token_len", []))
+        if include_audio_num_chunks and recordings:
+            data["audio_num_chunks"] = counts
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def listen(self, recordings, sampling_rate):
+        """Features of the recordings and their lengths."""
+        if sampling_rate not in (None, self.audio_processor.sampling_rate):
+            raise ValueError(f"recordings at {sampling_rate} Hz: resample them to {self.audio_processor.sampling_rate} Hz")
+        waves = [np.asarray(wave, dtype=np.float32) for wave in recordings]
+        pieces = [[wave[at : at + CHUNK] for at in range(0, max(len(wave), 1), CHUNK)] for wave in waves]
+        mels = [self.features(piece) for chunks in pieces for piece in chunks]
+        lengths = [mel.shape[1] for mel in mels]
+        values = np.stack([np.pad(mel, ((0, 0), (0, max(lengths) - mel.shape[1]))) for mel in mels])
+        return {
+            "audio_values": torch.from_numpy(values),
+            "audio_lens": lengths,
+            "audio_token_len": [-(-length // (ENCODER_STRIDE * self.stack_factor)) for length in lengths],
+            "audio_batch_size": [len(mels)],
+            "audio_num_chunks": [len(chunks) for chunks in pieces],
+        }
+
+    def features(self, wave):
+        """Log-mel features `(mels, ceil(samples / 160))`."""
+        frames = max(1, -(-len(wave) // HOP))
+        padded = np.pad(wave, (0, frames * HOP - len(wave) + SILENCE))
+        heard = self.audio_processor(padded, sampling_rate=16_000, padding=False, truncation=False, return_tensors="np")
+        return heard["input_features"][0, :, :frames]
+
+    def read(self, text, counts, token_lengths):
+        """Token ids, and where each chunk's tokens begin."""
+        first, *others = text.split(AUDIO_TOKEN)
+        if len(others) != len(counts):
+            raise ValueError(f"{len(others)} {AUDIO_TOKEN} in the text and {len(counts)} recordings")
+        ids, starts, lengths = self.ids(first), [], iter(token_lengths)
+        for count, after in zip(counts, others, strict=True):
+            for _ in range(count):
+                starts.append(len(ids))
+                ids += [self.tokenizer.convert_tokens_to_ids(self.audio_token_replacement)] * next(lengths)
+            ids += self.ids(after)
+        return {"input_ids": [ids], "attention_mask": [[1] * len(ids)], **({"audio_token_start_idx": starts} if starts else {})}
+
+    def ids(self, text):
+        """Token ids of a stretch of text."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    @property
+    def model_input_names(self):
+        """What the model takes."""
+        return ["input_ids", "attention_mask", "audio_values", "audio_lens", "audio_token_len", "audio_token_start_idx"]

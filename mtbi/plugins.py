@@ -1,0 +1,61 @@
+"""What other packages add to mtbi by entry points (docs/plugins.md).
+
+Installed packages are looked through only for a name that mtbi does not ship, and a package is imported only when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from mtbi.errors import UserError
+
+#: The groups of entry points.
+TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS = (
+    "mtbi.text_styles", "mtbi.task_libraries", "mtbi.adapters", "mtbi.encoders", "mtbi.importers",
+)  # fmt: skip
+
+
+def find(group: str, name: str, shipped: Mapping[str, Any], what: str) -> Any:
+    """The shipped part of that name, else the installed one; `what` says in messages where the name stands.
+
+    Raises UserError as `locate` and `load` do.
+    """
+    return shipped[name] if name in shipped else load(locate(group, name, shipped, what), what)
+
+
+def locate(group: str, name: str, shipped: Iterable[str], what: str) -> EntryPoint:
+    """The entry point of an installed part; its package is not imported.
+
+    Raises UserError, with all names and the nearest one, where no package has it, and where several do.
+    """
+    installed = entry_points(group=group)
+    found = [entry for entry in installed if entry.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{what} {name!r} is in several packages: {', '.join(map(package, found))}. Uninstall all but one.")
+    names = sorted(installed.names)
+    nearest = get_close_matches(name, [*shipped, *names], 1)
+    told = [f"{what} {name!r} is unknown" + (f": did you mean {nearest[0]!r}?" if nearest else ".")]
+    told += [f"Shipped: {', '.join(shipped)}."] if shipped else []
+    told += [f"Installed (entry points of {group}): {', '.join(names) or 'nothing'}."]
+    raise UserError(" ".join([*told, "Choose one of them, or install the package that adds it."]))
+
+
+def load(entry: EntryPoint, what: str) -> Any:
+    """The object that an entry point names. Raises UserError, with the package, where it cannot be imported."""
+    try:
+        return entry.load()
+    except Exception as error:  # a foreign package's import may raise anything
+        raise UserError(
+            f"{what} {entry.name!r}: the package {package(entry)} cannot be imported: {error!r}. "
+            "Install what it needs, or another version of it."
+        ) from error
+
+
+def package(entry: EntryPoint) -> str:
+    """Name and version of the package that has an entry point."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module

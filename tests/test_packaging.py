@@ -1,0 +1,101 @@
+"""The wheel holds all that the package reads, works outside the repository, and names what it imports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGES = ("mtbi", "launcher")
+OPTIONAL = {"vllm", "flash-attn"}  #: may not be installed, so that no distribution is known for them
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as the index writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared() -> set[str]:
+    """Every distribution that setup.cfg names."""
+    config = ConfigParser(interpolation=None)
+    config.read(REPOSITORY / "setup.cfg")
+    texts = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    return {canonical(found[0]) for text in texts for line in text.splitlines() if (found := re.match(r"[\w.-]+", line))}
+
+
+def imported() -> set[str]:
+    """Every top-level module that the packages import, their own and the standard library's left out."""
+    found = set()
+    for path in (path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def test_whatever_is_imported_is_declared() -> None:
+    owners = packages_distributions()
+    named = {module: {canonical(owner) for owner in owners.get(module, [module])} for module in imported()}
+    assert {module: owner for module, owner in named.items() if not owner & declared()} == {}
+
+
+def test_every_dependency_is_in_the_document() -> None:
+    text = (REPOSITORY / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    told = {canonical(name) for name in re.findall(r"^\| ([\w.-]+) \|", text, re.MULTILINE)}
+    assert declared() - told == set()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's content, built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder)
+    for package in PACKAGES:
+        shutil.copytree(REPOSITORY / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder / "dist", folder],
+        check=True,
+    )
+    [wheel] = (folder / "dist").iterdir()
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", folder / "site", wheel], check=True)
+    return folder / "site"
+
+
+def outside(command: list[str], installed: Path, folder: Path) -> str:
+    """What a command prints in another folder, with the installed packages first."""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file(installed: Path) -> None:
+    for package in PACKAGES:
+        files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / package).rglob("*") if path.is_file()}
+        missing = {file for file in files if "__pycache__" not in file.parts and not (installed / file).is_file()}
+        assert missing == set()
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_the_repository(installed: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, time; began = time.perf_counter(); import mtbi; seconds = time.perf_counter() - began; "
+        "print(mtbi.__file__, seconds < 1, [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    assert outside([sys.executable, "-c", script], installed, tmp_path) == f"{installed}/mtbi/__init__.py True []\n"
+    shown = outside([str(installed / "bin" / "mtbi"), "recipe", "show", "demo"], installed, tmp_path)
+    assert "\nname: demo" in f"\n{shown}"
+    listed = outside([str(installed / "bin" / "mtbi"), "tasks", "list"], installed, tmp_path)
+    assert "reverse: " in listed
