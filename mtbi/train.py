@@ -61,7 +61,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     # --- model and state --------------------------------------------------------------------------------------------
     tasks, progress = inputs.shards.index.tasks, Progress.of(snapshot)
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
-    metrics = Metrics(Path(recipe.run_dir), tasks, config.steps, ranks.rank == 0, ranks.world, engine.llm_size, device)
+    metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device)
     keeper, guard, stopped = Keeper(recipe, ranks, engine, metrics), Guard(config), False
     metrics.say(
         f"{recipe.name}: {len(inputs.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
@@ -84,9 +84,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
             if began:
                 metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
                 began = 0.0
-            if sums.failed:  # some process has no data: nothing was computed
+            if sums.failed:  # some process has no data: no weight was changed
                 keeper.save(progress)
-                raise loader.failure or ElsewhereError("another process could not read its data; see what it says")
+                raise loader.failure or ElsewhereError()
             progress.advance(step.step)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
@@ -98,6 +98,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
                 score = evaluation.run(engine, metrics, number, lambda: doing("evaluating"))
+                if evaluation.failure:
+                    keeper.save(progress)
+                    raise evaluation.failure
             # Weights that just gave a bad loss are no place to go back to.
             if not guard.bad_steps and (last or stopped or number % config.checkpoint_every_steps == 0):
                 doing("writing a checkpoint")

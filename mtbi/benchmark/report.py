@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mtbi.benchmark import collect, plots
 from mtbi.benchmark.cells import Estimate, markdown, percent
 from mtbi.benchmark.collect import AXES, RunResult
 from mtbi.benchmark.grid import DATA, Grid, Job, arm_fields, commands, job_recipe, jobs
+from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.shards import Shards
+from mtbi.engine.evaluation import similarity
 from mtbi.trained import open_run
 
 HOW = """Numbers are right answers in per cent, with 95% intervals over seeds and utterances (both are drawn again, the same
@@ -168,7 +169,6 @@ def task_accuracy(runs: list[RunResult], group: str) -> dict[str, float]:
     return {task: float(right / count) for task, (right, count) in sums.items() if count}
 
 
-@torch.no_grad()
 def heat_maps(grid: Grid, chosen: dict[str, Job], group: str, out: Path) -> tuple[dict[str, np.ndarray], list[str], float, str]:
     """Cosine similarities `(frames, words)` by arm for one held-out utterance, its words, and the seconds between frames."""
     shards = Shards(grid.evaluate[group].replace(DATA, str(out / "data")))
@@ -178,13 +178,9 @@ def heat_maps(grid: Grid, chosen: dict[str, Job], group: str, out: Path) -> tupl
     seconds = 0.0
     for name, job in chosen.items():
         run = open_run(out / "runs" / job.name, "latest")
-        wave = torch.from_numpy(sample.waveform)[None].to(run.device)
-        frames, counts = run.model.hear(wave, torch.tensor([wave.shape[1]], device=run.device))
-        heard = frames[0, : int(counts[0])].float()
-        embedded = [run.model.embed(torch.from_numpy(ids).long().to(run.device)).float().mean(0) for ids in sample.word_ids]
-        pair = torch.nn.functional.normalize(heard, dim=-1) @ torch.nn.functional.normalize(torch.stack(embedded), dim=-1).T
-        maps[grid.arms[name].label] = pair.cpu().numpy()
-        seconds = len(sample.waveform) / 16_000 / len(heard)
+        found = similarity(run.model, sample.waveform, [ids.tolist() for ids in sample.word_ids])
+        maps[grid.arms[name].label] = found
+        seconds = len(sample.waveform) / SAMPLE_RATE / len(found)
     return maps, sample.text.split(), seconds, sample.text
 
 

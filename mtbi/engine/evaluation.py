@@ -8,15 +8,21 @@ from itertools import takewhile
 
 import numpy as np
 import torch
+from torch.nn.functional import cosine_similarity
 
+from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.loader import Loader
 from mtbi.data.plan import Geometry, Plan
 from mtbi.data.shards import Shards
 from mtbi.engine.engine import Engine
 from mtbi.engine.metrics import Metrics
+from mtbi.errors import ElsewhereError, UserError
 from mtbi.model.generate import generate
+from mtbi.model.speech_llm import SpeechLLM
 from mtbi.recipe import Recipe
 from mtbi.tasks.chat import ChatFormat
+
+SHOWN_WORDS = 40  #: of an utterance's alignment: a picture that fits a screen
 
 
 class Evaluation:
@@ -27,12 +33,13 @@ class Evaluation:
         packing = replace(recipe.plan, tasks=[], hours=0.0, tasks_per_utterance=0, passes_per_epoch=1)
         self.recipe = replace(recipe, interleave=plain, plan=packing, loss=replace(recipe.loss, task_weights={}))
         self.shards, self.chat, self.rank, self.world = shards, chat, rank, world
+        self.failure: UserError | None = None  #: why the last evaluation had to be given up, the same time on all processes
         self.plan = Plan(shards.index, self.recipe, geometry)
 
     def run(self, engine: Engine, metrics: Metrics, step: int, doing: Callable[[], None] = lambda: None) -> float:
         """Returns the share of answer tokens on which the speech LLM, given the answer so far, agrees with the text LLM.
 
-        `doing` is called now and then, for a watchdog.
+        Where a process cannot read its data, `failure` is set on all of them. `doing` is called now and then, for a watchdog.
         """
         loss = weight = hits = count = 0.0
         utterances = 0
@@ -41,6 +48,9 @@ class Evaluation:
             for loaded in takewhile(lambda one: one.position.epoch == 0, loader):
                 doing()
                 sums = engine.evaluate_step(loaded)
+                if sums.failed:
+                    self.failure = loader.failure or ElsewhereError()
+                    return 0.0
                 loss, weight = loss + sums.loss, weight + sums.weight
                 hits, count = hits + float(sums.tasks[2].sum()), count + float(sums.tasks[3].sum())
                 utterances += sum(len(row.groups) for row in loaded.step.rows)
@@ -52,21 +62,40 @@ class Evaluation:
             f"eval at step {step}: loss {loss / max(weight, 1e-9):.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
         doing()
-        self.show_dialogues(engine, metrics, step)
+        self.show_dialogues(engine.model, metrics, step)
         return agreement
 
-    def show_dialogues(self, engine: Engine, metrics: Metrics, step: int) -> None:
-        """A few dialogues, the same at every evaluation; all processes generate them together, as ZeRO-3 needs."""
+    def show_dialogues(self, model: SpeechLLM, metrics: Metrics, step: int) -> None:
+        """A few dialogues and alignments, the same at every evaluation; all processes make them together, as ZeRO-3 needs."""
         for place in range(min(self.recipe.train.sample_dialogues, len(self.shards))):
             sample = self.shards[place]
+            if sample.features is not None:
+                return  # the encoder's output is stored in place of the sound
             stored = sample.behaviours[place % len(sample.behaviours)]
             prompt: list[torch.Tensor | np.ndarray] = [
                 torch.tensor(self.chat.prefix_ids),
                 sample.waveform,
                 torch.tensor(stored.prompt_ids),
             ]
-            (ids,) = generate(engine.model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
+            (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
             said = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{who}** {what}" for who, what in said.items())
             metrics.dialogue(place, text, sample.waveform, step)
+            words = sample.text.split()[:SHOWN_WORDS]
+            similar = similarity(model, sample.waveform, self.chat.word_ids(words))
+            metrics.alignment(place, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
+
+
+@torch.no_grad()
+def similarity(model: SpeechLLM, wave: np.ndarray, word_ids: list[list[int]]) -> np.ndarray:
+    """Cosine similarities `(frames, words)` of adapter frames and words, each the mean of its tokens' embeddings."""
+    training, device = model.training, next(model.adapter.parameters()).device
+    model.eval()
+    try:
+        frames, counts = model.hear(torch.from_numpy(wave)[None].to(device), torch.tensor([len(wave)], device=device))
+    finally:
+        model.train(training)
+    embedded = model.embed(torch.tensor([token for ids in word_ids for token in ids], device=device)).float()
+    words = torch.stack([one.mean(0) for one in embedded.split([len(ids) for ids in word_ids])])
+    return cosine_similarity(frames[0, : int(counts[0]), None].float(), words[None], dim=-1).cpu().numpy()

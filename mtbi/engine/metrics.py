@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mtbi import recipe as recipes
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.plan import Step
 from mtbi.engine.engine import StepSums
+from mtbi.recipe import Recipe
 
 #: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
@@ -46,8 +54,8 @@ def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
         "1 is it learning?": {
             "loss": lines("train/loss", "eval/loss"),
             "agreement with the text LLM on held-out prompts": lines("eval/agreement"),
-            "loss by task": lines(*(f"loss_by_task/{task}" for task in tasks)),
-            "agreement by task": lines(*(f"agreement_by_task/{task}" for task in tasks)),
+            "loss by task": lines(*(f"task_loss/{task}" for task in tasks)),
+            "agreement by task": lines(*(f"task_agreement/{task}" for task in tasks)),
         },
         "2 is it fast?": {
             "tokens a second": lines("speed/tokens_per_second", "speed/answer_tokens_per_second"),
@@ -62,6 +70,18 @@ def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
             "what was skipped or put back": lines("health/.*"),
         },
     }
+
+
+def hyperparameters(recipe: Recipe) -> dict[str, float | str | bool]:
+    """Every field of a recipe by its path, but for the run's own folder: two runs of one recipe have the same."""
+
+    def told(path: str) -> Any:
+        value = attrgetter(path)(recipe)
+        text = json.dumps(value) if isinstance(value, (list, dict)) else value
+        own = path.startswith("data.") and isinstance(text, str)
+        return text.replace(f"{recipe.run_dir}/", f"{recipes.RUN_DIR}/") if own else text
+
+    return {note.path: told(note.path) for note in recipes.reference() if note.path != "run_dir"}
 
 
 @dataclass
@@ -95,9 +115,8 @@ class Interval:
 class Metrics:
     """Writes on the first process only; on the others every call does nothing."""
 
-    def __init__(
-        self, run_dir: Path, tasks: list[str], steps: int, first: bool, world: int, llm_parameters: int, device: torch.device
-    ):
+    def __init__(self, recipe: Recipe, tasks: list[str], first: bool, world: int, llm_parameters: int, device: torch.device):
+        steps = recipe.train.steps
         self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
         self.flops_per_token, self.peak = (
             4 * llm_parameters,
@@ -106,9 +125,11 @@ class Metrics:
         self.interval = Interval()
         #: since the processes started
         self.counts = {"skipped_micro_batches": 0, "loss_spikes": 0, "rollbacks": 0, "failed_checkpoints": 0}
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=15) if first else None
+        self.writer = SummaryWriter(f"{recipe.run_dir}/tensorboard", flush_secs=15) if first else None
         if self.writer:
             self.writer.add_custom_scalars(layout(tasks))
+            fields = hyperparameters(recipe)
+            self.writer._get_file_writer().add_summary(hparams_pb(fields, trial_id=recipe.run_dir))
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
     def say(self, text: str) -> None:
@@ -159,8 +180,8 @@ class Metrics:
         assert one.tasks is not None
         for name, (task_loss, weight, hits, count) in zip(self.tasks, one.tasks.T.tolist(), strict=True):
             if count:
-                values[f"loss_by_task/{name}"] = task_loss / max(weight, 1e-9)
-                values[f"agreement_by_task/{name}"] = hits / count
+                values[f"task_loss/{name}"] = task_loss / max(weight, 1e-9)
+                values[f"task_agreement/{name}"] = hits / count
         self.scalars(values, number)
         mfu = f" mfu {values['speed/mfu']:.1%}" if "speed/mfu" in values else ""
         self.say(
@@ -175,6 +196,19 @@ class Metrics:
         if self.writer:
             self.writer.add_text(f"dialogue/{place}", text, step)
             self.writer.add_audio(f"dialogue/{place}", torch.from_numpy(wave)[None], step, sample_rate=SAMPLE_RATE)
+
+    def alignment(self, place: int, similarity: np.ndarray, words: list[str], seconds_per_frame: float, step: int) -> None:
+        """A heat map of `similarity` `(frames, words)` between a sample's sound and words; none where matplotlib is missing."""
+        if not self.writer or not find_spec("matplotlib"):
+            return
+        from matplotlib.image import imread
+
+        from mtbi.benchmark import plots
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "map.png"
+            plots.similarity({f"step {step}": similarity}, words, seconds_per_frame, "sound against words", path)
+            self.writer.add_image(f"alignment/{place}", imread(path), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush the files."""

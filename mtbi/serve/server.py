@@ -1,7 +1,9 @@
-"""The OpenAI chat-completions API with speech in it, over HTTP.
+"""The OpenAI chat-completions API with speech in it, over HTTP, and word times for the page.
 
 A user message is text, or parts of text and `input_audio` as in the public API. The text after the last recording is the
-prompt; what stands before belongs to what was said. Answers are greedy. Mistakes are answered with 4xx and a reason.
+prompt; what stands before belongs to what was said. Of our own: `input_audio.words`, as `POST /v1/align` gives them, each with
+`read`: true where the model shall get the word as text (`mtbi.serve.mix`). Answers are greedy. Mistakes are answered with
+4xx and a reason.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +23,15 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from transformers import TextIteratorStreamer
 
 from mtbi.chat import Conversation
 from mtbi.data import audio
+from mtbi.data.align import CtcAligner
 from mtbi.errors import UserError
+from mtbi.serve.mix import Mix, Mixer, Word, align_words
 from mtbi.trained import TrainedRun
 
 PAGE = Path(__file__).with_name("page.html")
@@ -37,6 +42,7 @@ class InputAudio(BaseModel):
 
     data: str  #: base64
     format: str = "wav"  #: told by the file itself, so not read
+    words: list[Word] = Field([], max_length=1000)  #: where some are to be read: all words that it holds
 
 
 class Part(BaseModel):
@@ -64,6 +70,13 @@ class ChatRequest(BaseModel):
     stream: bool = False
 
 
+class AlignRequest(BaseModel):
+    """A recording whose words are to be found in time."""
+
+    input_audio: InputAudio
+    transcript: str = Field("", max_length=10_000)  #: empty: what the recogniser hears
+
+
 class Limits(BaseModel):
     """What one server takes on."""
 
@@ -77,25 +90,27 @@ def refuse(status: int, reason: str) -> HTTPException:
     return HTTPException(status, detail=reason)
 
 
-def pieces(message: Message, fit: Callable[[np.ndarray], np.ndarray]) -> tuple[list[str | np.ndarray], str]:
+Reply = Callable[[Any], str]  #: generates an answer; gets a streamer or None
+
+
+def pieces(message: Message, listen: Callable[[InputAudio, str], np.ndarray]) -> tuple[list[str | np.ndarray], str]:
     """What is said and the prompt about it. Raises HTTPException 400 for an unusable recording."""
-    parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
     found: list[str | np.ndarray] = []
-    for number, part in enumerate(parts, start=1):
+    for number, part in enumerate(parts_of(message), start=1):
         if part.type == "text":
             found.append(part.text)
-            continue
-        if part.input_audio is None:
+        elif part.input_audio is None:
             raise refuse(400, f"part {number}: an input_audio part needs `input_audio` with base64 `data`")
-        try:
-            found.append(fit(audio.read(base64.b64decode(part.input_audio.data, validate=True))))
-        except binascii.Error as error:
-            raise refuse(400, f"part {number}: input_audio.data is not base64: {error}") from error
-        except UserError as error:
-            raise refuse(400, f"part {number}: {error}") from error
+        else:
+            found.append(listen(part.input_audio, f"part {number}"))
     last = max((place for place, piece in enumerate(found) if isinstance(piece, np.ndarray)), default=-1)
     prompt = " ".join(piece for piece in found[last + 1 :] if isinstance(piece, str))
     return found[: last + 1], prompt
+
+
+def parts_of(message: Message) -> list[Part]:
+    """The pieces of a message."""
+    return [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
 
 
 class Answerer:
@@ -103,12 +118,23 @@ class Answerer:
 
     def __init__(self, run: TrainedRun, limits: Limits) -> None:
         self.run, self.limits = run, limits
+        self.mixer = Mixer(run)
         self.name = run.recipe.name
         self._turn = threading.Lock()
         self._room = threading.BoundedSemaphore(limits.waiting)
 
-    def prepare(self, request: ChatRequest) -> tuple[Conversation, list[str | np.ndarray], str]:
-        """The conversation so far, and the last message. Raises HTTPException for what cannot be answered."""
+    def listen(self, recording: InputAudio, where: str) -> np.ndarray:
+        """A recording as `(samples,)` at 16 kHz; not decoded if too long. Raises HTTPException 400 about `where`."""
+        try:
+            data = base64.b64decode(recording.data, validate=True)
+            return audio.standardise(*audio.load(data, self.run.recipe.plan.max_audio_seconds))
+        except binascii.Error as error:
+            raise refuse(400, f"{where}: input_audio.data is not base64: {error}") from error
+        except UserError as error:
+            raise refuse(400, f"{where}: {error}") from error
+
+    def prepare(self, request: ChatRequest) -> tuple[Conversation, Reply]:
+        """The conversation so far, and what answers its last message. Raises HTTPException for what cannot be answered."""
         wanted = request.max_completion_tokens or request.max_tokens or self.limits.new_tokens
         talk = Conversation(self.run, max(1, min(wanted, self.limits.new_tokens)))
         messages = [message for message in request.messages if message.role != "system"]
@@ -118,33 +144,52 @@ class Answerer:
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             raise refuse(400, "messages must be user, assistant, user, … and end with the user's")
         for question, answer in zip(messages[:-1:2], messages[1::2], strict=True):
-            talk.recall(*pieces(question, talk.fit), pieces(answer, talk.fit)[1])
-        said, prompt = pieces(messages[-1], talk.fit)
+            talk.recall(*pieces(question, self.listen), pieces(answer, self.listen)[1])
+        said, prompt = pieces(messages[-1], self.listen)
         if not said and not prompt.strip():
             raise refuse(400, "the last message is empty")
-        return talk, said, prompt
+        sounds = [part.input_audio for message in messages for part in parts_of(message) if part.input_audio]
+        if not any(sound.words for sound in sounds):
+            return talk, partial(talk.say, said, prompt)
+        if len(messages) > 1 or len(said) > 1:
+            raise refuse(400, "words: a recording with words must be the only thing that is said, in the first message")
+        [wave], [sound] = said, sounds
+        assert isinstance(wave, np.ndarray)
+        try:
+            return talk, partial(self.mixer.answer, talk, Mix(wave, sound.words), prompt)
+        except UserError as error:
+            raise refuse(400, str(error)) from error
 
     def enter(self) -> None:
         """Take a place in the queue. Raises HTTPException 429 where there is none."""
         if not self._room.acquire(blocking=False):
             raise refuse(429, f"{self.limits.waiting} requests are waiting already; try again in a moment")
 
-    def answer(self, talk: Conversation, said: list[str | np.ndarray], prompt: str, streamer: Any = None) -> str:
+    def answer(self, reply: Reply, streamer: Any = None) -> str:
         """Generate, and give the place in the queue back."""
         try:
             with self._turn:
-                return talk.say(said, prompt, streamer)
+                return reply(streamer)
         finally:
             self._room.release()
             if streamer:
                 streamer.end()
 
-    def stream(self, talk: Conversation, said: list[str | np.ndarray], prompt: str) -> Iterator[str]:
-        """Pieces of the answer as they come."""
+    def stream(self, reply: Reply) -> Iterator[str]:
+        """Pieces of the answer as they come. Generates whether they are taken or not: the place in the queue comes back."""
         streamer = TextIteratorStreamer(self.run.chat.tokenizer, skip_prompt=False, skip_special_tokens=True, timeout=600)
-        worker = threading.Thread(target=self.answer, args=(talk, said, prompt, streamer), daemon=True)
-        worker.start()
-        yield from (text for text in streamer if text)
+        threading.Thread(target=self.answer, args=(reply, streamer), daemon=True).start()
+        return (text for text in streamer if text)
+
+    def align(self, aligner: CtcAligner, wave: np.ndarray, transcript: str) -> list[Word]:
+        """Word times; gives the place in the queue back. Raises HTTPException 400 for what cannot be aligned."""
+        try:
+            with self._turn:
+                return align_words(aligner, wave, transcript.strip())
+        except UserError as error:
+            raise refuse(400, str(error)) from error
+        finally:
+            self._room.release()
 
 
 def chunk(identity: str, model: str, delta: dict[str, str], finish: str | None) -> str:
@@ -160,8 +205,8 @@ def chunk(identity: str, model: str, delta: dict[str, str], finish: str | None) 
     return f"data: {json.dumps(record, ensure_ascii=False)}\n\n"
 
 
-def make_app(run: TrainedRun, limits: Limits | None = None) -> FastAPI:
-    """The server of one run."""
+def make_app(run: TrainedRun, limits: Limits | None = None, aligner: CtcAligner | None = None) -> FastAPI:
+    """The server of one run; without an aligner it knows no word times."""
     limits = limits or Limits()
     answerer = Answerer(run, limits)
     app = FastAPI(title="mtbi", docs_url=None, redoc_url=None)
@@ -181,8 +226,8 @@ def make_app(run: TrainedRun, limits: Limits | None = None) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        return error_response(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+        deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # content is text or parts: the nearest miss says most
+        return error_response(400, f"{'.'.join(map(str, deepest['loc'][1:]))}: {deepest['msg']}")
 
     @app.get("/")
     def page() -> FileResponse:
@@ -194,26 +239,36 @@ def make_app(run: TrainedRun, limits: Limits | None = None) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def complete(request: ChatRequest) -> Response:
-        talk, said, prompt = await run_in_threadpool(answerer.prepare, request)
+        talk, reply = await run_in_threadpool(answerer.prepare, request)
         answerer.enter()
         identity = f"chatcmpl-{uuid.uuid4().hex[:24]}"
         if request.stream:
+            texts = answerer.stream(reply)
 
             def events() -> Iterator[str]:
                 yield chunk(identity, answerer.name, {"role": "assistant", "content": ""}, None)
-                for text in answerer.stream(talk, said, prompt):
+                for text in texts:
                     yield chunk(identity, answerer.name, {"content": text}, None)
                 yield chunk(identity, answerer.name, {}, "stop")
                 yield "data: [DONE]\n\n"
 
             return StreamingResponse(events(), media_type="text/event-stream")
-        text = await run_in_threadpool(answerer.answer, talk, said, prompt)
+        text = await run_in_threadpool(answerer.answer, reply)
         answer_tokens = len(talk.parts[-1])
         usage = {"prompt_tokens": 0, "completion_tokens": answer_tokens, "total_tokens": answer_tokens}
         finish = "length" if answer_tokens > talk.max_new_tokens else "stop"
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
         record = {"id": identity, "object": "chat.completion", "created": int(time.time()), "model": answerer.name}
         return JSONResponse({**record, "choices": [choice], "usage": usage})
+
+    @app.post("/v1/align")
+    async def align(request: AlignRequest) -> dict:
+        if aligner is None:
+            raise refuse(404, "no word times: start `mtbi serve` with --aligner and the name of a CTC model of transformers")
+        wave = await run_in_threadpool(answerer.listen, request.input_audio, "input_audio")
+        answerer.enter()
+        words = await run_in_threadpool(answerer.align, aligner, wave, request.transcript)
+        return {"duration": len(wave) / audio.SAMPLE_RATE, "words": [word.model_dump() for word in words]}
 
     return app
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,27 +16,42 @@ import soundfile
 import torch
 
 from mtbi.chat import Conversation
+from mtbi.demo.encoder import DemoAligner
+from mtbi.serve.mix import Mix, Mixer, Word
+from mtbi.serve.server import Limits, make_app
 from mtbi.trained import TrainedRun
+
+
+def client_of(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
 
 @pytest.fixture
 def client(address: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    return client_of(address)
 
 
 def wav(seconds: float, rate: int = 16000) -> bytes:
+    return as_file(0.1 * np.sin(np.arange(int(rate * seconds)) * 0.1), rate)
+
+
+def as_file(wave: np.ndarray, rate: int = 16000) -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, 0.1 * np.sin(np.arange(int(rate * seconds)) * 0.1), rate, format="WAV")
+    soundfile.write(out, wave, rate, format="WAV")
     return out.getvalue()
 
 
-def heard(content: bytes) -> dict[str, Any]:
-    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(content).decode(), "format": "wav"}}
+def heard(content: bytes, **extra: Any) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(content).decode(), "format": "wav", **extra}}
 
 
 def ask(client: openai.OpenAI, *messages: dict, **options: Any) -> str:
     answer = client.chat.completions.create(model="demo", messages=list(messages), **options)  # type: ignore[arg-type]
     return answer.choices[0].message.content or ""
+
+
+def align(client: openai.OpenAI, body: dict) -> dict:
+    return client.post("/align", cast_to=dict, body=body)
 
 
 def user(*content: Any) -> dict[str, Any]:
@@ -66,7 +82,54 @@ def test_speech_is_answered_as_in_a_conversation(client: openai.OpenAI, run: Tra
     assert mixed == Conversation(run, 24).say([recording, "five", recording[:8000]], "repeat")
 
 
+def test_words_are_found_and_mixed(client: openai.OpenAI, run: TrainedRun, spoken: tuple) -> None:
+    content = as_file(spoken[0])
+    found = align(client, {**heard(content), "transcript": "three five seven"})
+    words = [{**word, "read": word["word"] == "five"} for word in found["words"]]
+    assert [word["word"] for word in words] == ["three", "five", "seven"]
+    assert found["duration"] == pytest.approx(words[-1]["end"], abs=1e-3)
+    assert align(client, heard(content)) == found  # the recogniser hears the same words
+    mix = Mix(soundfile.read(io.BytesIO(content), dtype="float32")[0], [Word(**word) for word in words])
+    expected = Mixer(run).answer(Conversation(run, 24), mix, "repeat")
+    question = user(heard(content, words=words), TEXT)
+    assert ask(client, question) == expected != ask(client, user(heard(content), TEXT))
+    stream = client.chat.completions.create(model="demo", messages=[question], stream=True)  # type: ignore[list-item]
+    assert "".join(event.choices[0].delta.content or "" for event in stream).strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({}, 400, "input_audio: Field required"),
+        ({"input_audio": {"data": "~~~"}}, 400, "input_audio.data is not base64"),
+        (lambda: heard(b"no sound at all"), 400, "input_audio: not readable as audio"),
+        (lambda: heard(wav(6)), 400, "too long: 6.0 s, more than 5 s"),
+        (lambda: heard(wav(40)), 413, "a request may have 1 MB"),
+        (lambda: heard(as_file(np.zeros(16_000))), 400, "the recogniser hears no word"),
+        (lambda: {**heard(wav(0.05)), "transcript": "one two three four"}, 400, "too short for them"),
+        (lambda: {**heard(wav(1)), "transcript": "one " * 5000}, 400, "transcript: String should have at most"),
+    ],
+)
+def test_mistakes_in_asking_for_words(client: openai.OpenAI, body: Any, status: int, reason: str) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        align(client, body() if callable(body) else body)
+    assert caught.value.status_code == status
+    assert reason in caught.value.message
+
+
+def test_words_without_an_aligner_or_a_place_in_the_queue(run: TrainedRun, serving: Callable) -> None:
+    with serving(make_app(run)) as address, pytest.raises(openai.NotFoundError, match="with --aligner"):
+        align(client_of(address), heard(wav(1)))
+    with serving(make_app(run, Limits(waiting=1), DemoAligner())) as address:
+        for _ in range(2):  # a failure gives its place in the queue back
+            with pytest.raises(openai.BadRequestError, match="hears no word"):
+                align(client_of(address), heard(as_file(np.zeros(16_000))))
+    with serving(make_app(run, Limits(waiting=0), DemoAligner())) as address, pytest.raises(openai.RateLimitError):
+        align(client_of(address), heard(wav(1)))
+
+
 TEXT = {"type": "text", "text": "repeat"}
+WORD = {"word": "one", "start": 0.5, "end": 1.0, "read": True}
 
 
 @pytest.mark.parametrize(
@@ -83,9 +146,15 @@ TEXT = {"type": "text", "text": "repeat"}
             "part 1: input_audio.data",
         ),
         ([user({"type": "input_audio"}, TEXT)], 400, "part 1: an input_audio part needs"),
-        ([user(heard(wav(6)), TEXT)], 400, "6.0 s of speech, and the model was trained on at most 5 s"),
+        ([user(heard(wav(6)), TEXT)], 400, "part 1: too long: 6.0 s, more than 5 s"),
         ([user({"type": "image_url", "image_url": {"url": "x"}})], 400, "messages.0.content"),
         ([user(heard(wav(40)), TEXT)], 413, "a request may have 1 MB"),
+        ([user(heard(wav(1), words=[WORD, {**WORD, "start": 0.1}]), TEXT)], 400, "each must start at or after"),
+        ([user(heard(wav(1), words=[{**WORD, "word": "one two"}]), TEXT)], 400, "words.0.word"),
+        ([user(heard(wav(1), words=[{**WORD, "start": -1}]), TEXT)], 400, "words.0.start"),
+        ([user(heard(wav(1), words=[WORD] * 1001), TEXT)], 400, "at most 1000 items"),
+        ([user(TEXT, heard(wav(1), words=[WORD]), TEXT)], 400, "must be the only thing that is said"),
+        ([user(heard(wav(1), words=[WORD])), {"role": "assistant", "content": "two"}, user("repeat")], 400, "the only thing"),
     ],
 )
 def test_mistakes_have_a_status_and_a_reason(client: openai.OpenAI, messages: list, status: int, reason: str) -> None:
