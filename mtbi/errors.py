@@ -16,3 +16,6 @@ class UnavailableError(UserError):
 
 class ElsewhereError(UnavailableError):
     """Another process of the run met an error and tells it."""
+
+    def __init__(self) -> None:
+        super().__init__("another process could not read its data; see what it says")

@@ -75,9 +75,7 @@ class LoadedStep:
             try:
                 batch = self.futures[place].result()
             except UserError as error:
-                if place:
-                    raise
-                self.loader.failure = error  # all processes shall know before any computes: a step of nothing says so
+                self.loader.failure = error  # all processes shall end together: a batch of nothing says so
                 batch = build([Row()] * self.loader.rows_per_micro_batch, self.loader.shards.__getitem__, self.loader.plan)
             self.loader.waiting -= 1
             self.loader.top_up()
@@ -89,8 +87,8 @@ class LoadedStep:
 class Loader:
     """Iterate for LoadedSteps from `position` on, without end. `close` it, or use it in a `with` statement.
 
-    At most `prefetch` micro-batches are ready or being made ahead. An error while planning, fetching or decoding is
-    raised in the iteration, unless it concerns the first micro-batch of a step, which is then empty, with `failure` set.
+    At most `prefetch` micro-batches are ready or being made ahead. An error while planning is raised in the iteration; a
+    micro-batch that cannot be fetched or decoded is empty, and `failure` says why.
     With `skip_unreadable`, utterances of shards that stay lost or damaged are left out and counted.
     `doing` is told what this process is at, for a watchdog.
     """
@@ -112,7 +110,7 @@ class Loader:
         self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
         self.skip_unreadable, self.doing = skip_unreadable, doing
         self.unreadable = 0  #: utterances left out so far
-        self.failure: UserError | None = None  #: why the step that is being computed has no data
+        self.failure: UserError | None = None  #: why a micro-batch of the step that is being computed is empty
         self.waiting = 0  #: micro-batches submitted and not yet handed out
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode")
         self._planned: queue.Queue[Step | Exception] = queue.Queue(maxsize=PLANNED_STEPS)

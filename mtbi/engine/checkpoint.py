@@ -131,21 +131,31 @@ def load_trainable(folder: Path | str) -> dict[str, Tensor]:
 
 def best(run_dir: Path | str) -> Path | None:
     """The checkpoint with the best evaluation so far, if it is there and whole."""
+    record = read_best(run_dir)
+    folder = folder_of(run_dir, record["step"]) if record else None
+    return folder if folder and problem(folder) is None else None
+
+
+def read_best(run_dir: Path | str) -> dict[str, Any] | None:
+    """Step and score of the best checkpoint; None where none is noted. A damaged note is named in a warning and passed over."""
     note = Path(run_dir) / FOLDER / BEST
     if not note.exists():
         return None
-    folder = folder_of(run_dir, json.loads(note.read_text(encoding="utf-8"))["step"])
-    return folder if problem(folder) is None else None
+    try:
+        record = json.loads(note.read_text(encoding="utf-8"))
+        return {"step": int(record["step"]), "score": float(record["score"])}
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s: not used, it is damaged (%s)", note, error)
+        return None
 
 
 def keep(run_dir: Path | str, last: int, score: float | None) -> None:
     """Note whether the newest checkpoint is the best (the highest score), then delete all but the last few and the best."""
     folders = all_of(run_dir)
-    note = Path(run_dir) / FOLDER / BEST
-    record = json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
+    record = read_best(run_dir)
     if score is not None and (record is None or score >= record["score"]):
         record = {"step": int(folders[-1].name.removeprefix("step-")), "score": score}
-        write_json(note, record)
+        write_json(Path(run_dir) / FOLDER / BEST, record)
     kept = {*folders[-last:], *([folder_of(run_dir, record["step"])] if record else [])}
     for folder in folders:
         if folder not in kept:

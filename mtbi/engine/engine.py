@@ -37,6 +37,8 @@ def read_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dtype
     """A DeepSpeed configuration with every `auto` that the recipe decides filled in. Raises UserError for a wrong one."""
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"--deepspeed {path}: not a DeepSpeed configuration: {error}. Choose one of ds_configs/.") from error
     train = recipe.train
@@ -82,7 +84,7 @@ class StepSums:
     skipped: int  #: micro-batches left out because a loss was not finite
     stop: bool  #: some process was asked to stop
     unreadable: int  #: utterances left out since the processes started
-    failed: bool  #: some process had no data, so that nothing was computed
+    failed: bool  #: some process had no data, so that no weight was changed
     lost: bool  #: the gradient was not finite although the losses were: so are the weights now
     tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
     gradient_norm: float  #: before clipping
@@ -127,7 +129,7 @@ class Engine:
         The gradient is that of Σ weight·loss over the whole global step ÷ Σ weight, whatever the split: the denominator
         comes from the plan, and DeepSpeed's mean over processes is undone. A micro-batch in which any process finds a
         loss that is not finite is left out by all of them; a step in which all are left out changes nothing, nor does one
-        for which some process has no data (`failed`).
+        for which some process has no data (`failed`): no other step may follow that.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
@@ -136,12 +138,10 @@ class Engine:
         for place, micro in enumerate(step.micro_batches, start=1):
             batch = micro.to(self.device)
             out = self.ds(batch)
-            if place == 1:
-                finite = total.add(out, stop, step.loader.unreadable, step.loader.failure is not None)
-                if total.failed:
-                    break
-            else:
-                finite = total.add(out)
+            failed = step.loader.failure is not None
+            finite = total.add(out, stop, step.loader.unreadable, failed) if place == 1 else total.add(out, failed=failed)
+            if total.failed:
+                return total.result(0.0)  # gradients of earlier micro-batches stay behind: the run ends now
             last = place == step.parts
             if last and used and not finite:  # what came before still counts: close the step with a batch of nothing
                 out, finite = self.ds(batch.emptied()), True
@@ -162,7 +162,9 @@ class Engine:
         self.ds.eval()
         total = Sums(self.tasks, self.device)
         for micro in step.micro_batches:
-            total.add(self.ds(micro.to(self.device)))
+            total.add(self.ds(micro.to(self.device)), failed=step.loader.failure is not None)
+            if total.failed:
+                break
         self.ds.train()
         return total.result(0.0)
 

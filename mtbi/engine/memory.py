@@ -14,7 +14,8 @@ import torch
 
 from mtbi.errors import UserError
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoder import read_encoder_config
+from mtbi.model.encoder import build_encoder
+from mtbi.model.geometry import PLUGIN, read_encoder_config
 from mtbi.recipe import LoraConfig, Recipe
 
 ACTIVATION_BYTES = 34  #: for each token, channel and layer in 16 bits, without recomputation
@@ -101,7 +102,7 @@ def sizes_of(recipe: Recipe) -> Sizes:
 
 
 def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
-    """The encoder without its weights, and the width of its output."""
+    """The encoder without its weights (an installed one with them), and the width of its output."""
     from transformers import AutoModel
 
     if recipe.model.encoder.path == "demo":
@@ -109,6 +110,9 @@ def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
 
         config = DemoEncoderConfig()
         return DemoEncoder(config), config.width
+    if recipe.model.encoder.path.startswith(PLUGIN):
+        installed: Any = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu"))
+        return installed, installed.width
     settings = read_encoder_config(recipe.model.encoder, recipe.model.trust_remote_code)
     with torch.device("meta"):
         whole = AutoModel.from_config(settings)

@@ -6,7 +6,8 @@ Bytes follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) and its weights wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from mtbi.engine import memory
 from mtbi.engine.engine import micro_batches
@@ -61,33 +62,70 @@ def predict(recipe: Recipe, sizes: Sizes, estimate: Estimate, gpus: int, gpus_pe
     )
 
 
-def render(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int, speeds: Speeds | None = None) -> str:
-    """A table of memory for several sizes of a job, with the stage to take; with `speeds` also of time."""
-    sizes = memory.sizes_of(recipe)
-    usable, plan = memory.USABLE_SHARE * gpu_gb, recipe.plan
-    lines = [
-        f"LLM {sizes.llm / 1e9:.2f} B, encoder {sizes.encoder / 1e9:.2f} B, trained {sizes.trainable / 1e6:.1f} M parameters; "
-        f"GPUs of {gpu_gb:g} GB, {gpus_per_node} in a node",
-        f"{'GPUs':>6} {'frozen':>8} {'trained':>8} {'activ.':>8} {'gathered':>8} {'total GB':>9}"
-        + (f" {'step s':>8} {'tok/s':>10} {'days':>6}" if speeds else ""),
-    ]
+@dataclass(frozen=True)
+class Choice:
+    """One way of sharing a job of so many GPUs."""
+
+    gpus: int
+    memory: Estimate
+    total_gb: float
+    fits: bool
+    best: bool  #: the one to take
+    step_seconds: float | None = None  #: this and the next two only where speeds are known
+    tokens_per_second: float | None = None
+    days: float | None = None  #: of `train.steps`
+
+
+@dataclass(frozen=True)
+class Table:
+    """What jobs of several sizes need."""
+
+    sizes: Sizes
+    gpu_gb: float
+    gpus_per_node: int
+    rows_per_step: int
+    choices: list[Choice]
+
+
+def tabulate(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int, speeds: Speeds | None = None) -> Table:
+    """Memory for several sizes of a job, with the stage to take; with `speeds` also time. Raises UserError without a model."""
+    sizes, plan = memory.sizes_of(recipe), recipe.plan
+    choices = []
     for number in gpus:
         found = list(memory.estimates(recipe, sizes, number, gpus_per_node))
         best = memory.choose(found, gpu_gb)
         for one in found:
-            numbers = " ".join(f"{value:8.2f}" for value in (one.frozen, one.trainable, one.activations, one.gathered))
-            time = ""
+            choice = Choice(number, one, one.total, one.total <= memory.USABLE_SHARE * gpu_gb, one is best)
             if speeds:
                 step = predict(recipe, sizes, one, number, gpus_per_node, speeds).step
-                time = f" {step:8.2f} {plan.rows_per_step * plan.row_tokens / step:10,.0f}"
-                time += f" {recipe.train.steps * step / 86_400:6.2f}"
-            mark = "  ← take this" if one is best else "" if one.total <= usable else "  does not fit"
-            lines.append(f"{number:6d} {numbers} {one.total:9.2f}{time}  {one.name}{mark}")
-        if best is None:
+                rate, days = plan.rows_per_step * plan.row_tokens / step, recipe.train.steps * step / 86_400
+                choice = replace(choice, step_seconds=step, tokens_per_second=rate, days=days)
+            choices.append(choice)
+    return Table(sizes, gpu_gb, gpus_per_node, plan.rows_per_step, choices)
+
+
+def render(table: Table) -> str:
+    """The table as text."""
+    sizes, timed = table.sizes, any(choice.days is not None for choice in table.choices)
+    lines = [
+        f"LLM {sizes.llm / 1e9:.2f} B, encoder {sizes.encoder / 1e9:.2f} B, trained {sizes.trainable / 1e6:.1f} M parameters; "
+        f"GPUs of {table.gpu_gb:g} GB, {table.gpus_per_node} in a node",
+        f"{'GPUs':>6} {'frozen':>8} {'trained':>8} {'activ.':>8} {'gathered':>8} {'total GB':>9}"
+        + (f" {'step s':>8} {'tok/s':>10} {'days':>6}" if timed else ""),
+    ]
+    for number, choices in groupby(table.choices, key=lambda choice: choice.gpus):
+        found = list(choices)
+        for one in found:
+            need = one.memory
+            numbers = " ".join(f"{value:8.2f}" for value in (need.frozen, need.trainable, need.activations, need.gathered))
+            time = f" {one.step_seconds:8.2f} {one.tokens_per_second:10,.0f} {one.days:6.2f}" if timed else ""
+            mark = "  ← take this" if one.best else "" if one.fits else "  does not fit"
+            lines.append(f"{number:6d} {numbers} {one.total_gb:9.2f}{time}  {need.name}{mark}")
+        if not any(one.best for one in found):
             lines.append(
                 f"{number:6d} nothing fits: turn on model.activation_checkpointing, lower plan.row_tokens or "
                 "plan.rows_per_micro_batch, or take ds_configs/zero3_offload.json"
             )
-        if number > plan.rows_per_step:
-            lines.append(f"{number:6d} {number - plan.rows_per_step} GPUs have no row: raise plan.rows_per_step")
+        if number > table.rows_per_step:
+            lines.append(f"{number:6d} {number - table.rows_per_step} GPUs have no row: raise plan.rows_per_step")
     return "\n".join(lines)

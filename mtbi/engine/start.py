@@ -44,6 +44,11 @@ def open_inputs(recipe: Recipe) -> Inputs:
     """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
     chat = read_chat(recipe)
     shards = open_shards(recipe.data.shards, recipe, chat)
+    if recipe.interleave.share and not len(shards.index.words):
+        raise UserError(
+            f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards has word times: run "
+            "`mtbi data align` and make the shards again, or set interleave.share=0."
+        )
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
     next(plan.steps())

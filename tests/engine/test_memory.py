@@ -61,7 +61,7 @@ def test_a_frozen_8b_model_fits_one_80_gb_card_and_needs_no_stage_3(real: Recipe
     assert best
     assert "hpZ" in best.name
     assert memory.choose(memory.estimates(real, sizes, 1), 16) is None
-    assert "nothing fits" in pace.render(real, [1], 16, 8)
+    assert "nothing fits" in pace.render(pace.tabulate(real, [1], 16, 8))
 
 
 def test_states_agree_with_deepspeeds_own_estimator(real: Recipe) -> None:

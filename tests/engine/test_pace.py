@@ -45,7 +45,7 @@ def test_computation_is_shared_and_sending_is_not(recipe: Recipe) -> None:
 
 
 def test_the_table_tells_days_and_idle_gpus(recipe: Recipe) -> None:
-    told = pace.render(recipe, [8, 256], 80, 8, SPEEDS)
+    told = pace.render(pace.tabulate(recipe, [8, 256], 80, 8, SPEEDS))
     assert "days" in told
     assert "128 GPUs have no row: raise plan.rows_per_step" in told
-    assert "days" not in pace.render(recipe, [8], 80, 8)
+    assert "days" not in pace.render(pace.tabulate(recipe, [8], 80, 8))

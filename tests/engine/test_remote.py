@@ -79,7 +79,9 @@ def test_a_run_goes_on_in_another_place(
     assert "step 4/6" not in output
 
 
+@pytest.mark.parametrize("reads", ["training", "evaluation"])
 def test_a_store_that_is_gone_ends_the_run_with_a_checkpoint(
+    reads: str,
     bucket: str,
     launch: Callable[..., list[str]],
     run: Callable[..., str],
@@ -88,14 +90,15 @@ def test_a_store_that_is_gone_ends_the_run_with_a_checkpoint(
     tmp_path: Path,
 ) -> None:
     store.upload(shard_folder, sorted(path.name for path in shard_folder.iterdir()), f"{bucket}/shards")
-    # A cache below the size of a shard: the store is asked all the time.
+    # A cache below the size of a shard: the store is asked all the time, also for a step's later micro-batches.
     fields = [
-        f"data.shards=[{bucket}/shards]",
+        f"data.shards=[{bucket}/shards]" if reads == "training" else f"data.eval_shards=[{bucket}/shards]",
+        "train.eval_every_steps=4" if reads == "evaluation" else "data.prefetch=1",
         "data.cache_limit_gb=0.0001",
         "data.retries=2",
         "train.checkpoint_every_steps=1000",
     ]
-    command = launch(tmp_path / "run", *fields, "train.steps=1000", "plan.rows_per_step=2", stage=1)
+    command = launch(tmp_path / "run", *fields, "train.steps=1000", "plan.rows_per_step=8", stage=1)
     with faulty_proxy(os.environ["S3_ENDPOINT_URL"]) as (address, faults):
         variables = {**environment, "S3_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}
         process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
