@@ -42,15 +42,15 @@ class Conversation:
         """Forget everything."""
         self.parts.clear()
 
-    def ask(self, message: str, streamer: BaseStreamer | None = None) -> str:
-        """The answer to a message; `streamer` gets its tokens as they come. Raises UserError for an unusable recording.
+    def ask(self, message: str, streamer: BaseStreamer | None = None, recordings: Sequence[Path] = ()) -> str:
+        """The answer to a message, heard after `recordings`; `streamer` gets its tokens as they come.
 
-        A message that fails leaves the conversation as it was.
+        Raises UserError for an unusable recording. A message that fails leaves the conversation as it was.
         """
         *said, prompt = RECORDING.split(message)  # text, file, text, file, …, text
-        return self.say(
-            [self._listen(Path(piece)) if place % 2 else piece for place, piece in enumerate(said)], prompt, streamer
-        )
+        heard: list[str | np.ndarray] = [self._listen(path) for path in recordings]
+        heard += [self._listen(Path(piece)) if place % 2 else piece for place, piece in enumerate(said)]
+        return self.say(heard, prompt, streamer)
 
     def say(self, said: Sequence[str | np.ndarray], prompt: str, streamer: BaseStreamer | None = None) -> str:
         """The answer to a prompt about what is `said`: text and waveforms `(samples,)` float32 at 16 kHz, in order."""
@@ -107,10 +107,9 @@ class Conversation:
 
 def talk(conversation: Conversation, recordings: Sequence[Path], prompt: str) -> None:
     """Answer `prompt` about the recordings; without a prompt, answer the lines of standard input until an empty one."""
-    heard = " ".join(f"<{path}>" for path in recordings)
     streamer = TextStreamer(conversation.run.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
     if prompt:
-        conversation.ask(f"{heard} {prompt}", streamer)
+        conversation.ask(prompt, streamer, recordings)
         return
     terminal = sys.stdin.isatty()
     if terminal:
@@ -122,8 +121,8 @@ def talk(conversation: Conversation, recordings: Sequence[Path], prompt: str) ->
             conversation.restart()
         else:
             try:
-                conversation.ask(f"{heard} {line}", streamer)
-                heard = ""
+                conversation.ask(line, streamer, recordings)
+                recordings = ()
             except UserError as error:
                 print(f"mtbi: {error}", file=sys.stderr)
 

@@ -1,20 +1,51 @@
 """The `mtbi` command. Each subcommand is a function that imports what it uses, so that `mtbi --help` is quick.
 
-A user's mistake is one message on standard error and status 2, without a traceback.
+A user's mistake is one message on standard error and status 2, without a traceback. With `--json`, standard output holds one
+JSON document and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
+import shutil
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from mtbi import completion
+from mtbi.arguments import Parser, above_zero, at_least, explain
 from mtbi.errors import UserError
+from mtbi.versions import installed
 
 Options = argparse.Namespace
+EPILOG = """\
+examples:
+  mtbi demo
+  mtbi data import librispeech /corpora/LibriSpeech/dev-clean work/dev
+  mtbi plan whisper-large-v3_llama-3.1-8b --gpus 8 64
+  mtbi chat runs/demo --audio question.wav "What does the speaker want?"
+
+exit status:
+  0    fine
+  1    a check failed (doctor)
+  2    a mistake in what was asked or given; the message says what to do
+  130  interrupted
+
+completion of commands, recipes and their fields by the Tab key: pip install 'mtbi[completion]', then
+  eval "$(register-python-argcomplete mtbi)"                            # bash and zsh, in ~/.bashrc or ~/.zshrc
+  register-python-argcomplete --shell fish mtbi | source                # fish, in ~/.config/fish/config.fish
+"""
+
+
+def as_json(record: Any) -> str:
+    """The one document of a command with `--json`."""
+    return json.dumps(record, indent=1, ensure_ascii=False)
 
 
 def data_import(options: Options) -> None:
@@ -82,26 +113,17 @@ def data_encode(options: Options) -> None:
 
 
 def data_stats(options: Options) -> None:
-    """Hours, speakers, words and tasks of a manifest or of a shard folder."""
-    from mtbi.data import corpus
+    """Hours, speakers, words and tasks of a manifest or of shards, with histograms."""
+    from mtbi.data import stats
 
-    place = str(options.place)
-    if place.endswith((".jsonl", ".json")):
-        utterances = corpus.read_manifest(Path(place))
-        aligned = sum(utterance.words is not None for utterance in utterances)
-        print(f"utterances  {len(utterances)}, {aligned} of them aligned")
-        print(f"speech      {sum(utterance.duration_s for utterance in utterances) / 3600:.2f} h")
-        print(f"speakers    {len({utterance.speaker for utterance in utterances})}")
-        print(f"words       {sum(len(utterance.text.split()) for utterance in utterances)}")
+    found = stats.read(options.place, options.cache_dir)
+    pictures = stats.plot(found, options.plots) if options.plots else []
+    if options.json:
+        print(as_json(asdict(found)))
         return
-    from mtbi.data import shards
-
-    index = shards.Shards(place, options.cache_dir).index
-    print(f"utterances  {len(index.utterances)}")
-    print(f"speech      {index.utterances['samples'].sum(dtype='u8') / 16000 / 3600:.2f} h")
-    print(f"dialogues   {len(index.branches)}, {int(index.branches['answer_tokens'].sum(dtype='u8'))} answer tokens")
-    for number, task in enumerate(index.tasks):
-        print(f"  {task:20s} {int((index.branches['task'] == number).sum())}")
+    print(stats.render(found, shutil.get_terminal_size().columns))
+    if pictures:
+        print(f"\n{options.plots}: {', '.join(picture.name for picture in pictures)}")
 
 
 def behave(options: Options) -> None:
@@ -136,7 +158,8 @@ def plan(options: Options) -> None:
         speeds = None
         if options.tokens_per_second:
             speeds = pace.Speeds(options.tokens_per_second, options.network, options.node_network)
-        print(pace.render(recipe, options.gpus, options.gpu_memory, options.gpus_per_node, speeds))
+        table = pace.tabulate(recipe, options.gpus, options.gpu_memory, options.gpus_per_node, speeds)
+        print(as_json(asdict(table)) if options.json else pace.render(table))
         return
     if not recipe.data.shards:
         raise UserError(
@@ -153,12 +176,17 @@ def plan(options: Options) -> None:
         steps += 1
         used += step.used_share
         utterances += sum(len(row.groups) for row in step.rows)
+    share, epochs, there = used / steps, recipe.train.steps / steps, len(shards.index.utterances)
+    if options.json:
+        numbers = {"steps_per_epoch": steps, "utterances": utterances, "utterances_in_shards": there}
+        print(as_json({**numbers, "left_out": asdict(out), "used_share": share, "epochs": epochs}))
+        return
     print(f"steps an epoch  {steps}")
-    print(f"utterances      {utterances} of {len(shards.index.utterances)}")
-    if steps and (out.too_long or out.too_big or out.unanswered):
+    print(f"utterances      {utterances} of {there}")
+    if out.too_long or out.too_big or out.unanswered:
         print(f"left out        {out.too_long} too long, {out.too_big} too big for a row, {out.unanswered} without an answer")
-    print(f"slots used      {used / max(steps, 1):.1%} of {recipe.plan.rows_per_step} rows of {recipe.plan.row_tokens} tokens")
-    print(f"epochs          {recipe.train.steps / max(steps, 1):.2f} in {recipe.train.steps} steps")
+    print(f"slots used      {share:.1%} of {recipe.plan.rows_per_step} rows of {recipe.plan.row_tokens} tokens")
+    print(f"epochs          {epochs:.2f} in {recipe.train.steps} steps")
 
 
 def evaluate(options: Options) -> None:
@@ -179,6 +207,10 @@ def evaluate(options: Options) -> None:
         transcribe=open_aligner(options.cascade).transcribe if options.cascade else None,
     )
     report = benchmark.evaluate(open_run(options.run, options.checkpoint, options.device), settings)
+    if options.json:
+        shown = report.cells if options.tasks else report.summary
+        print(as_json({"folder": str(report.folder), "cells": [cells.to_json(cell) for cell in shown]}))
+        return
     print(cells.render(report.cells) if options.tasks else report)
     print(f"\n{report.folder}: report.json, table.md, answers.jsonl")
 
@@ -198,6 +230,8 @@ def reproduce(options: Options) -> None:
         for job in chosen:
             print("\n".join(shlex.join(command) for command in grids.commands(grid, job, out, options.processes)))
         return
+    if options.report_only and not any(grids.report_folder(grid, job, out) for job in grids.jobs(grid)):
+        raise UserError(f"{out}: no run is finished, so there is nothing to report; leave --report-only out")
     if grid.world and not options.report_only:
         from mtbi.demo.grid_data import prepare_grid
 
@@ -231,24 +265,48 @@ def serve(options: Options) -> None:
     try:
         import uvicorn
 
+        from mtbi.serve.mix import choose_aligner
         from mtbi.serve.server import Limits, make_app
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'mtbi[serve]'") from error
     from mtbi.trained import open_run
 
+    check_address(options.host, options.port)
     run = open_run(options.run, options.checkpoint, options.device)
+    aligner = choose_aligner(options.aligner, run)
     limits = Limits(megabytes=options.max_megabytes, waiting=options.max_waiting, new_tokens=options.max_new_tokens)
     print(
         f"{run.recipe.name} ({run.checkpoint.name}) at http://{options.host}:{options.port}/  API: …/v1/chat/completions",
         flush=True,
     )
-    uvicorn.run(make_app(run, limits), host=options.host, port=options.port, log_level="warning")
+    uvicorn.run(make_app(run, limits, aligner), host=options.host, port=options.port, log_level="warning")
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises UserError where nobody can listen there, before a large model is read."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"--host {host} --port {port}: {reason}; choose another port, or an address of this machine") from error
+
+
+def export(options: Options) -> None:
+    """Write a trained run as a folder that Hugging Face transformers loads."""
+    from mtbi.export import export as write
+    from mtbi.trained import open_run
+
+    write(open_run(options.run, options.checkpoint, "cpu"), options.out, options.layout)
+    print(f"{options.out}: {options.out}/README.md says how to use it")
 
 
 def recipe_show(options: Options) -> None:
     """Print a recipe with everything filled in, and where each value comes from."""
     from mtbi import recipe as recipes
 
+    if options.json:
+        print(as_json(recipes.to_dict(recipes.load(options.recipe, options.overrides))))
+        return
     print(recipes.annotated(options.recipe, options.overrides), end="")
 
 
@@ -267,13 +325,27 @@ def tasks_list(options: Options) -> None:
     """List tasks and their wordings."""
     from mtbi.tasks import registry
 
-    for name, task in registry.load(options.library).items():
-        print(f"{name}: {task.description} ({len(task.train)} training wordings, {len(task.heldout)} held out)")
+    tasks = [task for library in options.library for task in registry.load([library]).values()]
+    if options.json:
+        print(as_json([asdict(task) for task in tasks]))
+        return
+    for task in tasks:
+        print(f"{task.name}: {task.description} ({len(task.train)} training wordings, {len(task.heldout)} held out)")
         if options.wordings:
             print(
                 "".join(f"    {wording}\n" for wording in task.train) + "".join(f"  * {wording}\n" for wording in task.heldout),
                 end="",
             )
+
+
+def tasks_try(options: Options) -> None:
+    """Ask a recipe's text LLM tasks about one sentence, to see what would be imitated."""
+    from mtbi import recipe as recipes
+    from mtbi.tasks import trial
+
+    recipe = recipes.load(options.recipe, options.overrides)
+    for one in trial.ask(options.sentence, recipe, options.task, options.wordings):
+        print(one)
 
 
 def demo(options: Options) -> None:
@@ -289,9 +361,6 @@ def demo(options: Options) -> None:
 
 def doctor(options: Options) -> int:
     """Check this machine, and a recipe's models, memory, folders and shards. Ends with status 1 where something fails."""
-    import json
-    from dataclasses import asdict
-
     import torch
 
     from mtbi import doctor as checks
@@ -303,24 +372,36 @@ def doctor(options: Options) -> int:
         here = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0.0
         found += checks.of_recipe(recipe, options.gpus or max(1, torch.cuda.device_count()), options.gpu_memory or here)
     found += [checks.guarded(place, lambda place=place: checks.store_rights(place)) for place in options.write]  # type: ignore[misc]
-    print(json.dumps([asdict(one) for one in found], indent=1) if options.json else checks.render(found))
+    print(as_json([asdict(one) for one in found]) if options.json else checks.render(found))
     return int(any(one.status == checks.FAIL for one in found))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="mtbi", description="Multi-task behaviour imitation training for speech LLMs.")
+    description = "Multi-task behaviour imitation training for speech LLMs."
+    parser = Parser(prog="mtbi", description=description, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"mtbi {installed('mtbi')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(group: argparse._SubParsersAction, name: str, function: Callable[[Options], int | None]) -> argparse.ArgumentParser:
+    def add(
+        group: argparse._SubParsersAction, name: str, function: Callable[[Options], int | None], *examples: str
+    ) -> argparse.ArgumentParser:
         text = function.__doc__
-        command = group.add_parser(name, help=text, description=text)
+        epilog = "\n  ".join(["examples:", *examples]) if examples else None
+        command = group.add_parser(name, help=text, description=text, epilog=epilog)
         command.set_defaults(function=function)
         return command
 
+    def add_json(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--json", action="store_true", help="one JSON document, for scripts")
+
+    def add_overrides(command: argparse.ArgumentParser) -> None:
+        fields = "change fields of the recipe"
+        command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=fields)
+
     def add_recipe(command: argparse.ArgumentParser) -> None:
         command.add_argument("--recipe", default="demo", help="a recipe's file, or the name of a shipped one (default: demo)")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
+        add_overrides(command)
 
     def add_part(command: argparse.ArgumentParser) -> None:
         command.add_argument("--part", default="", metavar="I/N", help="only this stretch of the manifest, for array jobs")
@@ -333,8 +414,14 @@ def build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="make corpora, alignments and shards").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    command = add(data, "import", data_import)
-    command.add_argument("kind", help="folder, librispeech, commonvoice, fsdd or jsonl")
+    command = add(
+        data,
+        "import",
+        data_import,
+        "mtbi data import librispeech /corpora/LibriSpeech/train-clean-360 work/train --text-style sentence",
+        "mtbi data import jsonl other/manifest.jsonl work/train --allow-outside",
+    )
+    command.add_argument("kind", help="folder, librispeech, commonvoice, fsdd or jsonl, or an installed one")
     command.add_argument("source", type=Path, help="the corpus")
     command.add_argument("out", type=Path, help="folder for manifest.jsonl and rejected.jsonl")
     command.add_argument(
@@ -343,12 +430,24 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--allow-outside", action="store_true", help="accept recordings outside the source folder")
     command = add(data, "check", data_check)
     command.add_argument("manifest", type=Path)
-    command = add(data, "align", data_align)
+    command = add(
+        data,
+        "align",
+        data_align,
+        "mtbi data align work/train/manifest.jsonl work/train/aligned.jsonl --model facebook/wav2vec2-large-960h-lv60-self",
+        "mtbi data align work/train/manifest.jsonl work/train/aligned.jsonl --part $SLURM_ARRAY_TASK_ID/8",
+    )
     command.add_argument("manifest", type=Path)
     command.add_argument("out", type=Path, help="the manifest with word times")
     command.add_argument("--model", default="demo", help="demo, or a CTC model of transformers (name or folder)")
     add_part(command)
-    command = add(data, "shard", data_shard)
+    command = add(
+        data,
+        "shard",
+        data_shard,
+        "mtbi data shard work/train/aligned.jsonl work/train/behaviour s3://bucket/train --recipe whisper-large-v3_qwen3-8b",
+        "mtbi data shard work/train/aligned.jsonl work/train/behaviour shards/train --audio opus",
+    )
     command.add_argument("manifest", type=Path, help="the aligned manifest")
     command.add_argument("behaviour", type=Path, help="the folder that `mtbi behave` made")
     command.add_argument("out", help="a new folder or s3:// address")
@@ -360,28 +459,59 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("shards", help="a folder or s3:// address of shards")
     command.add_argument("out", help="a new folder")
     add_recipe(command)
-    command = add(data, "stats", data_stats)
+    command = add(
+        data,
+        "stats",
+        data_stats,
+        "mtbi data stats work/train/manifest.jsonl --plots plots",
+        "mtbi data stats s3://bucket/train --json | jq .hours",
+    )
     command.add_argument("place", help="a manifest, or a folder or s3:// address of shards")
+    command.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw PNG files there")
+    add_json(command)
     command.add_argument("--cache-dir", default="", help="copies of remote shards (default: in the folder for temporary files)")
 
-    command = add(commands, "behave", behave)
+    command = add(
+        commands,
+        "behave",
+        behave,
+        "mtbi behave work/train/aligned.jsonl work/train/behaviour --recipe whisper-large-v3_qwen3-8b",
+        "mtbi behave aligned.jsonl answers 'behaviour.library=[my_tasks.yaml]' behaviour.per_utterance=4",
+    )
     command.add_argument("manifest", type=Path)
     command.add_argument("out", type=Path, help="folder for the answers; a killed command goes on from what it holds")
     add_part(command)
     add_recipe(command)
-    command = add(commands, "plan", plan)
+    command = add(
+        commands,
+        "plan",
+        plan,
+        "mtbi plan whisper-large-v3_qwen3-8b 'data.shards=[s3://bucket/train]'",
+        "mtbi plan whisper-large-v3_qwen3-8b --gpus 8 64 --tokens-per-second 9000",
+        "mtbi plan demo --json | jq .steps_per_epoch",
+    )
     command.add_argument("recipe", help="a recipe's file, or the name of a shipped one")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
-    command.add_argument("--gpus", type=int, nargs="+", default=[], help="memory on jobs of so many GPUs, without any data")
-    command.add_argument("--gpu-memory", type=float, default=80, metavar="GB", help="of one GPU (default: 80)")
-    command.add_argument("--gpus-per-node", type=int, default=8, help="(default: 8)")
+    add_overrides(command)
+    command.add_argument(
+        "--gpus", type=at_least(1), nargs="+", default=[], help="memory on jobs of so many GPUs, without any data"
+    )
+    command.add_argument("--gpu-memory", type=above_zero, default=80, metavar="GB", help="of one GPU (default: 80)")
+    command.add_argument("--gpus-per-node", type=at_least(1), default=8, help="(default: 8)")
     speed = "LLM positions a second of one GPU, `tok/s` in the log of a run on one: also predicts time"
-    command.add_argument("--tokens-per-second", type=float, default=0, metavar="N", help=speed)
+    command.add_argument("--tokens-per-second", type=above_zero, default=0, metavar="N", help=speed)
     network = "bus bandwidth between nodes, from launcher/preflight.py (default: 40)"
-    command.add_argument("--network", type=float, default=40, metavar="GB/s", help=network)
-    command.add_argument("--node-network", type=float, default=300, metavar="GB/s", help="within a node (default: 300)")
+    command.add_argument("--network", type=above_zero, default=40, metavar="GB/s", help=network)
+    command.add_argument("--node-network", type=above_zero, default=300, metavar="GB/s", help="within a node (default: 300)")
+    add_json(command)
 
-    command = add(commands, "evaluate", evaluate)
+    command = add(
+        commands,
+        "evaluate",
+        evaluate,
+        "mtbi evaluate runs/demo --tasks --cascade demo",
+        "mtbi evaluate /scratch/run1 --checkpoint latest --shards dev=s3://bucket/dev closed.jsonl",
+        "mtbi evaluate /scratch/run1 --json | jq '.cells[0].accuracy'",
+    )
     add_run(command)
     command.add_argument(
         "--shards",
@@ -390,14 +520,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]PLACE",
         help="shards or Speech-IFEval-like .jsonl (default: data.eval_shards)",
     )
-    command.add_argument("--dialogues", type=int, default=2000, help="about how many in each group; 0 = all (default: 2000)")
-    command.add_argument("--batch-size", type=int, default=64)
+    command.add_argument(
+        "--dialogues", type=at_least(0), default=2000, help="about how many in each group; 0 = all (default: 2000)"
+    )
+    command.add_argument("--batch-size", type=at_least(1), default=64)
     command.add_argument("--no-controls", action="store_true", help="leave out silence, no audio and other speech")
     command.add_argument("--no-prompt-first", action="store_true", help="do not ask with the prompt before the speech as well")
     command.add_argument("--cascade", metavar="MODEL", help="also a CTC recogniser (`demo`, or one of transformers) + text LLM")
     command.add_argument("--judge", metavar="URL", help="also marks by an LLM behind an OpenAI-compatible address (…/v1)")
     command.add_argument("--judge-model", default="gpt-4o-mini", metavar="NAME", help="the judge (default: gpt-4o-mini)")
     command.add_argument("--tasks", action="store_true", help="print every task, not only the summary")
+    add_json(command)
     command = add(commands, "reproduce", reproduce)
     command.add_argument(
         "out", type=Path, help="folder for data, runs and the report; a killed command goes on from what it holds"
@@ -405,60 +538,107 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--grid", default="digits", help="a grid's file, or the name of a shipped one (default: digits)")
     command.add_argument("--speech", type=Path, help="folder of FSDD recordings (default: espeak-ng speaks)")
     command.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
-    command.add_argument("--parallel", type=int, default=0, help="runs at once (default: one a GPU machine, else one a core)")
-    command.add_argument("--processes", type=int, default=1, help="processes of each run, one a GPU (default: 1)")
+    command.add_argument(
+        "--parallel", type=at_least(0), default=0, help="runs at once (default: one a GPU machine, else one a core)"
+    )
+    command.add_argument("--processes", type=at_least(1), default=1, help="processes of each run, one a GPU (default: 1)")
     command.add_argument("--list", action="store_true", help="print the commands of every run and stop")
     command.add_argument("--report-only", action="store_true", help="write the report of what is finished")
-    command = add(commands, "chat", chat)
+    command = add(
+        commands,
+        "chat",
+        chat,
+        'mtbi chat runs/demo --audio digits.wav "say the digits backwards"',
+        'echo "<digits.wav> count them" | mtbi chat runs/demo',
+    )
     add_run(command)
     command.add_argument("prompt", nargs="*", help="a question; without one, lines are read from standard input")
     command.add_argument(
         "--audio", type=Path, action="append", default=[], help="a recording to ask about (may be given more than once)"
     )
-    command.add_argument("--max-new-tokens", type=int, default=256)
+    command.add_argument("--max-new-tokens", type=at_least(1), default=256, help="longest answer (default: 256)")
+
+    command = add(commands, "export", export)
+    command.add_argument("run", type=Path, help="the run's folder (run_dir of its recipe)")
+    command.add_argument("out", type=Path, help="a new folder")
+    command.add_argument("--checkpoint", default="best", help="best (default), latest, or a checkpoint's folder")
+    layouts = "trained: the trained weights alone (default); merged: all, for transformers; ultravox: all, for vLLM"
+    command.add_argument("--layout", choices=["trained", "merged", "ultravox"], default="trained", help=layouts)
 
     command = add(commands, "serve", serve)
     add_run(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     command.add_argument("--port", type=int, default=8000)
-    command.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default: 512)")
-    command.add_argument("--max-megabytes", type=float, default=25, help="largest request (default: 25)")
-    command.add_argument("--max-waiting", type=int, default=8, help="requests at once, others get 429 (default: 8)")
+    aligner = "finds when each word is spoken: demo, or a CTC model of transformers (default: demo with the demo's encoder)"
+    command.add_argument("--aligner", default="", metavar="MODEL", help=aligner)
+    command.add_argument("--max-new-tokens", type=at_least(1), default=512, help="longest answer (default: 512)")
+    command.add_argument("--max-megabytes", type=above_zero, default=25, help="largest request (default: 25)")
+    command.add_argument("--max-waiting", type=at_least(1), default=8, help="requests at once, others get 429 (default: 8)")
 
     group = commands.add_parser("recipe", help="look at recipes").add_subparsers(required=True, metavar="COMMAND")
-    command = add(group, "show", recipe_show)
-    command.add_argument("recipe", nargs="?", default="demo")
-    command.add_argument("overrides", nargs="*", metavar="key=value")
+    command = add(
+        group, "show", recipe_show, "mtbi recipe show demo train.steps=100", "mtbi recipe show demo --json | jq .train"
+    )
+    command.add_argument("recipe", nargs="?", default="demo", help="a recipe's file, or the name of a shipped one")
+    add_overrides(command)
+    add_json(command)
     add(group, "fields", recipe_fields)
     group = commands.add_parser("tasks", help="look at tasks").add_subparsers(required=True, metavar="COMMAND")
     command = add(group, "list", tasks_list)
-    command.add_argument("library", nargs="*", default=["digits", "content"], help="task files: names of shipped ones or paths")
+    command.add_argument("library", nargs="*", default=["digits", "content"], help="names of task libraries, or paths")
     command.add_argument("--wordings", action="store_true", help="print the wordings too (* = held out)")
+    add_json(command)
+    command = add(
+        group,
+        "try",
+        tasks_try,
+        'mtbi tasks try "one two three" --task reverse --wordings',
+        "mtbi tasks try \"one two three\" --task '*/french' --recipe demo 'behaviour.library=[my_tasks.yaml]'",
+    )
+    command.add_argument("sentence", help="what a speaker might say")
+    command.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="a task or pattern; may be repeated (default: the recipe's)"
+    )
+    command.add_argument("--wordings", action="store_true", help="ask in every wording, also held-out ones, not in one")
+    add_recipe(command)
 
     command = add(commands, "demo", demo)
     command.add_argument("--speech", type=Path, help="folder of FSDD recordings (default: espeak-ng speaks)")
     command.add_argument("--prepare-only", action="store_true", help="stop before training")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
-    command = add(commands, "doctor", doctor)
+    add_overrides(command)
+    command = add(
+        commands,
+        "doctor",
+        doctor,
+        "mtbi doctor",
+        "mtbi doctor whisper-large-v3_qwen3-8b 'data.shards=[s3://bucket/train]' --gpus 64 --gpu-memory 80",
+    )
     command.add_argument("recipe", nargs="?", default="", help="a recipe's file, or the name of a shipped one, to check too")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
+    add_overrides(command)
     command.add_argument("--write", nargs="+", default=[], metavar="ADDRESS", help="also write and read an object below s3://…")
-    command.add_argument("--gpus", type=int, default=0, help="GPUs of the job (default: this machine's)")
-    command.add_argument("--gpu-memory", type=float, default=0, metavar="GB", help="of one GPU (default: this machine's)")
-    command.add_argument("--json", action="store_true", help="for scripts")
+    command.add_argument("--gpus", type=at_least(1), default=0, help="GPUs of the job (default: this machine's)")
+    command.add_argument("--gpu-memory", type=above_zero, default=0, metavar="GB", help="of one GPU (default: this machine's)")
+    add_json(command)
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Options:
+    """The options of a command line. Raises UserError for a wrong one."""
+    options, loose = parser.parse_known_args(arguments)
+    if loose:  # argparse does not take `key=value` or a prompt up again after an option
+        wanted = next((name for name in ("overrides", "prompt") if name in options), None)
+        if wanted is None or any(word.startswith("-") for word in loose):
+            parser.error(f"unrecognized arguments: {' '.join(loose)}")
+        setattr(options, wanted, [*getattr(options, wanted), *loose])
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = build_parser()
-    options, loose = parser.parse_known_args(arguments)
-    if loose:  # argparse does not take `key=value` or a prompt up again after an option
-        wanted = getattr(options, "overrides", getattr(options, "prompt", None))
-        if wanted is None or any(word.startswith("-") for word in loose):
-            parser.error(f"unrecognized arguments: {' '.join(loose)}")
-        wanted += loose
+    completion.answer(parser)
     try:
+        options = parse(parser, arguments)
         return options.function(options) or 0
     except BrokenPipeError:  # `mtbi … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -466,8 +646,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nmtbi: stopped", file=sys.stderr)
         return 130
-    except (UserError, OSError) as error:  # OSError: a path without permission, a full disk, a model that is nowhere
+    except UserError as error:
         print(f"mtbi: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a path without permission, a full disk, a model that is nowhere
+        print(f"mtbi: {explain(error)}", file=sys.stderr)
         return 2
 
 

@@ -30,7 +30,8 @@ class TrainedRun:
 def open_run(folder: Path | str, which: str = "best", device: str = "") -> TrainedRun:
     """Read a run's folder. `which` is `best`, `latest` or a checkpoint's path; `device` is `cpu`, `cuda`;  empty: a GPU if any.
 
-    Raises UserError when the folder holds no run or no valid checkpoint, or the checkpoint does not fit the recipe.
+    Raises UserError when the folder holds no run or no valid checkpoint, the checkpoint does not fit the recipe, or the device
+    is not there.
     """
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
@@ -39,12 +40,24 @@ def open_run(folder: Path | str, which: str = "best", device: str = "") -> Train
         )
     recipe = recipes.load(folder / "recipe.yaml")
     chosen = find_checkpoint(folder, which)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = find_device(device)
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and place.type == "cuda")
     model = build_speech_llm(recipe.model, recipe.loss, torch.bfloat16 if bf16 else torch.float32, place, tasks=1)
     put_weights(model, chosen)
     chat = read_chat(recipe)
     return TrainedRun(folder, chosen, recipe, model.to(place).eval(), chat, place)
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name; without one, a GPU if there is any. Raises UserError for one that this machine lacks."""
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used here: {reason}. Leave it out, or say cpu.") from error
+    return torch.device(name)
 
 
 def find_checkpoint(folder: Path, which: str) -> Path:

@@ -114,6 +114,8 @@ def from_jsonl(group: str, path: Path) -> Iterator[Turn]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    if not lines:
+        raise UserError(f"{path}: empty; each line is a JSON object with `audio` and `instruction`")
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
@@ -121,7 +123,11 @@ def from_jsonl(group: str, path: Path) -> Iterator[Turn]:
             sound, prompt = item.get("audio") or item.get("audio_filepath") or item["audio_path"], item["instruction"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: an item is a JSON object with `audio` and `instruction` ({error!r})") from error
-        waveform = audio.read(locate(path.parent, str(sound), where))
+        recording = locate(path.parent, str(sound), where)
+        try:
+            waveform = audio.read(recording)
+        except UserError as error:
+            raise UserError(f"{where}: {recording}: {error}") from error
         task = str(item.get("dataset") or item.get("task") or path.stem)
         dialogue = Dialogue(
             group=group,

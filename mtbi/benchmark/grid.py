@@ -12,10 +12,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 from tqdm import tqdm
@@ -28,6 +28,7 @@ from mtbi.recipe import Recipe
 SHIPPED = Path(__file__).parent / "grids"
 REPOSITORY = Path(mtbi.__file__).parents[1]
 DATA = "{data}"
+YAML_KINDS = {list: "a list", dict: "a mapping of `key: value` lines", str: "text", int: "a whole number"}
 
 
 @dataclass
@@ -97,7 +98,7 @@ def load(name_or_path: str) -> Grid:
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     try:
         grid = build(record)
         for job in jobs(grid):
@@ -109,15 +110,15 @@ def load(name_or_path: str) -> Grid:
 
 def build(record: Any) -> Grid:
     """A grid from YAML's dictionaries."""
-    values = only_known(record, Grid, "the grid")
+    values = only_known(record, Grid, "a grid")
     missing = [name for name in ("recipe", "seeds", "evaluate", "arms") if not values.get(name)]
     if missing:
         raise UserError(f"a grid needs `{missing[0]}`")
-    if not isinstance(values["arms"], dict):
-        raise UserError("`arms` holds one entry for each arm")
     arms = {str(name): Arm(**only_known(arm, Arm, f"arm {name}")) for name, arm in values["arms"].items()}
     less = LessSpeech(**only_known(values.get("less_speech") or {}, LessSpeech, "less_speech"))
     pairs = values.get("compare") or {}
+    if not isinstance(pairs, dict):
+        raise UserError(f"compare holds `arm: NAME` and `with: [NAME, …]`, not {pairs!r}")
     compare = Compare(str(pairs.get("arm", "")), list(pairs.get("with", [])))
     grid = Grid(**{**values, "arms": arms, "less_speech": less, "compare": compare})
     if grid.world not in ("", "digits"):
@@ -129,14 +130,20 @@ def build(record: Any) -> Grid:
 
 
 def only_known(record: Any, kind: type, where: str) -> dict[str, Any]:
-    """`record` if all its keys are fields of `kind`."""
+    """`record` if all its keys are fields of `kind`, with values of their types, and no needed one is missing."""
     if not isinstance(record, dict):
         raise UserError(f"{where} holds `key: value` lines, not {record!r}")
-    names = [one.name for one in fields(kind)]
-    for key in record:
-        if key not in names:
-            near = get_close_matches(str(key), names, 1)
+    hints = get_type_hints(kind)
+    for key, value in record.items():
+        if key not in hints:
+            near = get_close_matches(str(key), hints, 1)
             raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        wanted = get_origin(hints[key]) or hints[key]
+        if wanted in YAML_KINDS and not isinstance(value, wanted):
+            raise UserError(f"{where}: {key} must be {YAML_KINDS[wanted]}, not {value!r}")
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    if missing := [name for name in needed if name not in record]:
+        raise UserError(f"{where} needs `{missing[0]}`")
     return record
 
 

@@ -44,11 +44,14 @@ class Report:
     cells: list[Cell]
     dialogues: list[Dialogue]
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> list[Cell]:
         """The parts of the tasks, in all their wordings; single tasks and kinds of wording are in `table.md`."""
-        return cells.render(
-            [c for c in self.cells if c.tasks in (cells.TRAINED, cells.NEW, cells.FORMATS) and c.wording == "all"]
-        )
+        return [c for c in self.cells if c.tasks in (cells.TRAINED, cells.NEW, cells.FORMATS) and c.wording == "all"]
+
+    def __str__(self) -> str:
+        """The summary as a table."""
+        return cells.render(self.summary)
 
 
 def group_name(place: str) -> str:

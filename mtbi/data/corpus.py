@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -180,6 +181,11 @@ def write_lines(path: Path | str, records: Iterable[dict[str, Any]]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
+    """How many records each kind of reason kept out, the commonest first."""
+    return dict(Counter(record["reason"].split(":")[0] for record in rejected).most_common())
 
 
 def write_manifest(path: Path | str, utterances: Iterable[Utterance]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import threading
 import time
 import uuid
@@ -39,6 +40,9 @@ def explain(place: str, error: Exception) -> UserError | None:
         return UserError(f"{place}: there is no such bucket at {endpoint}. Check the address and S3_ENDPOINT_URL.")
     if code in ("404", "NoSuchKey") or isinstance(error, FileNotFoundError):
         return NotFoundError(f"{place}: not found. Check the address; shards are made by `mtbi data shard`.")
+    if type(error) is ValueError or isinstance(error, ImportError) or type(error).__name__ == "ParamValidationError":
+        reason = str(error).strip().splitlines()[-1]
+        return UserError(f"{place}: not an address that can be used ({reason}). Write s3://bucket/folder, or a local folder.")
     if type(error).__name__ == "NoCredentialsError":
         return UserError(f"{place}: no credentials for {endpoint}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
     return None
@@ -76,7 +80,8 @@ def fetch(place: str, local: Path, retries: int = 5) -> None:
             if attempt == retries:
                 endpoint = os.environ.get("S3_ENDPOINT_URL", "the default endpoint")
                 raise UnavailableError(f"{place}: {retries} attempts failed at {endpoint}, the last with: {error}") from error
-            time.sleep(min(30.0, 0.5 * 2**attempt))
+            # Drawn, so that the processes of a large job do not all come back at the same moment.
+            time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5))
 
 
 def upload(folder: Path, names: list[str], place: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -76,6 +76,15 @@ class Request:
         return self.utterance, self.task, self.wording
 
 
+def chosen_tasks(config: BehaviourConfig) -> list[registry.Task]:
+    """The tasks to ask. Raises UserError for unknown ones, and where none has wordings of the wanted kind."""
+    tasks = registry.select(registry.load(config.library), config.tasks)
+    tasks = [task for task in tasks if task.choices(config.wordings)]
+    if not tasks:
+        raise UserError(f"behaviour.tasks: none of the tasks has {config.wordings} wordings")
+    return tasks
+
+
 def draw_requests(
     utterance: Utterance, tasks: list[registry.Task], config: BehaviourConfig, chat: ChatFormat, seed: int
 ) -> list[Request]:
@@ -120,7 +129,7 @@ def open_folder(out: Path, note: dict[str, object]) -> None:
     """Make the folder's note, or refuse a folder that holds answers of another LLM or other settings."""
     path = out / NOTE
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_note(out)
         other = [key for key in note if found.get(key) != note[key]]
         if "llm" in other and Path(str(found.get("llm"))).name == Path(str(note["llm"])).name:
             other.remove(
@@ -133,6 +142,17 @@ def open_folder(out: Path, note: dict[str, object]) -> None:
             )
     else:
         write_text(path, json.dumps(note, indent=1) + "\n")
+
+
+def read_note(out: Path) -> dict[str, Any]:
+    """What `note_of` said when the folder's answers were made. Raises UserError where it is damaged."""
+    try:
+        note = json.loads((out / NOTE).read_text(encoding="utf-8"))
+        if not isinstance(note, dict) or not {"fingerprint", "llm", "top_k"} <= set(note):
+            raise ValueError("fingerprint, llm and top_k are not all in it")
+    except ValueError as error:
+        raise UserError(f"{out / NOTE}: damaged ({error}); delete the folder and run `mtbi behave` again.") from error
+    return note
 
 
 @contextmanager
@@ -166,8 +186,11 @@ def answered(out: Path) -> set[tuple[str, str, int]]:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The records of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The records of a JSONL file. Raises UserError where it is damaged."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete this chunk and run the same `mtbi behave` again.") from error
 
 
 def write_chunk(out: Path, number: int, pairs: list[tuple[Request, Answer]], texts: list[str]) -> None:
@@ -204,11 +227,7 @@ def generate(
     Raises UserError for unknown tasks, tasks without wordings of the wanted kind, a folder with answers made in another
     way, or one that another process is filling.
     """
-    out = Path(out)
-    tasks = registry.select(registry.load(config.library), config.tasks)
-    tasks = [task for task in tasks if task.choices(config.wordings)]
-    if not tasks:
-        raise UserError(f"behaviour.tasks: none of the tasks has {config.wordings} wordings")
+    out, tasks = Path(out), chosen_tasks(config)
     with locked(out):
         open_folder(out, note_of(config, chat))
         done = answered(out)
@@ -289,7 +308,7 @@ class BehaviourStore:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         folders = parts_of(self.folder)
-        notes = [json.loads((one / NOTE).read_text(encoding="utf-8")) for one in folders]
+        notes = [read_note(one) for one in folders]
         self.note = notes[0]
         for one, note in zip(folders, notes, strict=True):
             if note != self.note:
@@ -328,6 +347,14 @@ class BehaviourStore:
 
 
 def open_chunk(path: Path) -> tuple[np.ndarray, Any]:
-    """Where each answer of a chunk ends, and the open file, of which only the rows asked for are read."""
-    chunk = safe_open(path, framework="np")
-    return chunk.get_tensor("ends"), chunk
+    """Where each answer of a chunk ends, and the open file, of which only the rows asked for are read.
+
+    Raises UserError where it is missing or damaged.
+    """
+    try:
+        chunk = safe_open(path, framework="np")
+        return chunk.get_tensor("ends"), chunk
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: missing or damaged ({error}); delete it and its .jsonl, and run the same `mtbi behave` again."
+        ) from error

@@ -37,8 +37,10 @@ def load_llm_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(resolve_llm(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model.llm: no tokenizer can be read from {path!r}: {error}") from error
+    except Exception as error:  # of a folder without a tokenizer transformers raises whatever its converters do
+        raise UserError(
+            f"model.llm: no tokenizer can be read from {path!r} ({error}); give a Hugging Face name, or a folder that holds one"
+        ) from error
 
 
 class ChatFormat:
