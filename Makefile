@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SPEECH ?=
 
-.PHONY: help setup demo reproduce test slow format clean
+.PHONY: help setup demo reproduce docs test slow format clean
 
 help: ## say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -16,6 +16,9 @@ demo: setup ## the miniature world from recordings to a speech LLM; SPEECH=FOLDE
 
 reproduce: setup ## the generalisation benchmark: every arm, three seeds, one report in runs/reproduce (up to 3 hours on two cores)
 	@$(BIN)/mtbi reproduce runs/reproduce $(if $(SPEECH),--speech '$(SPEECH)')
+
+docs: setup ## the documentation as a web site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: setup ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .

@@ -65,9 +65,10 @@ def render(options: argparse.Namespace, name: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     from mtbi import recipe as recipes
+    from mtbi.arguments import parse
     from mtbi.errors import UserError
 
-    options = build_parser().parse_args(arguments)
+    options = parse(build_parser(), arguments)
     try:
         recipe = recipes.load(options.recipe, options.overrides)  # a mistake is found now and not in the queue
     except UserError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mtbi.errors import UserError
@@ -26,6 +26,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One message like all others."""
         raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command line. Raises UserError for a wrong one."""
+    options, loose = parser.parse_known_args(arguments)
+    if loose:  # argparse does not take `key=value` or a prompt up again after an option
+        wanted = next((name for name in ("overrides", "prompt") if name in options), None)
+        if wanted is None or any(word.startswith("-") for word in loose):
+            parser.error(f"unrecognized arguments: {' '.join(loose)}")
+        setattr(options, wanted, [*getattr(options, wanted), *loose])
+    return options
 
 
 def above_zero(text: str) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mtbi import completion
-from mtbi.arguments import Parser, above_zero, at_least, explain
+from mtbi.arguments import Parser, above_zero, at_least, explain, parse
 from mtbi.errors import UserError
 from mtbi.versions import installed
 
@@ -620,17 +620,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--gpu-memory", type=above_zero, default=0, metavar="GB", help="of one GPU (default: this machine's)")
     add_json(command)
     return parser
-
-
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Options:
-    """The options of a command line. Raises UserError for a wrong one."""
-    options, loose = parser.parse_known_args(arguments)
-    if loose:  # argparse does not take `key=value` or a prompt up again after an option
-        wanted = next((name for name in ("overrides", "prompt") if name in options), None)
-        if wanted is None or any(word.startswith("-") for word in loose):
-            parser.error(f"unrecognized arguments: {' '.join(loose)}")
-        setattr(options, wanted, [*getattr(options, wanted), *loose])
-    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ def answer(parser: ArgumentParser) -> None:
         from argcomplete import CompletionFinder
 
         class Finder(CompletionFinder):
-            """Also completes `key=value` after an option, where argparse takes no further words (see mtbi.cli.parse)."""
+            """Also completes `key=value` after an option, where argparse takes no further words (see mtbi.arguments.parse)."""
 
             def collect_completions(self, active_parsers: list[Any], parsed_args: Any, cword_prefix: str) -> list[str]:
                 found = super().collect_completions(active_parsers, parsed_args, cword_prefix)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import torch
 from servers.faulty_proxy import faulty_proxy
@@ -79,6 +80,16 @@ def test_a_run_goes_on_in_another_place(
     assert "step 4/6" not in output
 
 
+def add_tasks(folder: Path) -> None:
+    """Put tasks that training does not know before those of an index."""
+    index = json.loads((folder / "mtbi_index.json").read_text())
+    others = [f"other-{number}" for number in range(50)]
+    (folder / "mtbi_index.json").write_text(json.dumps({**index, "tasks": others + index["tasks"]}))
+    branches = np.load(folder / "branches.npy")
+    branches["task"] += len(others)
+    np.save(folder / "branches.npy", branches)
+
+
 @pytest.mark.parametrize("reads", ["training", "evaluation"])
 def test_a_store_that_is_gone_ends_the_run_with_a_checkpoint(
     reads: str,
@@ -89,7 +100,10 @@ def test_a_store_that_is_gone_ends_the_run_with_a_checkpoint(
     shard_folder: Path,
     tmp_path: Path,
 ) -> None:
-    store.upload(shard_folder, sorted(path.name for path in shard_folder.iterdir()), f"{bucket}/shards")
+    shards = shutil.copytree(shard_folder, tmp_path / "shards")
+    if reads == "evaluation":
+        add_tasks(shards)
+    store.upload(shards, sorted(path.name for path in shards.iterdir()), f"{bucket}/shards")
     # A cache below the size of a shard: the store is asked all the time, also for a step's later micro-batches.
     fields = [
         f"data.shards=[{bucket}/shards]" if reads == "training" else f"data.eval_shards=[{bucket}/shards]",

@@ -26,7 +26,7 @@ def test_the_script_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mistakes_are_found_before_the_queue(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["submit", "demo", "train.setps=3", "--dry-run"]) == 2
+    assert main(["submit", "demo", "--dry-run", "train.setps=3"]) == 2
     assert "train.steps" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["submit", "demo"]) == 2
