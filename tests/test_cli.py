@@ -72,9 +72,13 @@ def test_an_interrupt_is_status_130(tmp_path: Path, capsys: pytest.CaptureFixtur
             os.kill(os.getpid(), signal.SIGINT)
             over.wait(60)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     writer = threading.Thread(target=interrupt)
     writer.start()
-    status = main(["data", "check", str(pipe)])
+    try:
+        status = main(["data", "check", str(pipe)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     over.set()
     writer.join()
     assert (status, capsys.readouterr().err) == (130, "\nmtbi: stopped\n")
