@@ -61,9 +61,10 @@ def test_the_demo_without_recordings_speaks_by_itself_and_reuses_what_is_there(t
     assert "espeak" in (run_dir / "data" / "source.json").read_text()
     assert report(run_dir)["test_known", "trained tasks"]["dialogues"] > 500
     shard = next((run_dir / "data" / "train" / "shards").glob("*.mds"))
-    made, newest = shard.stat().st_mtime_ns, checkpoint.latest_valid(run_dir)
+    (answers,) = (run_dir / "evaluation").glob("*/answers.jsonl")
+    made, asked, newest = shard.stat().st_mtime_ns, answers.stat().st_mtime_ns, checkpoint.latest_valid(run_dir)
     second = demo(f"run_dir={run_dir}", "train.steps=40", "train.eval_every_steps=40")
     assert "speech LLM" in first
     assert "speech LLM" in second
-    assert shard.stat().st_mtime_ns == made
+    assert (shard.stat().st_mtime_ns, answers.stat().st_mtime_ns) == (made, asked)
     assert checkpoint.latest_valid(run_dir) == newest

@@ -134,6 +134,16 @@ def save(report: Report, run: TrainedRun) -> None:
     temporary.replace(report.folder / "report.json")
 
 
+def load(run: TrainedRun) -> Report | None:
+    """What `evaluate` saved about this checkpoint; None where there is nothing, or the checkpoint was made anew since."""
+    folder = run.folder / "evaluation" / run.checkpoint.name
+    numbers, weights = folder / "report.json", run.checkpoint / "trainable.safetensors"
+    if not numbers.is_file() or numbers.stat().st_mtime < weights.stat().st_mtime:
+        return None
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return Report(folder, load_cells(folder), [Dialogue(**json.loads(line)) for line in lines])
+
+
 def load_cells(folder: Path) -> list[Cell]:
     """The cells of a saved report."""
     record = json.loads((folder / "report.json").read_text(encoding="utf-8"))

@@ -145,11 +145,13 @@ def run(speech: Path | None, overrides: list[str], prepare_only: bool = False) -
     if prepare_only:
         return
     train(recipe, overrides)
-    from mtbi.benchmark.run import Settings, evaluate
+    from mtbi.benchmark.run import Settings, evaluate, load
     from mtbi.trained import open_run
 
     trained = open_run(recipe.run_dir, "best")
     places = {part: str(data / part / "shards") for part in TEST_PARTS}
-    report = evaluate(trained, Settings(places, dialogues=3200, batch_size=256, transcribe=DemoAligner().transcribe))
+    report = load(trained)
+    if report is None or {cell.group for cell in report.cells} != set(places):
+        report = evaluate(trained, Settings(places, dialogues=3200, batch_size=256, transcribe=DemoAligner().transcribe))
     print(f"\n{report}\n\nEvery task and answer: {report.folder}")
     show_example(trained, report)

@@ -72,5 +72,5 @@ def test_the_gradient_is_the_same_on_one_and_two_processes(gradients: Callable[.
 @pytest.mark.slow
 def test_the_gradient_does_not_depend_on_the_split(gradients: Callable[..., dict[str, torch.Tensor]]) -> None:
     whole = gradients(1, 2, 4)
-    for processes, stage, rows in [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 3, 1), (4, 3, 1)]:
+    for processes, stage, rows in [(2, 1, 2), (2, 2, 1), (3, 3, 1), (4, 3, 1)]:
         assert_same(whole, gradients(processes, stage, rows))
