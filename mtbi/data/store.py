@@ -32,9 +32,10 @@ def explain(place: str, error: Exception) -> UserError | None:
     response = getattr(error, "response", None) or {}
     code = str(response.get("Error", {}).get("Code", ""))
     endpoint = os.environ.get("S3_ENDPOINT_URL", "the default endpoint")
-    if code in ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
-        return UserError(
-            f"{place}: {endpoint} refuses access ({code}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and your rights."
+    if code in ("400", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
+        return UserError(  # 400 is an expired token where the answer has no text
+            f"{place}: {endpoint} refuses access ({code}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and your rights, and "
+            "that no token has expired."
         )
     if code == "NoSuchBucket":
         return UserError(f"{place}: there is no such bucket at {endpoint}. Check the address and S3_ENDPOINT_URL.")

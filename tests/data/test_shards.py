@@ -208,11 +208,11 @@ def test_none_of_the_streaming_packages_traps(shard_folder: Path, tmp_path: Path
         path.write_bytes(b"of a killed run")
     script = f"""
 import os
+before = set(os.listdir("/dev/shm"))
 from mtbi.data.shards import Shards
 found = Shards({str(shard_folder)!r})
-before = set(os.listdir("/dev/shm"))
-names = {{name for name in set(os.listdir("/dev/shm")) - before if name[:6].isdigit()}}
-print(sum(len(found[number].waveform) for number in range(60)), sorted(names))
+samples = sum(len(found[number].waveform) for number in range(60))
+print(samples, sorted(name for name in set(os.listdir("/dev/shm")) - before if name[:6].isdigit()))
 """
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     try:

@@ -129,6 +129,16 @@ def test_a_store_that_goes_on_failing_ends_with_a_message(
         assert not list(tmp_path.rglob("*.mds"))
 
 
+def test_expired_credentials_are_told_at_once(server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty_proxy(server["S3_ENDPOINT_URL"]) as (address, faults):
+        monkeypatch.setenv("S3_ENDPOINT_URL", address)
+        remote = Shards(PLACE, str(tmp_path))
+        faults.waiting = ["expired"] * 100
+        with pytest.raises(UserError, match=rf"{PLACE}/shard.*refuses access.*no token has expired"):
+            remote[17]
+        assert len(faults.waiting) > 90
+
+
 def test_shards_are_not_written_over_others(
     server: dict[str, str], corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> None:

@@ -12,10 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 SLOW_SECONDS = 2.0
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"  # as AWS says it
 
 
 class Faults:
-    """What goes wrong next: `500`, `503`, `slow`, `truncated` or `dropped`, once for each entry of `waiting`."""
+    """What goes wrong next: `500`, `503`, `slow`, `truncated`, `dropped` or `expired`, once for each entry of `waiting`."""
 
     def __init__(self, server: str) -> None:
         self.server = server
@@ -46,10 +47,13 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "dropped":
             self.hang_up()
             return
-        if fault in ("500", "503"):
-            self.send_response(int(fault))
-            self.send_header("Content-Length", "0")
+        if fault in ("500", "503", "expired"):
+            answer_body = EXPIRED if fault == "expired" else b""
+            self.send_response(400 if fault == "expired" else int(fault))
+            self.send_header("Content-Length", str(len(answer_body)))
             self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(answer_body)
             return
         if fault == "slow":
             time.sleep(SLOW_SECONDS)
