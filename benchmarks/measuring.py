@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,12 @@ def timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held; what its parent held before starting it does not count (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 2**20  # type: ignore[index]
 
 
 def header(*packages: str) -> dict[str, Any]:

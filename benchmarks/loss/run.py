@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -24,14 +23,14 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measuring import header, save, timed
+from measuring import header, peak_gib, save, timed
 
 from mtbi.model.loss import AnswerHead
 from mtbi.recipe import LossConfig
 
 VOCABULARY, HIDDEN = 151_936, 1024  # Qwen3 0.6B
 POSITIONS, ANSWERS, CHUNK = 2048, 512, 128
-REPEATS = 1
+REPEATS = 3
 
 
 def micro_batch() -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
@@ -66,11 +65,6 @@ def answers_in_chunks(output: nn.Linear, hidden: Tensor, places: Tensor, ids: Te
 
 
 WAYS = {one.__name__: one for one in (every_position, answers_at_once, answers_in_chunks)}
-
-
-def peak_gib() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(way: str) -> tuple[float, float, Tensor]:

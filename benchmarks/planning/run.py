@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measuring import header, save
+from measuring import header, peak_gib, save
 
 from mtbi import recipe as recipes
 from mtbi.data.audio import SAMPLE_RATE
@@ -132,11 +131,6 @@ def plan_it(folder: Path, steps: int) -> dict[str, Any]:
             gpus: waits(planned, gpus, recipe.plan.row_tokens, np.random.default_rng(0)) for gpus in GPUS
         },
     }
-
-
-def peak_gib() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(utterances: int, kind: str, steps: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from mtbi.data.batch import Batch
 from mtbi.errors import UserError
@@ -28,7 +27,7 @@ class LossOutput(NamedTuple):
 class AnswerHead(nn.Module):
     """The LLM's output layer and the loss in one module, over answer positions only.
 
-    At most `chunk` positions' full-vocabulary logits exist at once; the backward pass computes them again. The output
+    At most `chunk` positions' full-vocabulary logits exist at once, and none are computed twice (`InChunks`). The output
     layer's parameters are this module's own too, so that ZeRO-3 gathers them once a pass however many chunks a rank has.
     """
 
@@ -48,9 +47,7 @@ class AnswerHead(nn.Module):
         """`hidden` is (targets, hidden). Raises UserError when the teacher is asked for and none is stored."""
         if self.config.kl and batch.target_ids.numel() and not batch.teacher_ids.shape[1]:
             raise UserError("loss.kl is above 0, but the shards hold no teacher: set behaviour.top_k and make them again")
-        columns = (hidden, batch.target_ids, batch.teacher_ids, batch.teacher_logprobs)
-        parts = [checkpoint(self.chunk, *part, use_reentrant=False) for part in zip(*self._split(columns), strict=True)]
-        losses, correct = (torch.cat(column) for column in zip(*parts, strict=True))
+        losses, correct = InChunks.apply(hidden, self, batch.target_ids, batch.teacher_ids, batch.teacher_logprobs)
         weighted = losses * batch.target_weight
         by_task = hidden.new_zeros(4, self.tasks, dtype=torch.float32)
         counts = torch.stack([weighted.detach(), batch.target_weight, correct.float(), torch.ones_like(weighted)])
@@ -72,8 +69,37 @@ class AnswerHead(nn.Module):
             loss = loss + self.config.kl * teacher_divergence(logits, normaliser, teacher_ids, teacher_logprobs)
         return loss, logits.argmax(-1) == ids
 
-    def _split(self, columns: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-        return [column.split(self.config.chunk) for column in columns]
+
+class InChunks(torch.autograd.Function):
+    """`AnswerHead.chunk` on a few targets at a time.
+
+    Each target's gradient is computed with its loss, while the logits are there, and only scaled in the backward pass (as in
+    Liger's fused cross-entropy, arXiv 2410.10989). The output layer is frozen, so nothing else needs them.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: AnswerHead, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of `hidden` and the columns are targets. Returns losses, and whether the likeliest token is the stored one."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        gradients: list[Tensor] = []
+        for piece, *others in zip(*(column.split(head.config.chunk) for column in (hidden, *columns)), strict=True):
+            own = piece.detach().requires_grad_(ctx.needs_input_grad[0])
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                loss, correct = head.chunk(own, *others)
+            if ctx.needs_input_grad[0]:
+                gradients += torch.autograd.grad(loss, own, torch.ones_like(loss))
+            parts.append((loss.detach(), correct))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        losses, correct = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(correct)
+        return losses, correct
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        """The gradient of `hidden`."""
+        [gradient] = ctx.saved_tensors
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
 
 
 def teacher_divergence(logits: Tensor, normaliser: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor) -> Tensor:
