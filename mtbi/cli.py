@@ -350,13 +350,13 @@ def tasks_try(options: Options) -> None:
 
 def demo(options: Options) -> None:
     """Run the miniature world: prepare, train, evaluate, one dialogue."""
-    from mtbi.demo.run import run
+    from mtbi.demo.run import DIALOGUES, run
 
     if options.speech and not options.speech.is_dir():
         raise UserError(
             f"{options.speech}: no such folder; --speech wants the folder of the Free Spoken Digit Dataset's recordings"
         )
-    run(options.speech, options.overrides, prepare_only=options.prepare_only)
+    run(options.speech, options.overrides, options.prepare_only, options.dialogues or DIALOGUES)
 
 
 def doctor(options: Options) -> int:
@@ -605,6 +605,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(commands, "demo", demo)
     command.add_argument("--speech", type=Path, help="folder of FSDD recordings (default: espeak-ng speaks)")
     command.add_argument("--prepare-only", action="store_true", help="stop before training")
+    command.add_argument("--dialogues", type=at_least(1), default=0, metavar="N", help="of the evaluation (default: 3200)")
     add_overrides(command)
     command = add(
         commands,

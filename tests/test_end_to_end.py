@@ -57,13 +57,14 @@ def test_the_demo_on_real_recordings_reaches_what_the_readme_says(speech: Path, 
 @pytest.mark.timeout(1200)
 def test_the_demo_without_recordings_speaks_by_itself_and_reuses_what_is_there(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    first = demo(f"run_dir={run_dir}", "train.steps=40", "train.eval_every_steps=40")
+    fields = ["--dialogues", "600", f"run_dir={run_dir}", "train.steps=40", "train.eval_every_steps=40"]
+    first = demo(*fields)
     assert "espeak" in (run_dir / "data" / "source.json").read_text()
-    assert report(run_dir)["test_known", "trained tasks"]["dialogues"] > 500
+    assert report(run_dir)["test_known", "trained tasks"]["dialogues"] > 100
     shard = next((run_dir / "data" / "train" / "shards").glob("*.mds"))
     (answers,) = (run_dir / "evaluation").glob("*/answers.jsonl")
     made, asked, newest = shard.stat().st_mtime_ns, answers.stat().st_mtime_ns, checkpoint.latest_valid(run_dir)
-    second = demo(f"run_dir={run_dir}", "train.steps=40", "train.eval_every_steps=40")
+    second = demo(*fields)
     assert "speech LLM" in first
     assert "speech LLM" in second
     assert (shard.stat().st_mtime_ns, answers.stat().st_mtime_ns) == (made, asked)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TEST_PARTS = ("test_known", "test_unseen")
 REPOSITORY = Path(mtbi.__file__).parents[1]
+DIALOGUES = 3200  # of each test part, for the evaluation
 
 
 def questions(part: str, config: BehaviourConfig) -> BehaviourConfig:
@@ -138,8 +139,8 @@ def show_example(run: TrainedRun, report: Report) -> None:
     print(f"See the curves:   .venv/bin/tensorboard --logdir {run.folder}/tensorboard")
 
 
-def run(speech: Path | None, overrides: list[str], prepare_only: bool = False) -> None:
-    """Prepare, train, evaluate, and show one dialogue."""
+def run(speech: Path | None, overrides: list[str], prepare_only: bool = False, dialogues: int = DIALOGUES) -> None:
+    """Prepare, train, evaluate with about so many dialogues of each test part, and show one."""
     recipe = recipes.load("demo", overrides)
     data = prepare(recipe, speech)
     if prepare_only:
@@ -152,6 +153,6 @@ def run(speech: Path | None, overrides: list[str], prepare_only: bool = False) -
     places = {part: str(data / part / "shards") for part in TEST_PARTS}
     report = load(trained)
     if report is None or {cell.group for cell in report.cells} != set(places):
-        report = evaluate(trained, Settings(places, dialogues=3200, batch_size=256, transcribe=DemoAligner().transcribe))
+        report = evaluate(trained, Settings(places, dialogues=dialogues, batch_size=256, transcribe=DemoAligner().transcribe))
     print(f"\n{report}\n\nEvery task and answer: {report.folder}")
     show_example(trained, report)
