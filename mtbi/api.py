@@ -10,11 +10,10 @@ import torch
 
 from mtbi.chat import Conversation
 from mtbi.data import audio as sound
+from mtbi.data.audio import Recording
 from mtbi.model.generate import Piece, generate
 from mtbi.recipe import Recipe
 from mtbi.trained import TrainedRun, open_run
-
-Audio = str | Path | bytes | np.ndarray  #: a file, its bytes, or a waveform (samples,) float32 at 16 kHz
 
 
 class SpeechLLM:
@@ -36,12 +35,12 @@ class SpeechLLM:
         """How it was trained."""
         return self.run.recipe
 
-    def ask(self, prompt: str, audio: Audio | None = None, max_new_tokens: int = 256) -> str:
+    def ask(self, prompt: str, audio: Recording | None = None, max_new_tokens: int = 256) -> str:
         """The greedy answer to a prompt about a recording, or to it alone. Raises UserError for an unusable recording."""
         talk = self.conversation(max_new_tokens)
         return talk.say([talk.fit(self.read(audio))] if audio is not None else [], prompt)
 
-    def ask_many(self, questions: Sequence[tuple[Audio, str]], max_new_tokens: int = 256) -> list[str]:
+    def ask_many(self, questions: Sequence[tuple[Recording, str]], max_new_tokens: int = 256) -> list[str]:
         """Answers to many (recording, prompt) pairs in one batch."""
         chat, fit = self.run.chat, self.conversation().fit
         prompts: list[list[Piece]] = [
@@ -56,6 +55,6 @@ class SpeechLLM:
         return Conversation(self.run, max_new_tokens)
 
     @staticmethod
-    def read(audio: Audio) -> np.ndarray:
+    def read(audio: Recording) -> np.ndarray:
         """A waveform `(samples,)` float32 at 16 kHz. Raises UserError where it cannot be decoded."""
-        return audio if isinstance(audio, np.ndarray) else sound.read(audio)
+        return sound.waveform(audio)

@@ -96,7 +96,6 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     processor = make_processor(run)
-    trained = {name: value.detach().cpu().contiguous() for name, value in run.model.trainable_parameters().items()}
     if layout != "trained":
         merge_lora(run.model)
     if layout == "ultravox":
@@ -107,7 +106,8 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
             MtbiForConditionalGeneration(config, run.model).save_pretrained(folder)
         else:
             config.save_pretrained(folder)
-            save_file(trained, folder / WEIGHTS, {"format": "pt"})
+            trained = run.model.trainable_parameters().items()
+            save_file({name: value.detach().cpu().contiguous() for name, value in trained}, folder / WEIGHTS, {"format": "pt"})
         processor.save_pretrained(folder)
     end = run.chat.end_id
     GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=end, pad_token_id=end).save_pretrained(folder)

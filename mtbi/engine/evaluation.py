@@ -90,12 +90,12 @@ class Evaluation:
 @torch.no_grad()
 def similarity(model: SpeechLLM, wave: np.ndarray, word_ids: list[list[int]]) -> np.ndarray:
     """Cosine similarities `(frames, words)` of adapter frames and words, each the mean of its tokens' embeddings."""
-    training, device = model.training, next(model.adapter.parameters()).device
+    training = model.training
     model.eval()
     try:
-        frames, counts = model.hear(torch.from_numpy(wave)[None].to(device), torch.tensor([len(wave)], device=device))
+        frames = model.hear_one(wave)
     finally:
         model.train(training)
-    embedded = model.embed(torch.tensor([token for ids in word_ids for token in ids], device=device)).float()
+    embedded = model.embed(torch.tensor([token for ids in word_ids for token in ids], device=frames.device)).float()
     words = torch.stack([one.mean(0) for one in embedded.split([len(ids) for ids in word_ids])])
-    return cosine_similarity(frames[0, : int(counts[0]), None].float(), words[None], dim=-1).cpu().numpy()
+    return cosine_similarity(frames[:, None].float(), words[None], dim=-1).cpu().numpy()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel, WhisperFeatureExtractor
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
@@ -15,7 +15,7 @@ from mtbi.demo.encoder import DemoEncoder, DemoEncoderConfig
 from mtbi.hf.configuration import MtbiConfig
 from mtbi.model import buckets
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoder import Convolutional, Whisper
+from mtbi.model.encoder import Convolutional, Whisper, mel_filters
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import LossConfig
 
@@ -155,11 +155,6 @@ def empty_encoder(config: MtbiConfig) -> nn.Module:
     from transformers import AutoModel
 
     return Convolutional(AutoModel.from_config(sizes), config.normalise)
-
-
-def mel_filters(mels: int) -> Tensor:
-    """Whisper's `(frequencies, mels)`."""
-    return torch.as_tensor(WhisperFeatureExtractor(feature_size=mels).mel_filters)
 
 
 def one_device(device_map: Any) -> torch.device:

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 
 from mtbi.data import audio as sound
+from mtbi.data.audio import Recording
 from mtbi.model.geometry import FrameGeometry
 
 AUDIO_TOKEN = "<|audio|>"
-Recording = str | Path | bytes | np.ndarray  #: a file, its bytes, or a waveform (samples,) float32 at 16 kHz
 
 
 class MtbiFeatureExtractor(SequenceFeatureExtractor):
@@ -37,7 +35,7 @@ class MtbiFeatureExtractor(SequenceFeatureExtractor):
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"waveforms at {sampling_rate} Hz: resample them to {self.sampling_rate} Hz, or give files")
-        waves = [torch.as_tensor(self.read(one)) for one in recordings]
+        waves = [torch.as_tensor(sound.waveform(one)) for one in recordings]
         for wave in waves:
             if wave.ndim != 1:
                 raise ValueError(f"a waveform is (samples,), this one has the shape {tuple(wave.shape)}")
@@ -46,13 +44,6 @@ class MtbiFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"{seconds:.1f} s of speech, and the model was trained on at most {self.max_seconds:g} s")
         values = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
         return BatchFeature({"input_values": values, "input_lengths": torch.tensor([len(wave) for wave in waves])})
-
-    @staticmethod
-    def read(recording: Recording) -> np.ndarray:
-        """A waveform `(samples,)` float32."""
-        if isinstance(recording, (str, Path, bytes)):
-            return sound.read(recording)
-        return np.asarray(recording, dtype=np.float32)
 
 
 class MtbiProcessor(ProcessorMixin):
@@ -135,7 +126,7 @@ class MtbiProcessor(ProcessorMixin):
         if part["type"] != "audio":
             return part
         recording = next(part[key] for key in ("audio", "path", "url") if key in part)
-        return {"type": "audio", "audio": self.feature_extractor.read(recording)}
+        return {"type": "audio", "audio": sound.waveform(recording)}
 
     @property
     def model_input_names(self) -> list[str]:

@@ -188,7 +188,7 @@ def _pretrained(config: EncoderConfig, dtype: torch.dtype, trust_remote_code: bo
     if settings.model_type == "whisper":
         encoder = model.encoder
         encoder.layers = _keep(encoder.layers, config)
-        return Whisper(encoder, _mel_filters(config.path, settings.num_mel_bins))
+        return Whisper(encoder, mel_filters(settings.num_mel_bins, config.path))
     model.encoder.layers = _keep(model.encoder.layers, config)
     return Convolutional(model, _normalises(config.path))
 
@@ -201,11 +201,12 @@ def _keep(layers: Any, config: EncoderConfig) -> nn.ModuleList:
     return layers[:count]
 
 
-def _mel_filters(path: str, mels: int) -> Tensor:
+def mel_filters(mels: int, path: str = "") -> Tensor:
+    """Whisper's `(frequencies, mels)`: those of the model at `path`, or where it brings none, of that number of mels."""
     from transformers import WhisperFeatureExtractor
 
     try:
-        extractor = WhisperFeatureExtractor.from_pretrained(path)
+        extractor = WhisperFeatureExtractor.from_pretrained(path) if path else WhisperFeatureExtractor(feature_size=mels)
     except OSError:  # a folder with weights only
         extractor = WhisperFeatureExtractor(feature_size=mels)
     return torch.as_tensor(extractor.mel_filters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +62,12 @@ class SpeechLLM(nn.Module):
             with torch.no_grad():
                 features, frames = buckets.encode(self.encoder, waveforms, lengths)
         return self.adapter(features.to(self.dtype), frames)
+
+    def hear_one(self, wave: np.ndarray) -> Tensor:
+        """The frames `(n, llm_hidden)` of a waveform `(samples,)` at 16 kHz."""
+        clip = torch.from_numpy(np.ascontiguousarray(wave))[None].to(next(self.adapter.parameters()).device)
+        frames, counts = self.hear(clip, torch.tensor([len(wave)], device=clip.device))
+        return frames[0, : int(counts[0])]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The LLM's embeddings of token ids."""

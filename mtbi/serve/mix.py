@@ -104,7 +104,7 @@ class Mixer:
         words, samples = mix.words, len(mix.wave)
         word_ids = self.run.chat.word_ids([word.word for word in words])
         starts = np.array([word.start * SAMPLE_RATE for word in words])
-        whole = self._sound(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
+        whole = self.run.model.hear_one(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
         all_heard = (Segment(0, len(words), False),)
         spans = []
         for segment in interleave.segments_of(np.array([word.read for word in words])) or all_heard:
@@ -116,13 +116,8 @@ class Mixer:
             else:
                 begin, end = interleave.sound_bounds(segment, starts, samples)
                 if end > begin:
-                    spans.append(self._sound(mix.wave[begin:end]))
+                    spans.append(self.run.model.hear_one(mix.wave[begin:end]))
         return spans
 
     def _text(self, ids: list[int]) -> Tensor:
         return self.run.model.embed(torch.tensor(ids, dtype=torch.long, device=self.run.device))
-
-    def _sound(self, wave: np.ndarray) -> Tensor:
-        clip = torch.from_numpy(np.ascontiguousarray(wave))[None].to(self.run.device)
-        frames, counts = self.run.model.hear(clip, torch.tensor([len(wave)], device=self.run.device))
-        return frames[0, : int(counts[0])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -59,6 +60,22 @@ def file(name: str, content: str | bytes = "") -> Callable[[World], object]:
 def folder(name: str) -> Callable[[World], object]:
     """Makes an empty folder."""
     return lambda _: Path(name).mkdir()
+
+
+def copied(part: str) -> Callable[[World], object]:
+    """Copies a part of the world under the same name."""
+    return lambda world: shutil.copytree(getattr(world, part), part)
+
+
+def damaged(part: str, pattern: str, change: Callable[[bytes], bytes] | None = None) -> Callable[[World], object]:
+    """The same, with some files changed, or without them."""
+
+    def make(world: World) -> None:
+        copied(part)(world)
+        for path in Path(part).glob(pattern):
+            path.write_bytes(change(path.read_bytes())) if change else path.unlink()
+
+    return make
 
 
 def both(*makers: Callable[[World], object]) -> Callable[[World], object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from errors.case import Case, World, both, file, folder, lines, tone
+from errors.case import Case, World, both, copied, file, folder, lines, tone
 
 from mtbi import recipe as recipes
 from mtbi.engine import start
@@ -24,11 +23,6 @@ GRID = "recipe: demo\nseeds: [1]\nevaluate: {test: shards}\narms: {plain: {label
 def untrained(name: str) -> Callable[[World], object]:
     """A run without a checkpoint."""
     return lambda _: recipes.save(recipes.load("demo"), f"{name}/recipe.yaml")
-
-
-def changed(file_name: str, content: bytes) -> Callable[[World], object]:
-    """A copy of the run, `run`, with another content of a file."""
-    return lambda world: (Path(shutil.copytree(world.run, "run")) / file_name).write_bytes(content)
 
 
 RUNS = [
@@ -50,19 +44,19 @@ RUNS = [
         "a damaged checkpoint",
         "evaluate run",
         ("run: no valid checkpoint yet", "train first"),
-        changed("checkpoints/step-00000001/trainable.safetensors", b"x"),
+        both(copied("run"), file("run/checkpoints/step-00000001/trainable.safetensors", "x")),
     ),
     Case(
         "a damaged note of the best checkpoint, and no shards",
         "evaluate run --shards shards",
         ("shards: no shards there", "`mtbi data shard`"),
-        both(changed("checkpoints/best.json", b"{"), folder("shards")),
+        both(copied("run"), file("run/checkpoints/best.json", "{"), folder("shards")),
     ),
     Case(
         "a checkpoint of another recipe",
         "chat run hello",
         ("made by another recipe", "trainable parameters differ"),
-        changed("recipe.yaml", b"model: {adapter: {hidden: 16}}"),
+        both(copied("run"), file("run/recipe.yaml", "model: {adapter: {hidden: 16}}")),
     ),
     Case(
         "no such checkpoint",

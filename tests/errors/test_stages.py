@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from errors.case import Case, World, both, file, folder, lines
-
-
-def damaged(part: str, pattern: str, change: Callable[[bytes], bytes] | None = None) -> Callable[[World], object]:
-    """Copies a part of the world under the same name, with some files changed, or without them."""
-
-    def make(world: World) -> None:
-        copy = Path(shutil.copytree(getattr(world, part), part))
-        for path in copy.glob(pattern):
-            path.write_bytes(change(path.read_bytes())) if change else path.unlink()
-
-    return make
+from errors.case import Case, both, damaged, file, folder, lines
 
 
 def half(data: bytes) -> bytes:
