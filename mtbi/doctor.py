@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 from mtbi.errors import UserError
@@ -109,11 +110,11 @@ def of_recipe(recipe: Recipe, gpus: int, gpu_gb: float) -> Iterator[Finding]:
     yield disk(Path(recipe.run_dir))
     try:
         sizes = memory.sizes_of(recipe)
-        found = list(memory.estimates(recipe, sizes, gpus))
-        best = memory.choose(found, gpu_gb) if gpu_gb else found[0]
+        found, best = memory.survey(recipe, sizes, gpus, gpu_gb or inf)
         least = min(found, key=lambda one: one.total)
         told = f"{best.name} needs about {best.total:.1f} GB" if best else f"at least {least.total:.1f} GB are needed"
         told += f" on each of {gpus} GPUs" + (f" of {gpu_gb:.0f} GB" if gpu_gb else "")
+        told += ", activations recomputed" * found[0].recomputed
         yield Finding(OK if best else FAIL, "memory", told, "" if best else f"see mtbi plan {recipe.name} --gpus {gpus}")
     except UserError as error:
         yield Finding(FAIL, "models", str(error))

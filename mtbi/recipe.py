@@ -62,8 +62,10 @@ class ModelConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     llm_lora: LoraConfig = field(default_factory=LoraConfig)
     encoder_lora: LoraConfig = field(default_factory=LoraConfig)
-    attention: str = "auto"  #: `dense`, `flash`, or `auto` (flash on a GPU, dense elsewhere)
-    activation_checkpointing: bool = False  #: recompute the LLM's activations in the backward pass
+    llm_fp8: bool = False  #: train with the frozen LLM's linear layers as 8-bit floats: half the memory, for H100 and newer
+    attention: str = "auto"  #: `dense`, `flash`, `flex`, or `auto` (flash on a GPU, dense elsewhere)
+    activation_checkpointing: str = "auto"  #: recompute the LLM's activations: `on`, `off`, `auto` (where GPU memory needs it)
+    compile: bool = False  #: compile the frozen LLM's layers (torch.compile): slower start, faster steps; not with ZeRO-3
     trust_remote_code: bool = False  #: run Python code that comes with the LLM or encoder; leave off unless you have read it
 
 
@@ -191,7 +193,8 @@ class Recipe:
 CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
     "model.adapter.kind": ("mlp", "swiglu", "conv", "qformer"),
-    "model.attention": ("auto", "dense", "flash"),
+    "model.attention": ("auto", "dense", "flash", "flex"),
+    "model.activation_checkpointing": ("auto", "on", "off"),
     "behaviour.wordings": ("train", "heldout", "all"),
     "behaviour.backend": ("transformers", "vllm"),
     "behaviour.answers": ("llm", "gold"),
@@ -382,6 +385,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, for example {{a: 1}}, not {value!r}")
         return {str(key): _convert(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, bool) and {"on", "off"} <= {*CHOICES.get(where, ())}:
+        value = "on" if value else "off"  # YAML reads a bare on or off as true or false
     if hint is bool or hint is str:
         if not isinstance(value, hint):
             example = "true or false" if hint is bool else 'text (write it in quotes, "…")'

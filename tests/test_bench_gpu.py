@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+
+from mtbi.model import attention
+from mtbi.model.speech_llm import SpeechLLM
 
 TOOL = Path(__file__).parents[1] / "tools" / "bench_gpu.py"
 
@@ -18,5 +24,14 @@ def test_packed_gradients_are_the_padded_ones_and_every_case_runs(tmp_path: Path
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["gradient_difference"]) == {"mtbi_dense", "mtbi_varlen"}
     assert max(found["gradient_difference"].values()) < 1e-5
-    assert len(found["cases"]) == 6
+    assert len(found["cases"]) == 7
     assert all(case["dialogues_per_second"] > 0 for case in found["cases"].values())
+
+
+def test_the_gradient_through_8_bit_floats_is_near() -> None:
+    tool, cpu = runpy.run_path(str(TOOL)), torch.device("cpu")
+
+    def make(name: str) -> SpeechLLM:
+        return tool["build_model"]("tiny", "tiny", name, cpu, torch.float32)
+
+    assert 0.001 < tool["check_fp8"](tool["Work"](64, 2.0, 512, 256), make, cpu, attention.DENSE) < 0.2

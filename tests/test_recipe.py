@@ -40,6 +40,17 @@ def test_base_then_file_then_overrides(tmp_path: Path) -> None:
     assert loaded.data.shards == ["/x/y/data/train/shards"]
 
 
+def test_on_and_off_are_words_though_yaml_reads_truth(tmp_path: Path) -> None:
+    assert recipe.load("demo").model.activation_checkpointing == "auto"
+    for text, word in (("on", "on"), ("off", "off"), ("true", "on"), ("False", "off"), ("'on'", "on"), ("auto", "auto")):
+        path = write(tmp_path, f"model: {{activation_checkpointing: {text}}}\n")
+        loaded = recipe.load(path)
+        assert loaded.model.activation_checkpointing == word
+        assert recipe.load("demo", [f"model.activation_checkpointing={text}"]).model.activation_checkpointing == word
+        for shown in (recipe.to_yaml(loaded), recipe.annotated(path)):
+            assert recipe.load(write(tmp_path, shown, "shown.yaml")) == loaded
+
+
 def test_an_empty_file_and_an_empty_section_are_the_defaults(tmp_path: Path) -> None:
     assert recipe.load(write(tmp_path, "")) == Recipe()
     assert recipe.load(write(tmp_path, "train:\n  # steps: 5\n")) == Recipe()
@@ -71,6 +82,8 @@ def test_an_empty_file_and_an_empty_section_are_the_defaults(tmp_path: Path) -> 
         ("loss.task_weights=[1]", "must be a mapping"),
         ("loss.task_weights.sort=x", "loss.task_weights.sort must be a number"),
         ("precision=bf61", "did you mean bf16?"),
+        ("precision=on", "precision must be text"),
+        ("model.activation_checkpointing=onn", "did you mean on?"),
         ("interleave.cut=[", "not readable as YAML"),
     ],
 )

@@ -3,9 +3,10 @@
 Needs nothing but this repository: models have the shapes of Whisper large-v3 and Llama 3.1 8B or Qwen3 8B, and random weights.
 First it holds the adapter's gradient from packed rows against that from one dialogue a row, for every attention back end. Then
 it times forward, backward and the optimizer's step for several numbers of tasks an utterance, packed and one dialogue a row,
-and packed under DeepSpeed where that is installed. TFLOP/s count 4 operations for each parameter and token of the frozen LLM
-(forward and the gradient of activations; frozen weights have none of their own) and 2 for each of the encoder's and frame,
-nothing for attention; with activation checkpointing the second forward pass is not counted.
+packed with `model.llm_fp8` where the GPU has 8-bit floats, and packed under DeepSpeed where that is installed. TFLOP/s count 4
+operations for each parameter and token of the frozen LLM (forward and the gradient of activations; frozen weights have none of
+their own) and 2 for each of the encoder's and frame, nothing for attention; with activation checkpointing the second forward
+pass is not counted.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,11 +45,11 @@ from mtbi.data.batch import Batch, build  # noqa: E402
 from mtbi.data.plan import Group, Plan, Row  # noqa: E402
 from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
 from mtbi.engine.memory import count  # noqa: E402
-from mtbi.model import attention  # noqa: E402
+from mtbi.model import attention, fp8  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
 from mtbi.model.encoder import Whisper  # noqa: E402
 from mtbi.model.geometry import WHISPER_STAGES, FrameGeometry  # noqa: E402
-from mtbi.model.speech_llm import SpeechLLM  # noqa: E402
+from mtbi.model.speech_llm import SpeechLLM, compile_layers  # noqa: E402
 from mtbi.tasks.behaviour import Behaviour  # noqa: E402
 
 LLAMA_8B = {
@@ -152,9 +155,7 @@ def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> to
     return torch.cat([one.grad.float().flatten() for one in model.trainable_parameters().values()])
 
 
-def check_gradients(
-    work: Work, make: Callable[[str], SpeechLLM], device: torch.device, back_ends: list[str]
-) -> dict[str, float]:
+def check_gradients(work: Work, make: Callable[[str], SpeechLLM], device: torch.device, back_ends: list[str]) -> dict[str, Any]:
     """Relative difference of the gradient of packed rows from that of one dialogue a row with `dense`, by back end."""
     plan = work.plan(4, one_a_row=False)
     rows = next(plan.steps()).rows[:1]
@@ -170,9 +171,20 @@ def check_gradients(
     found = {}
     for back_end in back_ends:
         model.llm.set_attn_implementation(back_end)
-        difference = gradient(model, [build(rows, work.sample, plan)], device) - expected
-        found[back_end] = float(difference.norm() / expected.norm())
+        found[back_end] = attempted(
+            lambda: float((gradient(model, [build(rows, work.sample, plan)], device) - expected).norm() / expected.norm())
+        )
     return found
+
+
+def check_fp8(work: Work, make: Callable[[str], SpeechLLM], device: torch.device, back_end: str) -> float:
+    """Relative difference of the gradient of packed rows through an LLM of 8-bit floats from that through the LLM as it is."""
+    plan = work.plan(4, one_a_row=False)
+    batch = build(next(plan.steps()).rows[:1], work.sample, plan)
+    model = make(back_end)
+    expected = gradient(model, [batch], device)
+    fp8.convert(model.llm, device)
+    return float((gradient(model, [batch], device) - expected).norm() / expected.norm())
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, size: int) -> float:
@@ -258,18 +270,60 @@ def measure(
     }
 
 
-def cases(half: bool) -> Iterator[tuple[str, int, bool, int | None]]:
-    """(name, tasks, one dialogue a row, ZeRO stage)."""
+class Case(NamedTuple):
+    """What is timed."""
+
+    name: str
+    tasks: int
+    back_end: str
+    one_a_row: bool = False
+    stage: int | None = None  #: of ZeRO; None = without DeepSpeed
+    rounded: bool = False  #: model.llm_fp8
+    compiled: bool = False  #: model.compile
+
+
+def cases(best: str, back_ends: list[str], gpu: bool, rounded: bool) -> Iterator[Case]:
+    """All that is timed: the back end that `model.attention=auto` takes, and the others once."""
     for tasks in (1, 4, 8):
-        yield f"packed, K={tasks}", tasks, False, None
-    yield "one dialogue a row", 1, True, None
+        yield Case(f"packed, K={tasks}", tasks, best)
+    for other in back_ends:
+        if other != best:
+            yield Case(f"packed, K=4, {other}", 4, other)
+    if rounded:
+        yield Case("packed, K=4, fp8", 4, best, rounded=True)
+    if gpu:
+        yield Case("packed, K=4, compiled", 4, best, compiled=True)
+    yield Case("one dialogue a row", 1, best, one_a_row=True)
     if importlib.util.find_spec("deepspeed"):
-        for stage in (0, 2, 3) if half else (2, 3):
-            yield f"packed, K=4, ZeRO-{stage}", 4, False, stage
+        for stage in (0, 2, 3) if gpu else (2, 3):  # ZeRO-0 needs half precision
+            yield Case(f"packed, K=4, ZeRO-{stage}", 4, best, stage=stage)
 
 
-def main() -> None:
-    """The command."""
+def attempted(call: Callable[[], Any]) -> Any:
+    """What a call returns, or a note of its error: one that fails must not cost the others their time on a GPU."""
+    try:
+        return call()
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def run_case(case: Case, work: Work, make: Callable[[str], SpeechLLM], device: torch.device) -> dict:
+    """A case's speed."""
+    model = make(case.back_end)
+    sizes = count(model.llm), count(model.encoder)
+    if case.rounded:
+        fp8.convert(model.llm, device)
+    if case.compiled:
+        compile_layers(model.llm)
+    drawn = islice(work.batches(case.tasks, case.one_a_row), WARM_UP + STEPS)
+    batches = [(batch.to(device), dialogues) for batch, dialogues in drawn]
+    step = plain(model) if case.stage is None else under_deepspeed(model, case.stage, device.type == "cuda")
+    return measure(step, batches, sizes, device)
+
+
+def main() -> int:
+    """The command; the exit status is 1 where a case failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", choices=LLMS, default="llama-8b")
     parser.add_argument("--encoder", choices=ENCODERS, default="large-v3")
@@ -281,7 +335,10 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     device, dtype = (torch.device("cuda"), torch.bfloat16) if gpu else (torch.device("cpu"), torch.float32)
     work = Work(512, options.seconds, LLMS[options.llm][1].vocab_size, options.row_tokens)
-    back_end = attention.choose("auto", device, dtype)
+    best = attention.choose("auto", device, dtype)
+    # On a CPU FlexAttention has no backward pass.
+    back_ends = [attention.DENSE, attention.FLASH, *([attention.FLEX] if gpu else [])]
+    rounded = gpu and torch.cuda.get_device_capability() >= fp8.CAPABILITY
 
     def make(name: str) -> SpeechLLM:
         model = build_model(options.llm, options.encoder, name, device, dtype)
@@ -296,25 +353,24 @@ def main() -> None:
         "versions": {name: versions.installed(name) for name in ("torch", "transformers", "deepspeed", "flash-attn")},
         "commit": versions.commit(),
         "ceiling_tflops": round(ceiling(device, dtype, 8192 if gpu else 1024), 2),
-        "gradient_difference": check_gradients(work, make, device, [attention.DENSE, attention.FLASH]),
+        "gradient_difference": check_gradients(work, make, device, back_ends),
+        "fp8_gradient_difference": attempted(partial(check_fp8, work, make, device, best)) if rounded else None,
         "cases": {},
     }
     print(json.dumps(record, indent=1), flush=True)
-    for name, tasks, one_a_row, stage in cases(half=gpu):
+    for case in cases(best, back_ends, gpu, rounded):
         gc.collect()
         if gpu:
             torch.cuda.empty_cache()
-        model = make(back_end)
-        batches = [(b.to(device), dialogues) for b, dialogues in islice(work.batches(tasks, one_a_row), WARM_UP + STEPS)]
-        step = plain(model) if stage is None else under_deepspeed(model, stage, gpu)
-        found = measure(step, batches, (count(model.llm), count(model.encoder)), device)
-        found["share_of_ceiling"] = round(found["tflops"] / record["ceiling_tflops"], 3)
-        record["cases"][name] = found
-        print(f"{name}: {found}", flush=True)
-        del model, step, batches
+        found = attempted(partial(run_case, case, work, make, device))
+        if "tflops" in found:
+            found["share_of_ceiling"] = round(found["tflops"] / record["ceiling_tflops"], 3)
+        record["cases"][case.name] = found
+        print(f"{case.name}: {found}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")
+    return int('"error"' in json.dumps(record))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from mtbi.data.loader import LoadedStep
+from mtbi.engine import memory
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.errors import UserError
+from mtbi.model import fp8
 from mtbi.model.loss import LossOutput
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
-from mtbi.recipe import Recipe, TrainConfig
+from mtbi.recipe import ModelConfig, Recipe, TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -63,7 +65,34 @@ def read_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dtype
         config[key] = value
     if config.get("zero_optimization", {}).get("stage", 0) not in (1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage must be 1, 2 or 3")
+    if recipe.model.llm_fp8 and config["zero_optimization"]["stage"] == 3:
+        raise UserError(
+            f"{path}: model.llm_fp8 keeps each process's LLM whole: use ds_configs/zero1.json or ds_configs/zero2.json"
+        )
+    if recipe.model.compile and config["zero_optimization"]["stage"] == 3:
+        raise UserError(
+            f"{path}: model.compile needs each process's LLM whole: use ds_configs/zero1.json or ds_configs/zero2.json"
+        )
     return config
+
+
+def decided_model(recipe: Recipe, zero: dict[str, Any], device: torch.device, world: int) -> ModelConfig:
+    """The recipe's model with `activation_checkpointing: auto` decided, on GPUs by the estimate of memory, which rank 0 tells.
+
+    `zero` is DeepSpeed's `zero_optimization`. GPUs are taken to be alike, so that all processes decide the same.
+    Raises UserError for models whose configuration cannot be read.
+    """
+    if recipe.model.activation_checkpointing != "auto":
+        return recipe.model
+    if device.type != "cuda":
+        return replace(recipe.model, activation_checkpointing="off")
+    there = torch.cuda.get_device_properties(device).total_memory / 1e9
+    node = zero.get("zero_hpz_partition_size", 1)
+    chosen, need = memory.decide(recipe, memory.sizes_of(recipe), world, zero["stage"], there, node if node > 1 else world)
+    if torch.distributed.get_rank() == 0:
+        room = f"{memory.USABLE_SHARE:.0%} of {there:.0f} GB can be used"
+        print(f"model.activation_checkpointing is {chosen}: estimated {need:.1f} GB without it, {room}", flush=True)
+    return replace(recipe.model, activation_checkpointing=chosen)
 
 
 def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConfig) -> list[dict[str, Any]]:
@@ -104,15 +133,16 @@ class Engine:
         self.dtype = precision_of(recipe, device)
         config = read_config(ds_config, recipe, world, self.dtype)
         self.stage = int(config["zero_optimization"]["stage"])
+        model = decided_model(recipe, config["zero_optimization"], device, world)  # before ZeRO-3 partitions what is built
         # While this object lives, transformers reads the LLM straight into its ZeRO-3 partitions.
         self._partitioning = HfDeepSpeedConfig(config) if self.stage == 3 else None
         torch.manual_seed(recipe.seed)
-        self.model: SpeechLLM = build_speech_llm(recipe.model, recipe.loss, self.dtype, device, tasks)
+        self.model: SpeechLLM = build_speech_llm(model, recipe.loss, self.dtype, device, tasks)
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
-        self.llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.llm.parameters())
+        self.llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.llm.parameters()) + fp8.size(self.model.llm)
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config
         )

@@ -37,6 +37,7 @@ class Sizes:
     hidden: int
     vocabulary: int
     largest_layer: int  #: parameters of the embedding or of one layer, whichever is more
+    llm_layers: int = 0  #: parameters of all layers, which `model.llm_fp8` keeps in a byte each
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Estimate:
 
     name: str
     stage: int
+    recomputed: bool  #: the LLM's activations, in the backward pass
     frozen: float
     trainable: float  #: weights, gradients and optimizer state of what trains
     activations: float
@@ -81,7 +83,8 @@ def sizes_of(recipe: Recipe) -> Sizes:
     except (OSError, ValueError) as error:
         raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(config)
+        llm = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    config = config.get_text_config()
     encoder, width = encoder_shape(recipe)
     with torch.device("meta"):
         adapter = build_adapter(model.adapter, width, config.hidden_size)
@@ -98,6 +101,7 @@ def sizes_of(recipe: Recipe) -> Sizes:
         config.hidden_size,
         config.vocab_size,
         max(embedding, layer),
+        count(llm.get_decoder()) - embedding,
     )
 
 
@@ -115,7 +119,7 @@ def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
         return installed, installed.width
     settings = read_encoder_config(recipe.model.encoder, recipe.model.trust_remote_code)
     with torch.device("meta"):
-        whole = AutoModel.from_config(settings)
+        whole = AutoModel.from_config(settings, trust_remote_code=recipe.model.trust_remote_code)
     if settings.model_type == "whisper":
         return whole.encoder, settings.d_model
     return whole, settings.hidden_size
@@ -126,26 +130,60 @@ def weight_bytes(recipe: Recipe) -> int:
     return 4 if recipe.precision == "fp32" else 2
 
 
-def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8) -> Iterator[Estimate]:
-    """One estimate for each way of sharing, from the one that communicates least to the one that needs least memory."""
+def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8, recomputed: bool = False) -> Iterator[Estimate]:
+    """One estimate for each way of sharing, from the one that communicates least to the one that needs least memory.
+
+    `recomputed` is taken for what `model.activation_checkpointing` says.
+    """
     width = weight_bytes(recipe)
     tokens = recipe.plan.row_tokens * recipe.plan.rows_per_micro_batch
     per_layer = tokens * sizes.hidden * ACTIVATION_BYTES * width / 2
     activations = per_layer * sizes.layers
-    if recipe.model.activation_checkpointing:
+    if recomputed:
         activations = tokens * sizes.hidden * width * sizes.layers + per_layer
     activations += recipe.loss.chunk * sizes.vocabulary * 4 * LOGIT_COPIES
-    for name, stage in PLACES:
+    llm = sizes.llm * width - (sizes.llm_layers * (width - 1) if recipe.model.llm_fp8 else 0)
+    for name, stage in PLACES[:2] if recipe.model.llm_fp8 else PLACES:  # 8-bit floats are not partitioned
         sharers = min(gpus_per_node, gpus) if "hpZ" in name else gpus
-        frozen = sizes.llm * width / (sharers if stage == 3 else 1) + sizes.encoder * width
+        frozen = llm / (sharers if stage == 3 else 1) + sizes.encoder * width
         weights = sizes.trainable * width / (sharers if stage == 3 else 1)
         gradients = sizes.trainable * width / (gpus if stage >= 2 else 1)
         states = sizes.trainable * STATE_BYTES / gpus
         gathered = 2 * sizes.largest_layer * width if stage == 3 else 0
         parts = (frozen, weights + gradients + states, activations, gathered)
-        yield Estimate(name, stage, *(part / 1e9 for part in parts))
+        yield Estimate(name, stage, recomputed, *(part / 1e9 for part in parts))
 
 
 def choose(found: Iterable[Estimate], gpu_gb: float) -> Estimate | None:
     """The first that fits: the one that communicates least. None where nothing does."""
-    return next((one for one in found if one.total <= USABLE_SHARE * gpu_gb), None)
+    return next((one for one in found if fits(one, gpu_gb)), None)
+
+
+def fits(one: Estimate, gpu_gb: float) -> bool:
+    """Whether a GPU of so many GB has room for it."""
+    return one.total <= USABLE_SHARE * gpu_gb
+
+
+def survey(
+    recipe: Recipe, sizes: Sizes, gpus: int, gpu_gb: float, gpus_per_node: int = 8
+) -> tuple[list[Estimate], Estimate | None]:
+    """All ways of sharing, and the one to take (None where nothing fits).
+
+    With `model.activation_checkpointing=auto` they are with recomputation only where nothing fits without it.
+    """
+    recompute = recipe.model.activation_checkpointing
+    found = list(estimates(recipe, sizes, gpus, gpus_per_node, recompute == "on"))
+    best = choose(found, gpu_gb)
+    if recompute == "auto" and best is None:
+        found = list(estimates(recipe, sizes, gpus, gpus_per_node, recomputed=True))
+        best = choose(found, gpu_gb)
+    return found, best
+
+
+def decide(recipe: Recipe, sizes: Sizes, gpus: int, stage: int, gpu_gb: float, node: int = 0) -> tuple[str, float]:
+    """What `auto` of `model.activation_checkpointing` is in training: `on` or `off`, and the GB that a GPU needs with it off.
+
+    `stage` is ZeRO's; the third splits weights over `node` GPUs (hpZ), 0 = over all.
+    """
+    need = next(one for one in estimates(recipe, sizes, gpus, node or gpus) if one.stage == stage)
+    return "off" if fits(need, gpu_gb) else "on", need.total

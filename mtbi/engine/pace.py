@@ -92,10 +92,9 @@ def tabulate(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int,
     sizes, plan = memory.sizes_of(recipe), recipe.plan
     choices = []
     for number in gpus:
-        found = list(memory.estimates(recipe, sizes, number, gpus_per_node))
-        best = memory.choose(found, gpu_gb)
+        found, best = memory.survey(recipe, sizes, number, gpu_gb, gpus_per_node)
         for one in found:
-            choice = Choice(number, one, one.total, one.total <= memory.USABLE_SHARE * gpu_gb, one is best)
+            choice = Choice(number, one, one.total, memory.fits(one, gpu_gb), one is best)
             if speeds:
                 step = predict(recipe, sizes, one, number, gpus_per_node, speeds).step
                 rate, days = plan.rows_per_step * plan.row_tokens / step, recipe.train.steps * step / 86_400
@@ -115,6 +114,9 @@ def render(table: Table) -> str:
     ]
     for number, choices in groupby(table.choices, key=lambda choice: choice.gpus):
         found = list(choices)
+        recomputed = found[0].memory.recomputed
+        if recomputed:
+            lines.append(f"{number:6d} with activations recomputed:")
         for one in found:
             need = one.memory
             numbers = " ".join(f"{value:8.2f}" for value in (need.frozen, need.trainable, need.activations, need.gathered))
@@ -122,9 +124,10 @@ def render(table: Table) -> str:
             mark = "  ← take this" if one.best else "" if one.fits else "  does not fit"
             lines.append(f"{number:6d} {numbers} {one.total_gb:9.2f}{time}  {need.name}{mark}")
         if not any(one.best for one in found):
+            first = "" if recomputed else "turn on model.activation_checkpointing, "
             lines.append(
-                f"{number:6d} nothing fits: turn on model.activation_checkpointing, lower plan.row_tokens or "
-                "plan.rows_per_micro_batch, or take ds_configs/zero3_offload.json"
+                f"{number:6d} nothing fits: {first}lower plan.row_tokens or plan.rows_per_micro_batch, "
+                "or take ds_configs/zero3_offload.json"
             )
         if number > table.rows_per_step:
             lines.append(f"{number:6d} {number - table.rows_per_step} GPUs have no row: raise plan.rows_per_step")

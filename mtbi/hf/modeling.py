@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,8 +65,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         if config.complete:
             return super().from_pretrained(path, *args, config=config, **kwargs)
         dtype, place = kwargs["dtype"], one_device(kwargs.get("device_map"))
-        parts = config.model
-        parts.trust_remote_code = bool(kwargs.get("trust_remote_code"))
+        parts = replace(config.model, llm_fp8=False, compile=False, trust_remote_code=bool(kwargs.get("trust_remote_code")))
         if dtype == "auto":
             dtype = config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype

@@ -1,26 +1,29 @@
-"""Attention over rows of packed groups, as two back ends of transformers' attention interface.
+"""Attention over rows of packed groups, as three back ends of transformers' attention interface.
 
 A token sees the earlier tokens of its group's prefix and of its own branch. `dense` is scaled-dot-product attention with a
 mask, over groups laid out side by side. `flash` is two variable-length kernel calls (every prefix and every branch causally
-on itself; every branch on its prefix) merged by their log-sum-exp. Both compute the same function. The packing reaches them
-as the forward keyword `packing`; without one (generation) both are transformers' own `sdpa`. Attention dropout is not
-applied in packed rows.
+on itself; every branch on its prefix) merged by their log-sum-exp. `flex` is PyTorch's FlexAttention (arXiv 2412.05496), one
+compiled kernel over whole rows that skips the blocks where nothing is seen. All compute the same function. The packing
+reaches them as the forward keyword `packing`; without one (generation) they are transformers' own `sdpa`. Attention dropout
+is not applied in packed rows.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from mtbi.errors import UserError
 from mtbi.model import varlen
 
 #: Names in transformers. Its version 5 takes any name with "flash" in it for a kernel of its own.
-DENSE, FLASH = "mtbi_dense", "mtbi_varlen"
+DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
 
 
 class Sequences(NamedTuple):
@@ -43,6 +46,7 @@ class Packing:
         """Each `(rows, tokens)`, as in `mtbi.data.batch.Batch`."""
         rows, tokens = group.shape
         self.shape = (rows, tokens)
+        self.layout = (group, branch, position_ids)
         self.slots = (group.flatten() >= 0).nonzero()[:, 0]  #: (real tokens,) flat positions that are not padding
         row = self.slots // tokens
         self.group = row * tokens + group.flatten()[self.slots]  #: (real tokens,) number of the group in the batch
@@ -99,6 +103,22 @@ class Packing:
             seen &= position[:, :, None] - position[:, None, :] < window
         seen |= torch.eye(tiles.shape[1], dtype=torch.bool, device=tiles.device)  # a softmax over nothing would be NaN
         return seen[:, None]
+
+    def blocks(self, window: int | None) -> BlockMask:
+        """The same over whole rows, as FlexAttention wants it; a padding slot sees nothing."""
+        masks: dict = self.__dict__.setdefault("_blocks", {})
+        if window not in masks:
+            group, branch, position = self.layout
+            rows, tokens = self.shape
+
+            def seen(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                theirs, own = branch[row, key], branch[row, query]
+                found = (group[row, query] == group[row, key]) & (group[row, key] >= 0) & (key <= query)
+                found &= (theirs == 0) | (theirs == own)
+                return found if window is None else found & (position[row, query] - position[row, key] < window)
+
+            masks[window] = create_block_mask(seen, rows, None, tokens, tokens, group.device)
+        return masks[window]
 
     @cached_property
     def longest_reach(self) -> int:
@@ -166,7 +186,7 @@ def flash_attention(
     if sliding_window is not None and sliding_window < packing.longest_reach:
         raise UserError(
             f"model.attention=flash: the LLM's sliding window ({sliding_window}) is shorter than a dialogue "
-            f"({packing.longest_reach} tokens); use model.attention=dense"
+            f"({packing.longest_reach} tokens); use model.attention=flex or dense"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     tokens = (_flat(states)[packing.slots] for states in (query, key, value))
@@ -174,6 +194,39 @@ def flash_attention(
     rows, count = packing.shape
     whole = out.new_zeros(rows * count, *out.shape[1:]).index_copy(0, packing.slots, out)
     return whole.unflatten(0, (rows, count)), None
+
+
+def flexible_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packing: Packing | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """As `dense_attention`, which also stands in for the backward pass that FlexAttention does not have on CPUs."""
+    needs_gradient = query.requires_grad or key.requires_grad or value.requires_grad
+    if packing is None or (query.device.type == "cpu" and needs_gradient):
+        return dense_attention(
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window, softcap, packing, **kwargs
+        )
+    _refuse_softcap(module, softcap)
+    window = sliding_window if sliding_window is not None and sliding_window < packing.longest_reach else None
+    kernel = _flex_kernel(query.device.type)
+    out = kernel(query, key, value, block_mask=packing.blocks(window), scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2), None
+
+
+@cache
+def _flex_kernel(device: str) -> Callable[..., Any]:
+    """FlexAttention is fast when compiled; the CPU has it for tests, uncompiled."""
+    kernel: Callable[..., Any] = flex_attention
+    return torch.compile(kernel) if device == "cuda" else kernel
 
 
 class SharedPrefixAttention(torch.autograd.Function):
@@ -226,12 +279,13 @@ class SharedPrefixAttention(torch.autograd.Function):
 
 
 def register() -> None:
-    """Make both back ends known to transformers (again, if they already are)."""
+    """Make the back ends known to transformers (again, if they already are)."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    for name, function in ((DENSE, dense_attention), (FLASH, flash_attention)):
-        AttentionInterface.register(name, function)
+    for name, function in ((DENSE, dense_attention), (FLASH, flash_attention), (FLEX, flexible_attention)):
+        # Packings differ in every batch: a compiled layer (model.compile) calls attention as it is.
+        AttentionInterface.register(name, torch.compiler.disable(function))
         AttentionMaskInterface.register(name, sdpa_mask)  # for generation: packed calls bring a mask of their own
 
 
@@ -243,7 +297,9 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if attention == "flash" and device.type == "cuda" and not half_on_gpu:
         raise UserError("model.attention=flash needs precision=bf16 on a GPU; use model.attention=dense with fp32")
-    return FLASH if attention == "flash" or (attention == "auto" and half_on_gpu) else DENSE
+    if attention == "auto":
+        return FLASH if half_on_gpu else DENSE
+    return {"dense": DENSE, "flash": FLASH, "flex": FLEX}[attention]
 
 
 def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest, **kwargs):

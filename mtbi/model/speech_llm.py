@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtbi.data.batch import Batch
 from mtbi.errors import UserError
-from mtbi.model import attention, buckets
+from mtbi.model import attention, buckets, fp8
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import build_encoder
 from mtbi.model.loss import AnswerHead, LossOutput
@@ -118,6 +118,8 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> A
 
     from mtbi.tasks.chat import resolve_llm
 
+    if config.llm_fp8:
+        fp8.check(device)
     attention.register()
     path = str(resolve_llm(config.llm))
     chosen = attention.choose(config.attention, device, dtype)
@@ -133,10 +135,20 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> A
         )
     llm.requires_grad_(False)
     add_lora(llm, config.llm_lora, "model.llm_lora")
-    if config.activation_checkpointing:
+    if config.llm_fp8:
+        fp8.convert(llm, device)
+    if config.activation_checkpointing == "on":  # what `auto` means is decided before training, in engine/memory.py
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    if config.compile:
+        compile_layers(llm)
     llm.generation_config = GenerationConfig()  # greedy: no penalty or temperature that came with the weights
     return llm if _is_partitioned(llm) else llm.to(device)
+
+
+def compile_layers(llm: Any) -> None:
+    """Compile an LLM's layers in place, when they are first called: one by one, since they are alike and so compiled once."""
+    for layer in llm.get_decoder().layers:
+        layer.compile()
 
 
 def add_lora(model: nn.Module, config: LoraConfig, field: str) -> None:

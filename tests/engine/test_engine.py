@@ -36,6 +36,8 @@ def test_wrong_configurations_are_explained(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(UserError, match="stage must be 1, 2 or 3"):
         read_config(path, recipe, 1, torch.float32)
+    with pytest.raises(UserError, match=r"model\.compile needs each process's LLM whole"):
+        read_config(CONFIGS / "zero3.json", recipes.load("demo", ["model.compile=true"]), 1, torch.float32)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import LlamaConfig, WhisperConfig
 
 from mtbi import recipe as recipes
 from mtbi.engine import memory, pace
+from mtbi.engine.engine import decided_model
 from mtbi.engine.memory import Estimate
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
@@ -54,14 +56,72 @@ def test_a_frozen_8b_model_fits_one_80_gb_card_and_needs_no_stage_3(real: Recipe
     sizes = memory.sizes_of(real)
     assert sizes.llm == 8_030_261_248  # Llama 3.1 8B
     for gpus in (1, 8, 512):
-        best = memory.choose(memory.estimates(real, sizes, gpus), 80)
+        _, best = memory.survey(real, sizes, gpus, 80)
         assert best
-        assert best.stage == 1
-    best = memory.choose(memory.estimates(real, sizes, 64), 16)
+        assert (best.stage, best.recomputed) == (1, False)
+    _, best = memory.survey(real, sizes, 64, 16)
     assert best
     assert "hpZ" in best.name
-    assert memory.choose(memory.estimates(real, sizes, 1), 16) is None
-    assert "nothing fits" in pace.render(pace.tabulate(real, [1], 16, 8))
+    assert best.recomputed
+    assert memory.survey(real, sizes, 1, 16)[1] is None
+
+
+def recomputing(recipe: Recipe, chosen: str) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, activation_checkpointing=chosen))
+
+
+def test_the_plan_recomputes_only_where_nothing_fits_otherwise(real: Recipe) -> None:
+    told = pace.render(pace.tabulate(real, [8, 64], 48, 8))
+    assert "     8 with activations recomputed:" in told
+    assert "    64 with activations recomputed:" not in told  # ZeRO-3 over 64 GPUs fits without
+    assert told.count("← take this") == 2
+    for chosen in ("auto", "on"):
+        told = pace.render(pace.tabulate(recomputing(real, chosen), [1], 16, 8))
+        assert "1 with activations recomputed:" in told
+        assert "nothing fits: lower plan.row_tokens" in told
+    told = pace.render(pace.tabulate(recomputing(real, "off"), [1], 40, 8))
+    assert "recomputed" not in told
+    assert "nothing fits: turn on model.activation_checkpointing, lower" in told
+
+
+def test_auto_decides_for_the_stage_that_runs(real: Recipe) -> None:
+    sizes = memory.sizes_of(real)
+    for gpu_gb, stage, gpus, chosen in ((80, 1, 8, "off"), (48, 1, 64, "on"), (48, 2, 64, "on"), (48, 3, 64, "off")):
+        assert memory.decide(real, sizes, gpus, stage, gpu_gb)[0] == chosen
+    without = {one.name: one.total for one in memory.estimates(real, sizes, 64)}
+    assert memory.decide(real, sizes, 64, 2, 48)[1] == without["ZeRO-2"]
+    assert memory.decide(real, sizes, 64, 3, 48)[1] == without["ZeRO-3"]
+    assert memory.decide(real, sizes, 64, 3, 48, node=8) == ("on", without["ZeRO-3, weights whole in each node (hpZ)"])
+    edge = without["ZeRO-1"] / memory.USABLE_SHARE
+    assert memory.decide(real, sizes, 64, 1, edge + 0.01)[0] == "off"
+    assert memory.decide(real, sizes, 64, 1, edge - 0.01)[0] == "on"
+
+
+def test_training_decides_before_it_builds(
+    real: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = SimpleNamespace(total_memory=48e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+
+    def decided(recipe: Recipe, zero: dict[str, int], device: str = "cuda") -> str:
+        return decided_model(recipe, zero, torch.device(device), 64).activation_checkpointing
+
+    assert decided(real, {"stage": 1}, "cpu") == "off"
+    assert [decided(recomputing(real, chosen), {"stage": 3}) for chosen in ("on", "off")] == ["on", "off"]
+    assert capsys.readouterr().out == ""
+    assert decided(real, {"stage": 3}) == "off"
+    assert decided(real, {"stage": 3, "zero_hpz_partition_size": 8}) == "on"
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "model.activation_checkpointing is off: estimated 43.7 GB without it, 92% of 48 GB can be used"
+    assert len(told) == 2
+
+
+def test_8_bit_floats_halve_the_layers_and_stay_whole(real: Recipe) -> None:
+    rounded = by_name(replace(real, model=replace(real.model, llm_fp8=True)), 8)
+    table, saved = 128_256 * 4096, by_name(real, 8)["ZeRO-1"].frozen - rounded["ZeRO-1"].frozen
+    assert saved == pytest.approx((8_030_261_248 - 2 * table) / 1e9)
+    assert set(rounded) == {"ZeRO-1", "ZeRO-2"}
 
 
 def test_states_agree_with_deepspeeds_own_estimator(real: Recipe) -> None:
@@ -79,5 +139,5 @@ def test_more_sharing_never_needs_more(real: Recipe) -> None:
         assert found["ZeRO-1"].trainable > found["ZeRO-2"].trainable > found["ZeRO-3"].trainable
         assert found["ZeRO-3"].frozen < found["ZeRO-1"].frozen
     assert by_name(real, 64)["ZeRO-3"].frozen < by_name(real, 8)["ZeRO-3"].frozen
-    without = replace(real, model=replace(real.model, activation_checkpointing=False))
-    assert by_name(without, 8)["ZeRO-1"].activations > 5 * by_name(real, 8)["ZeRO-1"].activations
+    recomputed = next(memory.estimates(real, memory.sizes_of(real), 8, recomputed=True))
+    assert by_name(real, 8)["ZeRO-1"].activations > 5 * recomputed.activations

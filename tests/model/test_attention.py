@@ -13,7 +13,7 @@ from mtbi.errors import UserError
 from mtbi.model import attention, varlen
 from mtbi.model.attention import Packing, Sequences
 
-BACK_ENDS = [attention.DENSE, attention.FLASH]
+BACK_ENDS = [attention.DENSE, attention.FLASH]  # FLEX, which trains on GPUs only, has tests of its own
 
 
 def separate_hidden(model, batch: Batch) -> Tensor:
@@ -113,6 +113,14 @@ def test_one_long_group_beside_many_short_ones(make_model, pack_rows, back_end):
     torch.testing.assert_close(model(batch).loss, plain.head(separate_hidden(plain, batch), batch).loss, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@torch.no_grad()
+def test_flex_computes_what_dense_does(make_model, packed, pack_rows, kind):
+    dense, flex = make_model(kind, attention.DENSE), make_model(kind, attention.FLEX)
+    for batch in (packed, pack_rows([[(900, [6, 5])], []], 40), pack_rows([[(320, [2])] * 8 + [(160, [60])]], 160)):
+        torch.testing.assert_close(flex(batch), dense(batch), rtol=1e-5, atol=1e-5)
+
+
 def test_flash_refuses_a_short_sliding_window(make_model, packed):
     with pytest.raises(UserError, match="sliding window"):
         make_model("gemma3", attention.FLASH)(packed)
@@ -149,6 +157,7 @@ def test_auto_takes_flash_only_where_the_kernel_runs():
     assert attention.choose("auto", cpu, torch.bfloat16) == attention.DENSE
     assert attention.choose("auto", gpu, torch.bfloat16) == attention.FLASH
     assert attention.choose("auto", gpu, torch.float32) == attention.DENSE
+    assert attention.choose("flex", gpu, torch.float32) == attention.FLEX
     with pytest.raises(UserError, match="bf16"):
         attention.choose("flash", gpu, torch.float32)
 
@@ -168,3 +177,14 @@ def test_kernel_on_a_gpu_equals_the_reference(pack_rows):
         results.append([tensor.float().cpu() for tensor in (out, *(state.grad for state in inputs))])
     for mine, reference in zip(results[1], results[0], strict=True):
         assert (mine - reference).norm() / reference.norm() < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_flex_on_a_gpu_has_the_gradients_of_dense(make_model, packed):
+    batch, found = packed.to(torch.device("cuda")), []
+    for back_end in (attention.DENSE, attention.FLEX):
+        model = make_model("llama", back_end).cuda()
+        found.append(gradients(model, model(batch).loss))
+    for name, expected in found[0].items():
+        assert (found[1][name] - expected).norm() / expected.norm() < 1e-4, name

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, WhisperConfig, WhisperModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtbi.errors import UserError
 from mtbi.model import attention
@@ -88,12 +88,29 @@ def test_lora_on_the_encoder(folder, heard, tmp_path):
 
 def test_activation_checkpointing_changes_no_gradient(folder, heard):
     results = []
-    for on in (False, True):
-        model = build(folder, activation_checkpointing=on).train()
+    for chosen in ("auto", "off", "on"):
+        model = build(folder, activation_checkpointing=chosen).train()
+        assert model.llm.is_gradient_checkpointing == (chosen == "on")  # `auto` is decided before, for training alone
         out = model(heard)
         out.loss.backward()
         results.append([out.loss, *(parameter.grad for parameter in model.trainable_parameters().values())])
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[1], results[2])
+
+
+@pytest.mark.slow
+def test_compiling_changes_no_gradient_and_compiles_layers_once(folder, heard, tmp_path):
+    six, results = LlamaConfig.from_pretrained(folder, num_hidden_layers=6), []
+    LlamaForCausalLM(six).save_pretrained(tmp_path / "six")
+    for on in (False, True):
+        model = build(str(tmp_path / "six"), compile=on).train()
+        torch._dynamo.utils.counters.clear()
+        out = model(heard)
+        out.loss.backward()
+        results.append([out.loss, *(parameter.grad for parameter in model.trainable_parameters().values())])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < graphs <= 4, "before and after attention, for the first layer and for all others"
 
 
 def test_frozen_parts_stay_in_evaluation_mode(folder):
