@@ -1,4 +1,4 @@
-"""The miniature speech encoder: log-mel, two strided convolutions, four transformer layers, and a CTC head over the ten digits.
+"""The miniature speech encoder: log-mel, convolutions over time and pitch, transformer layers, a CTC head over ten digits.
 
 It plays the part that Whisper or WavLM plays in a real run: pretrained elsewhere (`mtbi.demo.pretrain_encoder`), then
 frozen. 25 frames a second.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,10 @@ from mtbi.demo.world import DIGITS
 SAMPLE_RATE = 16_000
 HOP_SAMPLES = 160
 BLANK = 0
+# Levels are natural logarithms of energy: 1 is 4.3 dB.
+QUIETEST = 1e-6  #: energy added before the logarithm
+FLOOR = 10.0  #: features this far below a clip's largest are raised to it
+SPEECH = 4.0  #: frames whose mean over the bands is less than this below the loudest frame's count as speech
 PACKAGED_FOLDER = Path(__file__).parent / "weights" / "encoder"
 
 
@@ -30,14 +35,19 @@ class DemoEncoderConfig:
     """Sizes of the encoder."""
 
     mels: int = 40  #: mel bands between 60 Hz and 4 kHz: the recordings of spoken digits hold nothing above
+    channels: int = 32  #: of the first convolution; the others have twice as many
     width: int = 144
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     dropout: float = 0.1
 
 
 class LogMel(nn.Module):
-    """Log-mel features `(clips, ceil(samples / 160), mels)`, each band normalised over the clip, zero beyond its length."""
+    """Log-mel features `(clips, ceil(samples / 160), mels)`, each band normalised over the speech, zero beyond a clip's length.
+
+    What lies far below the loudest value counts as equally quiet, and quiet frames do not count for mean and deviation, so that
+    neither the noise of a recording nor the length of its pauses changes how the speech in it looks.
+    """
 
     def __init__(self, mels: int) -> None:
         super().__init__()
@@ -55,12 +65,15 @@ class LogMel(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`waveforms` is `(clips, samples)`, zero beyond `lengths` (samples). Returns features and their lengths in frames."""
         frames = -(-lengths // HOP_SAMPLES)
-        energy = self.mel(waveforms.float())[..., : -(-waveforms.shape[1] // HOP_SAMPLES)]
-        features = (energy + 1e-6).log().transpose(1, 2)
-        mask = frame_mask(frames, features.shape[1])[..., None]
-        count = frames[:, None, None].clamp(min=1)
-        mean = (features * mask).sum(1, keepdim=True) / count
-        deviation = (((features - mean) * mask).square().sum(1, keepdim=True) / count).sqrt()
+        energy = self.mel(waveforms.float())[..., : -(-waveforms.shape[1] // HOP_SAMPLES)].transpose(1, 2)
+        mask = frame_mask(frames, energy.shape[1])[..., None]
+        features = (energy * mask + QUIETEST).log()
+        features = features.maximum(features.amax((1, 2), keepdim=True) - FLOOR)
+        level = features.mean(2, keepdim=True)
+        speech = mask & (level > level.amax(1, keepdim=True) - SPEECH)
+        count = speech.sum(1, keepdim=True).clamp(min=1)
+        mean = (features * speech).sum(1, keepdim=True) / count
+        deviation = (((features - mean) * speech).square().sum(1, keepdim=True) / count).sqrt()
         return (features - mean) / (deviation + 0.3) * mask, frames
 
 
@@ -75,10 +88,17 @@ class DemoEncoder(nn.Module):
     def __init__(self, config: DemoEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
+        width, channels = config.width, config.channels
         self.features = LogMel(config.mels)
-        self.conv1 = nn.Conv1d(config.mels, width, kernel_size=5, stride=2, padding=2)
-        self.conv2 = nn.Conv1d(width, width, kernel_size=5, stride=2, padding=2)
+        strides = ((2, 2), (1, 2), (2, 2))  # over time and over mel bands
+        sizes = pairwise((1, channels, 2 * channels, 2 * channels))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride, padding=1) for (before, after), stride in zip(sizes, strides, strict=True)
+        )
+        flat = 2 * channels * -(-config.mels // 8)
+        self.flat_norm = nn.LayerNorm(flat)
+        self.dropout = nn.Dropout(config.dropout)
+        self.project = nn.Linear(flat, width)
         # Positions by a depthwise convolution, as wav2vec 2.0 does: works for any length.
         self.position = nn.Conv1d(width, width, kernel_size=15, padding=7, groups=width)
         layer = nn.TransformerEncoderLayer(
@@ -95,12 +115,14 @@ class DemoEncoder(nn.Module):
 
     def encode(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """From log-mel `(clips, frames, mels)` and lengths to encoder features and lengths."""
-        hidden = features.to(self.conv1.weight.dtype).transpose(1, 2)
-        for conv in (self.conv1, self.conv2):
-            frames = -(-frames // 2)
-            hidden = functional.gelu(conv(hidden))
-            hidden = hidden * frame_mask(frames, hidden.shape[2])[:, None]
+        hidden = features.to(self.project.weight.dtype)[:, None]
+        for convolution in self.convolutions:
+            frames = -(-frames // convolution.stride[0])
+            hidden = functional.gelu(convolution(hidden))
+            hidden = hidden * frame_mask(frames, hidden.shape[2])[:, None, :, None]
         mask = frame_mask(frames, hidden.shape[2])
+        hidden = self.project(self.dropout(self.flat_norm(hidden.transpose(1, 2).flatten(2))))
+        hidden = (hidden * mask[..., None]).transpose(1, 2)
         hidden = hidden + functional.gelu(self.position(hidden)) * mask[:, None]
         hidden = self.layers(hidden.transpose(1, 2), src_key_padding_mask=~mask)
         return self.norm(hidden) * mask[..., None], frames

@@ -1,16 +1,17 @@
 """Pretrain the miniature speech encoder with CTC: `python -m mtbi.demo.pretrain_encoder RECORDINGS OUT`.
 
 RECORDINGS is a folder of the Free Spoken Digit Dataset. Its speaker theo and recordings 40 to 49 of everybody are never
-trained on. Voices of espeak-ng join the four remaining speakers. Digit strings are put together afresh at every step
-and changed in speed, pitch, vocal-tract length, tempo, channel, reverberation and noise, with SpecAugment (Park et al.
-2019) on top. About 40 minutes on one core. The shipped weights in `mtbi/demo/weights/encoder` were made in these two
-phases (docs/miniature-world.md tells how they were measured).
+trained on. Voices of espeak-ng join the four remaining speakers. Digit strings are put together afresh at every step, some
+digits from the beginning of one recording and the end of another, and changed in speed, pitch, vocal-tract length, tempo,
+channel, reverberation and noise, with SpecAugment (Park et al. 2019) on top; by a strength drawn for each string. Besides CTC a
+classifier learns the digit of each frame, whose times are known, and is then dropped. Saved is the moving average of the
+weights. About 40 minutes on one core. The shipped weights in `mtbi/demo/weights/encoder` were made so
+(docs/miniature-world.md tells how they were measured).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,15 +24,26 @@ import torch
 import torchaudio
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from mtbi.demo.encoder import BLANK, DemoEncoder, DemoEncoderConfig, frame_mask
+from mtbi.demo.encoder import BLANK, HOP_SAMPLES, DemoEncoder, DemoEncoderConfig, frame_mask
 from mtbi.demo.speech import ACCENTS, SAMPLE_RATE, VARIANTS, EspeakVoices, join
 from mtbi.demo.world import DIGITS, MAX_DIGITS, MIN_DIGITS
 
 UNSEEN_SPEAKER = "theo"
 FIRST_TEST_RECORDING = 40
+
+FRAMES_A_SECOND = SAMPLE_RATE / (4 * HOP_SAMPLES)
+LEARNING_RATE = 2e-3
+LEAST = 0.1  #: strength of the changes made to the sound: drawn for each string between this
+MOST = (1.3, 0.7)  #: and these, at the beginning and at the end
+RECORDINGS_SHARE = (0.6, 0.8)  #: of the strings that are made of recordings, likewise; the others are espeak-ng's
+GAIN_DB = 16  #: by up to so much one digit of a string is quieter than another
+SPLICED = 0.3  #: share of the digits that are put together from two recordings
+FRAMES_WEIGHT = 0.5  #: of the frames' classifier, beside CTC
+AVERAGE_DECAY = 0.995
 
 Pool = dict[str, dict[int, list[np.ndarray]]]  # speaker → digit → recordings at 16 kHz
 
@@ -74,6 +86,18 @@ def change_rate(wave: np.ndarray, factor: float) -> np.ndarray:
     return np.interp(np.arange(0, len(wave) - 1, factor), np.arange(len(wave)), wave).astype(np.float32)
 
 
+def splice(one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The beginning of one recording and the end of another of the same word, over which 20 ms fade."""
+    share = rng.uniform(0.25, 0.75)
+    cut, cut_other = int(share * len(one)), int(share * len(other))
+    half = min(SAMPLE_RATE // 100, cut, cut_other, len(one) - cut, len(other) - cut_other)
+    if half < 1:
+        return one
+    fade = np.linspace(1, 0, 2 * half, dtype=np.float32)
+    middle = one[cut - half : cut + half] * fade + other[cut_other - half : cut_other + half] * (1 - fade)
+    return np.concatenate([one[: cut - half], middle, other[cut_other + half :]])
+
+
 def change_channel(wave: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Another microphone, room and background: a random smooth equaliser, decaying echoes, coloured noise."""
     samples = len(wave)
@@ -102,14 +126,17 @@ class Strings:
     waveforms: Tensor  #: (strings, samples)
     lengths: Tensor  #: (strings,) samples
     labels: Sequence[list[int]]  #: CTC classes
+    times: Sequence[list[tuple[float, float]]]  #: seconds from which to which each is spoken
+    strengths: np.ndarray  #: (strings,) of the changes made to the sound
 
 
 def make_strings(
-    pools: list[tuple[float, Pool]], size: int, batches: int, rng: np.random.Generator, strength: float
+    pools: list[tuple[float, Pool]], size: int, batches: int, rng: np.random.Generator, strengths: tuple[float, float] = (0, 0)
 ) -> Iterator[Strings]:
     """Batches of digit strings of similar length, each string by one speaker.
 
-    `pools` gives the probability of each pool; `strength` scales the changes made to the sound (0 = none, 1 = full).
+    `pools` gives the probability of each pool. The changes made to the sound have a strength drawn for each string between
+    two (0 = none).
     """
     strings = []
     for _ in range(size * batches):
@@ -117,28 +144,31 @@ def make_strings(
         clips_of = pool[rng.choice(sorted(pool))]
         digits = rng.integers(0, 10, rng.integers(MIN_DIGITS, MAX_DIGITS + 1)).tolist()
         clips = [clips_of[digit][rng.integers(len(clips_of[digit]))] for digit in digits]
-        if strength:
+        if strength := rng.uniform(*strengths):
+            for place in np.flatnonzero(rng.random(len(clips)) < SPLICED):
+                takes = clips_of[digits[place]]
+                clips[place] = splice(clips[place], takes[rng.integers(len(takes))], rng)
             rates = np.exp(strength * (rng.uniform(-0.22, 0.22) + rng.uniform(-0.08, 0.08, len(clips))))
-            clips = [change_rate(clip, rate) * rng.uniform(0.6, 1.4) for clip, rate in zip(clips, rates, strict=True)]
-        wave, _ = join(clips, rng)
-        strings.append(
-            (torch.from_numpy(change_channel(wave, rng, strength) if strength else wave), [digit + 1 for digit in digits])
-        )
+            gains = 10 ** (-rng.uniform(0, GAIN_DB, len(clips)) / 20)
+            clips = [change_rate(clip, rate) * gain for clip, rate, gain in zip(clips, rates, gains, strict=True)]
+        wave, times = join(clips, rng)
+        heard = torch.from_numpy(change_channel(wave, rng, strength) if strength else wave)
+        strings.append((heard, [digit + 1 for digit in digits], times, strength))
     strings.sort(key=lambda string: len(string[0]))
     for batch in rng.permutation(batches):
-        waves, labels = zip(*strings[batch * size : (batch + 1) * size], strict=True)
+        waves, labels, times, drawn = zip(*strings[batch * size : (batch + 1) * size], strict=True)
         lengths = torch.tensor([len(wave) for wave in waves])
-        yield Strings(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, labels)
+        yield Strings(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, labels, times, np.array(drawn))
 
 
-def warp(features: Tensor, frames: Tensor, rng: np.random.Generator, strength: float) -> tuple[Tensor, Tensor]:
+def warp(features: Tensor, frames: Tensor, rng: np.random.Generator, strengths: np.ndarray) -> tuple[Tensor, Tensor]:
     """Other vocal tracts (mel axis stretched by string) and tempos (time axis stretched by batch), then SpecAugment."""
     strings, longest, mels = features.shape
-    tempo = float(np.exp(strength * rng.uniform(-0.25, 0.25)))
+    tempo = float(np.exp(strengths.mean() * rng.uniform(-0.25, 0.25)))
     stretched = max(8, round(longest * tempo))
     theta = torch.zeros(strings, 2, 3)
-    theta[:, 0, 0] = torch.from_numpy(np.exp(strength * rng.uniform(-0.15, 0.15, strings)))
-    theta[:, 0, 2] = torch.from_numpy(strength * rng.uniform(-0.08, 0.08, strings))
+    theta[:, 0, 0] = torch.from_numpy(np.exp(strengths * rng.uniform(-0.15, 0.15, strings)))
+    theta[:, 0, 2] = torch.from_numpy(strengths * rng.uniform(-0.08, 0.08, strings))
     theta[:, 1, 1] = 1
     grid = functional.affine_grid(theta, [strings, 1, stretched, mels], align_corners=False)
     features = functional.grid_sample(features[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
@@ -156,7 +186,7 @@ def warp(features: Tensor, frames: Tensor, rng: np.random.Generator, strength: f
 def measure(encoder: DemoEncoder, pool: Pool, strings: int = 500) -> float:
     """Share of strings that greedy CTC gets wholly right."""
     right = 0
-    for batch in make_strings([(1.0, pool)], 50, strings // 50, np.random.default_rng(0), strength=0):
+    for batch in make_strings([(1.0, pool)], 50, strings // 50, np.random.default_rng(0)):
         features, lengths = encoder.eval()(batch.waveforms, batch.lengths)
         best = encoder.log_probabilities(features).argmax(-1)
         for guess, length, label in zip(best, lengths, batch.labels, strict=True):
@@ -164,62 +194,62 @@ def measure(encoder: DemoEncoder, pool: Pool, strings: int = 500) -> float:
     return right / strings
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training with its own cosine schedule."""
-
-    steps: int
-    learning_rate: float
-    strength: float  #: of the changes made to the sound
-    recordings_share: float  #: of the strings made of recordings; the others are espeak-ng's
-
-
-#: Strong changes first, for speakers never heard; then weaker ones, for the last few per cent on the known ones.
-PHASES = (Phase(2500, 1.5e-3, 1.0, 0.6), Phase(1500, 8e-4, 0.5, 0.7))
+def frame_labels(batch: Strings, lengths: Tensor, longest: int, stretch: float) -> Tensor:
+    """`(strings, longest)` the class spoken at each encoder frame, blank between words, -100 beyond a string's end."""
+    labels = torch.full((len(batch.labels), longest), BLANK)
+    for row, (classes, times) in enumerate(zip(batch.labels, batch.times, strict=True)):
+        for label, (start, end) in zip(classes, times, strict=True):
+            first = round(start * FRAMES_A_SECOND * stretch)
+            labels[row, first : max(first + 1, round(end * FRAMES_A_SECOND * stretch))] = label
+    return labels.masked_fill(~frame_mask(lengths, longest), -100)
 
 
-def run_phase(
-    encoder: DemoEncoder, phase: Phase, pools: list[tuple[float, Pool]], batch_size: int, rng: np.random.Generator
-) -> None:
-    """Train `encoder` in place."""
+def run(encoder: DemoEncoder, recordings: Pool, spoken: Pool, options: argparse.Namespace) -> DemoEncoder:
+    """Train `encoder` in place; returns the moving average of its weights."""
+    rng = np.random.default_rng(options.seed)
+    frames_head = torch.nn.Linear(encoder.width, 1 + len(DIGITS))
+    parameters = [*encoder.parameters(), *frames_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=200, num_training_steps=options.steps)
+    average = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
     encoder.train()
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=200, num_training_steps=phase.steps)
-    batches = (batch for _ in itertools.count() for batch in make_strings(pools, batch_size, 8, rng, phase.strength))
-    bar = tqdm(zip(range(phase.steps), batches, strict=False), desc="encoder", total=phase.steps, unit="step")
-    for step, batch in bar:
-        with torch.no_grad():
-            features, frames = encoder.features(batch.waveforms, batch.lengths)
-            features, frames = warp(features, frames, rng, phase.strength)
-        hidden, lengths = encoder.encode(features, frames)
-        targets = torch.tensor([label for labels in batch.labels for label in labels])
-        sizes = torch.tensor([len(labels) for labels in batch.labels])
-        log_probabilities = encoder.log_probabilities(hidden).transpose(0, 1)
-        loss = functional.ctc_loss(log_probabilities, targets, lengths, sizes, blank=BLANK, zero_infinity=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+    bar = tqdm(total=options.steps, desc="encoder", unit="step")
+    while bar.n < options.steps:
+        done = bar.n / options.steps
+        most, share = (first + (last - first) * done for first, last in (MOST, RECORDINGS_SHARE))
+        for batch in make_strings([(share, recordings), (1 - share, spoken)], options.batch_size, 8, rng, (LEAST, most)):
+            with torch.no_grad():
+                plain, frames = encoder.features(batch.waveforms, batch.lengths)
+                features, frames = warp(plain, frames, rng, batch.strengths)
+            hidden, lengths = encoder.encode(features, frames)
+            targets = torch.tensor([label for labels in batch.labels for label in labels])
+            sizes = torch.tensor([len(labels) for labels in batch.labels])
+            log_probabilities = encoder.log_probabilities(hidden).transpose(0, 1)
+            loss = functional.ctc_loss(log_probabilities, targets, lengths, sizes, blank=BLANK, zero_infinity=True)
+            labels = frame_labels(batch, lengths, hidden.shape[1], features.shape[1] / plain.shape[1])
+            loss = loss + FRAMES_WEIGHT * functional.cross_entropy(frames_head(hidden).flatten(0, 1), labels.flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            average.update_parameters(encoder)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    bar.close()
+    averaged: DemoEncoder = average.module
+    return averaged
 
 
-def train(recordings: Path, out: Path, batch_size: int, voices: int, seed: int) -> None:
-    """Train, measure on held-out recordings and on the unseen speaker, and save."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    parts = read_recordings(recordings)
-    spoken = speak_pool(voices, random.Random(seed))
-    encoder = DemoEncoder(DemoEncoderConfig())
-    for phase in PHASES:
-        pools = [(phase.recordings_share, parts["train"]), (1 - phase.recordings_share, spoken)]
-        run_phase(encoder, phase, pools, batch_size, rng)
-        print(f"{phase}: {measure(encoder, parts['known']):.1%} of held-out strings wholly right")
-        encoder.save(out)
-    encoder = DemoEncoder.from_pretrained(out)
+def train(options: argparse.Namespace) -> None:
+    """Train, save, and measure on held-out recordings and on the unseen speaker."""
+    torch.manual_seed(options.seed)
+    parts = read_recordings(options.recordings)
+    spoken = speak_pool(options.voices, random.Random(options.seed))
+    run(DemoEncoder(DemoEncoderConfig()), parts["train"], spoken, options).save(options.out)
+    encoder = DemoEncoder.from_pretrained(options.out)
     known, unseen = measure(encoder, parts["known"]), measure(encoder, parts["unseen"])
-    print(f"{out}: strings wholly right, known speakers {known:.1%}, unseen {unseen:.1%}")
+    print(f"{options.out}: strings wholly right, known speakers {known:.1%}, unseen {unseen:.1%}")
 
 
 def main() -> None:
@@ -229,8 +259,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--voices", type=int, default=120, help="espeak-ng voices")
     parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    train(options.recordings, options.out, options.batch_size, options.voices, options.seed)
+    parser.add_argument("--steps", type=int, default=3500)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":
