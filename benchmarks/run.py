@@ -10,6 +10,7 @@ second, medians over turns, and ratios within a turn. No GPU needed.
 - `online_kl`: the same with a text LLM that reads the transcript in every step (Ultravox), against `stack_kl`, which learns
   from the stored teacher
 - `k1`, `k2`, `k8`: this package with other numbers of tasks an utterance
+- `stack_compiled`, `stack_kl_compiled`: this package with `model.compile=true`
 """
 
 from __future__ import annotations
@@ -128,9 +129,10 @@ def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Tur
 def arms(recipe: Recipe) -> dict[str, Callable[[Callable[[], Turns]], None]]:
     """What is compared."""
 
-    def having(tasks: int, **loss: float) -> Recipe:
+    def having(tasks: int, compiled: bool = False, **loss: float) -> Recipe:
         return dataclasses.replace(
             recipe,
+            model=dataclasses.replace(recipe.model, compile=compiled),
             plan=dataclasses.replace(recipe.plan, tasks_per_utterance=tasks),
             loss=dataclasses.replace(recipe.loss, **loss),
         )
@@ -143,6 +145,8 @@ def arms(recipe: Recipe) -> dict[str, Callable[[Callable[[], Turns]], None]]:
         "padded": partial(padded, four, baselines.Padded),
         "stack_kl": partial(stack, divergence, "zero1"),
         "online_kl": partial(padded, divergence, baselines.OnlineTeacher),
+        "stack_compiled": partial(stack, having(4, compiled=True, ce=1.0, kl=0.0), "zero1"),
+        "stack_kl_compiled": partial(stack, having(4, compiled=True, ce=0.0, kl=1.0), "zero1"),
         **{f"k{tasks}": partial(stack, having(tasks, ce=1.0, kl=0.0), "zero1") for tasks in (1, 2, 8)},
     }
 
@@ -186,6 +190,9 @@ def ratio(found: dict[str, list[float]], ours: str, theirs: str) -> dict[str, fl
 RATIOS = {
     "this stack / padded one-task sequences": ("stack", "padded"),
     "this stack / online teacher": ("stack_kl", "online_kl"),
+    "this stack, compiled / padded one-task sequences": ("stack_compiled", "padded"),
+    "this stack, compiled / online teacher": ("stack_kl_compiled", "online_kl"),
+    "this stack, compiled / not compiled": ("stack_compiled", "stack"),
     "bare loop / this stack, ZeRO-1": ("bare", "stack"),
     "bare loop / this stack, ZeRO-3": ("bare", "stack_zero3"),
     "2 tasks an utterance / 1": ("k2", "k1"),

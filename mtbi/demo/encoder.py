@@ -23,6 +23,7 @@ from mtbi.demo.world import DIGITS
 SAMPLE_RATE = 16_000
 HOP_SAMPLES = 160
 BLANK = 0
+STRIDES = ((2, 2), (1, 2), (2, 2))  #: of the convolutions, over time and over mel bands
 # Levels are natural logarithms of energy: 1 is 4.3 dB.
 QUIETEST = 1e-6  #: energy added before the logarithm
 FLOOR = 10.0  #: features this far below a clip's largest are raised to it
@@ -90,10 +91,9 @@ class DemoEncoder(nn.Module):
         self.config = config
         width, channels = config.width, config.channels
         self.features = LogMel(config.mels)
-        strides = ((2, 2), (1, 2), (2, 2))  # over time and over mel bands
         sizes = pairwise((1, channels, 2 * channels, 2 * channels))
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride, padding=1) for (before, after), stride in zip(sizes, strides, strict=True)
+            nn.Conv2d(before, after, 3, stride, padding=1) for (before, after), stride in zip(sizes, STRIDES, strict=True)
         )
         flat = 2 * channels * -(-config.mels // 8)
         self.flat_norm = nn.LayerNorm(flat)
@@ -116,8 +116,8 @@ class DemoEncoder(nn.Module):
     def encode(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """From log-mel `(clips, frames, mels)` and lengths to encoder features and lengths."""
         hidden = features.to(self.project.weight.dtype)[:, None]
-        for convolution in self.convolutions:
-            frames = -(-frames // convolution.stride[0])
+        for convolution, (over_time, _) in zip(self.convolutions, STRIDES, strict=True):
+            frames = -(-frames // over_time)
             hidden = functional.gelu(convolution(hidden))
             hidden = hidden * frame_mask(frames, hidden.shape[2])[:, None, :, None]
         mask = frame_mask(frames, hidden.shape[2])

@@ -237,8 +237,8 @@ def run(encoder: DemoEncoder, recordings: Pool, spoken: Pool, options: argparse.
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     bar.close()
-    averaged: DemoEncoder = average.module
-    return averaged
+    assert isinstance(average.module, DemoEncoder)
+    return average.module
 
 
 def train(options: argparse.Namespace) -> None:
