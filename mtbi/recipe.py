@@ -65,7 +65,7 @@ class ModelConfig:
     llm_fp8: bool = False  #: train with the frozen LLM's linear layers as 8-bit floats: half the memory, for H100 and newer
     attention: str = "auto"  #: `dense`, `flash`, `flex`, or `auto` (flash on a GPU, dense elsewhere)
     activation_checkpointing: str = "auto"  #: recompute the LLM's activations: `on`, `off`, `auto` (where GPU memory needs it)
-    compile: bool = False  #: compile the frozen LLM's layers (torch.compile): slower start, faster steps; not with ZeRO-3
+    compile: bool = False  #: compile the frozen LLM's layers (torch.compile); no faster on CPUs; not with ZeRO-3
     trust_remote_code: bool = False  #: run Python code that comes with the LLM or encoder; leave off unless you have read it
 
 
