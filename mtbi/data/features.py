@@ -7,6 +7,7 @@ encoder's share of every step. Only for utterances that are encoded whole: `inte
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,13 @@ Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def encoder_name(recipe: Recipe) -> str:
-    """What the features depend on."""
-    return f"{recipe.model.encoder.path} layer {recipe.model.encoder.layer}"
+    """What the features depend on; the demo encoder is told by its weights, which come with the package."""
+    path = recipe.model.encoder.path
+    if path == "demo":
+        from mtbi.demo.encoder import PACKAGED_FOLDER
+
+        path = f"demo {sha256((PACKAGED_FOLDER / 'model.safetensors').read_bytes()).hexdigest()[:8]}"
+    return f"{path} layer {recipe.model.encoder.layer}"
 
 
 def check(index: shards.Index, recipe: Recipe) -> None:

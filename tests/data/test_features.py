@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,14 @@ def test_features_of_another_encoder_or_use_are_refused(shard_folder: Path, enco
     index = Shards(str(encoded)).index
     features.check(index, recipes.load("demo"))
     for field, message in (
-        ("model.encoder.layer=2", "the recipe's encoder is demo layer 2"),
+        ("model.encoder.layer=2", r"the recipe's encoder is demo \w{8} layer 2"),
         ("model.encoder.trainable=true", "cannot be trained"),
         ("interleave.cut=encode", "only be sliced"),
     ):
         with pytest.raises(UserError, match=message):
             features.check(index, recipes.load("demo", [field]))
+    with pytest.raises(UserError, match="hold the output of demo layer -1"):  # of another version of the package
+        features.check(replace(index, encoded="demo layer -1"), recipes.load("demo"))
     with pytest.raises(UserError, match="hold features already"):
         features.write(Shards(str(encoded)), torch.nn.Identity(), "x", str(encoded.parent / "again"))
     with pytest.raises(UserError, match="not empty"):
