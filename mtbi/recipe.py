@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from inspect import getsource
 from math import isfinite
@@ -67,6 +67,11 @@ class ModelConfig:
     activation_checkpointing: str = "auto"  #: recompute the LLM's activations: `on`, `off`, `auto` (where GPU memory needs it)
     compile: bool = False  #: compile the frozen LLM's layers (torch.compile); no faster on CPUs; not with ZeRO-3
     trust_remote_code: bool = False  #: run Python code that comes with the LLM or encoder; leave off unless you have read it
+
+
+def in_use(model: ModelConfig) -> ModelConfig:
+    """The same without what only training has: the LLM in its own precision, and not compiled."""
+    return replace(model, llm_fp8=False, compile=False)
 
 
 @dataclass

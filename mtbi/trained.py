@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,8 +42,8 @@ def open_run(folder: Path | str, which: str = "best", device: str = "") -> Train
     chosen = find_checkpoint(folder, which)
     place = find_device(device)
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and place.type == "cuda")
-    parts = replace(recipe.model, llm_fp8=False, compile=False)  # those are for training
-    model = build_speech_llm(parts, recipe.loss, torch.bfloat16 if bf16 else torch.float32, place, tasks=1)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = build_speech_llm(recipes.in_use(recipe.model), recipe.loss, dtype, place, tasks=1)
     put_weights(model, chosen)
     chat = read_chat(recipe)
     return TrainedRun(folder, chosen, recipe, model.to(place).eval(), chat, place)

@@ -88,7 +88,7 @@ def decided_model(recipe: Recipe, zero: dict[str, Any], device: torch.device, wo
         return replace(recipe.model, activation_checkpointing="off")
     there = torch.cuda.get_device_properties(device).total_memory / 1e9
     node = zero.get("zero_hpz_partition_size", 1)
-    chosen, need = memory.decide(recipe, memory.sizes_of(recipe), world, zero["stage"], there, node if node > 1 else world)
+    chosen, need = memory.decide(recipe, memory.sizes_of(recipe), world, zero["stage"], there, node)
     if torch.distributed.get_rank() == 0:
         room = f"{memory.USABLE_SHARE:.0%} of {there:.0f} GB can be used"
         print(f"model.activation_checkpointing is {chosen}: estimated {need:.1f} GB without it, {room}", flush=True)

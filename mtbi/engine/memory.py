@@ -180,10 +180,10 @@ def survey(
     return found, best
 
 
-def decide(recipe: Recipe, sizes: Sizes, gpus: int, stage: int, gpu_gb: float, node: int = 0) -> tuple[str, float]:
+def decide(recipe: Recipe, sizes: Sizes, gpus: int, stage: int, gpu_gb: float, node: int = 1) -> tuple[str, float]:
     """What `auto` of `model.activation_checkpointing` is in training: `on` or `off`, and the GB that a GPU needs with it off.
 
-    `stage` is ZeRO's; the third splits weights over `node` GPUs (hpZ), 0 = over all.
+    `stage` is ZeRO's; the third splits weights over `node` GPUs (hpZ), 1 = over all.
     """
-    need = next(one for one in estimates(recipe, sizes, gpus, node or gpus) if one.stage == stage)
+    need = next(one for one in estimates(recipe, sizes, gpus, node if node > 1 else gpus) if one.stage == stage)
     return "off" if fits(need, gpu_gb) else "on", need.total

@@ -18,7 +18,7 @@ from mtbi.model import buckets
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import Convolutional, Whisper, mel_filters
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
-from mtbi.recipe import LossConfig
+from mtbi.recipe import LossConfig, in_use
 
 WEIGHTS = "model.safetensors"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -65,7 +65,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         if config.complete:
             return super().from_pretrained(path, *args, config=config, **kwargs)
         dtype, place = kwargs["dtype"], one_device(kwargs.get("device_map"))
-        parts = replace(config.model, llm_fp8=False, compile=False, trust_remote_code=bool(kwargs.get("trust_remote_code")))
+        parts = replace(in_use(config.model), trust_remote_code=bool(kwargs.get("trust_remote_code")))
         if dtype == "auto":
             dtype = config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype

@@ -143,49 +143,25 @@ class Packing:
 
 
 def dense_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    packing: Packing | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """`query` is (rows, heads, tokens, size), `key` and `value` have key-value heads. Returns (rows, tokens, heads, size)."""
-    if packing is None:
-        return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    _refuse_softcap(module, softcap)
-    window = sliding_window if sliding_window is not None and sliding_window < packing.longest_reach else None
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
+) -> Tensor:
+    """`query` is (rows, heads, tokens, size), `key` and `value` have key-value heads. Returns (rows, tokens, heads, size).
+
+    `window` is the reach of a sliding window in positions, None where it hides nothing.
+    """
     tiles = (_flat(states)[packing.gather].transpose(1, 2) for states in (query, key, value))
     mask = packing.mask(window, query.dtype)
     out, _ = _plain(module, *tiles, mask, 0.0, scaling, is_causal=False)
-    return out.flatten(0, 1)[packing.scatter].unflatten(0, packing.shape), None
+    return out.flatten(0, 1)[packing.scatter].unflatten(0, packing.shape)
 
 
 def flash_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    packing: Packing | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
+    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
+) -> Tensor:
     """As `dense_attention`. Raises UserError where a sliding window would hide something: the two calls have none."""
-    if packing is None:
-        return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    _refuse_softcap(module, softcap)
-    if sliding_window is not None and sliding_window < packing.longest_reach:
+    if window is not None:
         raise UserError(
-            f"model.attention=flash: the LLM's sliding window ({sliding_window}) is shorter than a dialogue "
+            f"model.attention=flash: the LLM's sliding window ({window}) is shorter than a dialogue "
             f"({packing.longest_reach} tokens); use model.attention=flex or dense"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -193,33 +169,17 @@ def flash_attention(
     out = SharedPrefixAttention.apply(*tokens, packing, scale)
     rows, count = packing.shape
     whole = out.new_zeros(rows * count, *out.shape[1:]).index_copy(0, packing.slots, out)
-    return whole.unflatten(0, (rows, count)), None
+    return whole.unflatten(0, (rows, count))
 
 
 def flexible_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    packing: Packing | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
+) -> Tensor:
     """As `dense_attention`, which also stands in for the backward pass that FlexAttention does not have on CPUs."""
-    needs_gradient = query.requires_grad or key.requires_grad or value.requires_grad
-    if packing is None or (query.device.type == "cpu" and needs_gradient):
-        return dense_attention(
-            module, query, key, value, attention_mask, dropout, scaling, sliding_window, softcap, packing, **kwargs
-        )
-    _refuse_softcap(module, softcap)
-    window = sliding_window if sliding_window is not None and sliding_window < packing.longest_reach else None
+    if query.device.type == "cpu" and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return dense_attention(module, query, key, value, packing, window, scaling)
     kernel = _flex_kernel(query.device.type)
-    out = kernel(query, key, value, block_mask=packing.blocks(window), scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2), None
+    return kernel(query, key, value, block_mask=packing.blocks(window), scale=scaling, enable_gqa=True).transpose(1, 2)
 
 
 @cache
@@ -278,6 +238,32 @@ class SharedPrefixAttention(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
+def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """What transformers calls: `packed` where there is a packing, else its own `sdpa`."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        packing: Packing | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, None]:
+        if packing is None:
+            return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        if softcap is not None:
+            raise UserError(f"{type(module).__name__}: LLMs that cap attention scores (softcap) are not supported")
+        hides = sliding_window is not None and sliding_window < packing.longest_reach
+        return packed(module, query, key, value, packing, sliding_window if hides else None, scaling), None
+
+    return attend
+
+
 def register() -> None:
     """Make the back ends known to transformers (again, if they already are)."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -285,7 +271,7 @@ def register() -> None:
 
     for name, function in ((DENSE, dense_attention), (FLASH, flash_attention), (FLEX, flexible_attention)):
         # Packings differ in every batch: a compiled layer (model.compile) calls attention as it is.
-        AttentionInterface.register(name, torch.compiler.disable(function))
+        AttentionInterface.register(name, torch.compiler.disable(_as_back_end(function)))
         AttentionMaskInterface.register(name, sdpa_mask)  # for generation: packed calls bring a mask of their own
 
 
@@ -311,8 +297,3 @@ def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: T
 def _flat(states: Tensor) -> Tensor:
     """(rows, heads, tokens, size) to (rows * tokens, heads, size)."""
     return states.transpose(1, 2).flatten(0, 1)
-
-
-def _refuse_softcap(module: nn.Module, softcap: float | None) -> None:
-    if softcap is not None:
-        raise UserError(f"{type(module).__name__}: LLMs that cap attention scores (softcap) are not supported")
