@@ -63,14 +63,13 @@ def compare(run: TrainedRun, utterances: int, tops: list[int]) -> dict:
         teacher = online(run, shards[group.utterance], group.branches)
         run.model(batch)
         logits = run.model.head.logits(hidden.pop())
-        normaliser = logits.logsumexp(-1)
         shares = teacher.log_softmax(-1)
         losses: dict[int | str, Tensor] = {
             "online": functional.kl_div(logits.log_softmax(-1), shares, reduction="sum", log_target=True)
         }
         for k in tops:
             ids, logprobs = batch.teacher_ids[:, :k], batch.teacher_logprobs[:, :k]
-            losses[k] = teacher_divergence(logits, normaliser, ids, logprobs).sum()
+            losses[k] = teacher_divergence(logits.clone(), ids, logprobs).sum()
             outside[k] += float((1 - logprobs.exp().sum(-1)).clamp(min=0).sum())
         for name, loss in losses.items():
             found = torch.autograd.grad(loss, parameters, retain_graph=True)

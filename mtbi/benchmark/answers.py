@@ -92,7 +92,7 @@ class Answerer:
             dialogue = turn.dialogue
             dialogue.tokens = len(one.answer_ids)
             dialogue.token_hits = float((scores.argmax(-1) == targets).sum())
-            dialogue.token_divergence = float(teacher_divergence(scores, scores.logsumexp(-1), ids, shares).sum())
+            dialogue.token_divergence = float(teacher_divergence(scores, ids, shares).sum())
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Attention over rows of packed groups, as three back ends of transformers' attention interface.
 
-A token sees the earlier tokens of its group's prefix and of its own branch. `dense` is scaled-dot-product attention with a
-mask, over groups laid out side by side. `flash` is two variable-length kernel calls (every prefix and every branch causally
-on itself; every branch on its prefix) merged by their log-sum-exp. `flex` is PyTorch's FlexAttention (arXiv 2412.05496), one
-compiled kernel over whole rows that skips the blocks where nothing is seen. All compute the same function. The packing
-reaches them as the forward keyword `packing`; without one (generation) they are transformers' own `sdpa`. Attention dropout
-is not applied in packed rows.
+A token sees the earlier tokens of its group's prefix and of its own branch. `dense` is scaled-dot-product attention, group
+after group: of the prefix causally on itself, and of the branches, with a mask, on the whole group. `flash` is two
+variable-length kernel calls (every prefix and every branch causally on itself; every branch on its prefix) merged by their
+log-sum-exp. `flex` is PyTorch's FlexAttention (arXiv 2412.05496), one compiled kernel over whole rows that skips the blocks
+where nothing is seen. All compute the same function. The packing reaches them as the forward keyword `packing`; without one
+(generation) they are transformers' own `sdpa`. Attention dropout is not applied in packed rows.
 """
 
 from __future__ import annotations
@@ -39,11 +39,23 @@ class Sequences(NamedTuple):
         return cls(starts, int(lengths.max()) if len(lengths) else 0)
 
 
+class Stretch(NamedTuple):
+    """Neighbouring slots of a row: a group, or padding."""
+
+    size: int
+    prefix: int  #: slots shared by the branches, the first ones
+    own: Tensor | None  #: (prefix, prefix) added to the prefix's scores: 0 where a query sees a key, else -inf; None = causal
+    branches: Tensor | None  #: (size - prefix, size) the same for the branches; None on padding
+
+
 class Packing:
     """Where the groups and branches of a batch are. Made once a batch; the masks are made on first use and kept."""
 
-    def __init__(self, group: Tensor, branch: Tensor, position_ids: Tensor) -> None:
-        """Each `(rows, tokens)`, as in `mtbi.data.batch.Batch`."""
+    def __init__(self, group: Tensor, branch: Tensor, position_ids: Tensor, read: Tensor | None = None) -> None:
+        """Each `(rows, tokens)`, as in `mtbi.data.batch.Batch`. `read`: the flat positions (n,) whose last hidden state is
+        used, where not all are (`mtbi.model.last_layer`).
+        """
+        self.read = read
         rows, tokens = group.shape
         self.shape = (rows, tokens)
         self.layout = (group, branch, position_ids)
@@ -53,56 +65,16 @@ class Packing:
         self.branch = branch.flatten()[self.slots].long()
         self.position = position_ids.flatten()[self.slots]
 
-    @cached_property
-    def tiles(self) -> Tensor:
-        """(tiles, longest) indices into the real tokens, -1 = none: a tile is a group, or a row where groups differ a lot."""
-        _, sizes = self.group.unique_consecutive(return_counts=True)
-        _, row_sizes = (self.slots // self.shape[1]).unique_consecutive(return_counts=True)
-        cost, row_cost = (len(s) * int(s.max()) ** 2 if len(s) else 0 for s in (sizes, row_sizes))
-        if not len(sizes):
-            return sizes.new_full((1, 1), -1)
-        sizes = sizes if cost <= row_cost else row_sizes
-        place = torch.arange(int(sizes.max()), device=sizes.device)
-        first = sizes.cumsum(0) - sizes
-        return torch.where(place < sizes[:, None], first[:, None] + place, -1)
-
-    @cached_property
-    def scatter(self) -> Tensor:
-        """(rows * tokens,) the place of each token in the flattened tiles; padding takes place 0."""
-        places = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=self.slots.device)
-        real = self.tiles.flatten() >= 0
-        places[self.slots[self.tiles.flatten()[real]]] = real.nonzero()[:, 0]
-        return places
-
-    @cached_property
-    def gather(self) -> Tensor:
-        """(tiles, longest) flat positions in rows * tokens; places without a token take position 0."""
-        return self.slots[self.tiles.clamp(min=0)] if len(self.slots) else torch.zeros_like(self.tiles)
-
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(tiles, 1, longest, longest) added to attention scores: 0 where the query sees the key, -inf elsewhere.
-
-        `window` is the reach of sliding-window layers in positions, None for full attention.
-        """
-        masks: dict = self.__dict__.setdefault("_masks", {})
-        if (window, dtype) not in masks:
-            seen = self._visible(window)
-            masks[window, dtype] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-        return masks[window, dtype]
-
-    def _visible(self, window: int | None) -> Tensor:
-        tiles = self.tiles
-        if not len(self.slots):
-            return torch.ones(len(tiles), 1, tiles.shape[1], tiles.shape[1], dtype=torch.bool, device=tiles.device)
-        index = tiles.clamp(min=0)
-        real, group, branch, position = tiles >= 0, self.group[index], self.branch[index], self.position[index]
-        seen = (group[:, :, None] == group[:, None, :]) & real[:, None, :]
-        seen &= (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-        seen &= torch.ones(tiles.shape[1], tiles.shape[1], dtype=torch.bool, device=tiles.device).tril()
-        if window is not None:
-            seen &= position[:, :, None] - position[:, None, :] < window
-        seen |= torch.eye(tiles.shape[1], dtype=torch.bool, device=tiles.device)  # a softmax over nothing would be NaN
-        return seen[:, None]
+    def stretches(self, window: int | None, dtype: torch.dtype) -> list[Stretch]:
+        """All slots in order. `window` is the reach of sliding-window layers in positions, None for full attention."""
+        known: dict = self.__dict__.setdefault("_stretches", {})
+        if (window, dtype) not in known:
+            group, branch, position = (column.flatten() for column in self.layout)
+            row = torch.arange(len(group), device=group.device) // self.shape[1]
+            sizes = torch.stack([row, group]).unique_consecutive(dim=1, return_counts=True)[1].tolist()
+            columns = zip(*(column.split(sizes) for column in (group, branch, position)), strict=True)
+            known[window, dtype] = [_stretch(g, b, p, window, dtype) for g, b, p in columns]
+        return known[window, dtype]
 
     def blocks(self, window: int | None) -> BlockMask:
         """The same over whole rows, as FlexAttention wants it; a padding slot sees nothing."""
@@ -142,21 +114,47 @@ class Packing:
         return queries, Sequences.of((sizes - in_prefix)[both]), keys, Sequences.of(in_prefix[both])
 
 
+def _stretch(group: Tensor, branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> Stretch:
+    """From the columns (size,) of one stretch."""
+    size = len(group)
+    if group[0] < 0:
+        return Stretch(size, size, None, None)
+    prefix = int((branch == 0).sum())
+    seen = (branch == 0) | (branch == branch[:, None])
+    seen &= torch.ones(size, size, dtype=torch.bool, device=group.device).tril()
+    if window is not None:
+        seen &= position[:, None] - position < window
+    mask = torch.zeros(size, size, dtype=dtype, device=group.device).masked_fill_(~seen, -torch.inf)
+    return Stretch(size, prefix, None if window is None else mask[:prefix, :prefix].contiguous(), mask[prefix:])
+
+
 def dense_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
 ) -> Tensor:
     """`query` is (rows, heads, tokens, size), `key` and `value` have key-value heads. Returns (rows, tokens, heads, size).
 
     `window` is the reach of a sliding window in positions, None where it hides nothing.
     """
-    tiles = (_flat(states)[packing.gather].transpose(1, 2) for states in (query, key, value))
-    mask = packing.mask(window, query.dtype)
-    out, _ = _plain(module, *tiles, mask, 0.0, scaling, is_causal=False)
-    return out.flatten(0, 1)[packing.scatter].unflatten(0, packing.shape)
+    stretches, parts = packing.stretches(window, query.dtype), []
+    attend = functional.scaled_dot_product_attention
+    repeats = query.shape[1] // key.shape[1]
+    flat = (_flat(query), *(_flat(states).repeat_interleave(repeats, 1) for states in (key, value)))
+    for stretch, *states in zip(stretches, *(one.split([s.size for s in stretches]) for one in flat), strict=True):
+        q, k, v = (one.transpose(0, 1)[None] for one in states)  # (1, heads, tokens, size)
+        if stretch.branches is None:
+            parts.append(0 * (q + k + v))  # part of the graph also where all is padding
+            continue
+        first, others = q.split([stretch.prefix, stretch.size - stretch.prefix], 2)
+        if stretch.prefix:
+            keys, values = k[:, :, : stretch.prefix], v[:, :, : stretch.prefix]
+            parts.append(attend(first, keys, values, stretch.own, is_causal=stretch.own is None, scale=scaling))
+        if stretch.prefix < stretch.size:
+            parts.append(attend(others, k, v, stretch.branches, scale=scaling))
+    return torch.cat([part[0].transpose(0, 1) for part in parts]).unflatten(0, packing.shape)
 
 
 def flash_attention(
-    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
 ) -> Tensor:
     """As `dense_attention`. Raises UserError where a sliding window would hide something: the two calls have none."""
     if window is not None:
@@ -173,11 +171,11 @@ def flash_attention(
 
 
 def flexible_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
 ) -> Tensor:
     """As `dense_attention`, which also stands in for the backward pass that FlexAttention does not have on CPUs."""
     if query.device.type == "cpu" and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return dense_attention(module, query, key, value, packing, window, scaling)
+        return dense_attention(query, key, value, packing, window, scaling)
     kernel = _flex_kernel(query.device.type)
     return kernel(query, key, value, block_mask=packing.blocks(window), scale=scaling, enable_gqa=True).transpose(1, 2)
 
@@ -240,6 +238,7 @@ class SharedPrefixAttention(torch.autograd.Function):
 
 def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
     """What transformers calls: `packed` where there is a packing, else its own `sdpa`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def attend(
         module: nn.Module,
@@ -255,11 +254,11 @@ def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
         **kwargs,
     ) -> tuple[Tensor, None]:
         if packing is None:
-            return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         if softcap is not None:
             raise UserError(f"{type(module).__name__}: LLMs that cap attention scores (softcap) are not supported")
         hides = sliding_window is not None and sliding_window < packing.longest_reach
-        return packed(module, query, key, value, packing, sliding_window if hides else None, scaling), None
+        return packed(query, key, value, packing, sliding_window if hides else None, scaling), None
 
     return attend
 
@@ -286,12 +285,6 @@ def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
     if attention == "auto":
         return FLASH if half_on_gpu else DENSE
     return {"dense": DENSE, "flash": FLASH, "flex": FLEX}[attention]
-
-
-def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest, **kwargs):
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward(module, query, key, value, mask, *rest, **kwargs)
 
 
 def _flat(states: Tensor) -> Tensor:

@@ -55,19 +55,13 @@ class AnswerHead(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LLM's float32 logits (targets, vocabulary)."""
-        logits = functional.linear(hidden, self.weight, self.bias).float() * self.factor
+        logits = functional.linear(hidden, self.weight, self.bias).float()
+        logits = logits if self.factor == 1 else logits * self.factor
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def chunk(self, hidden: Tensor, ids: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (targets,) and whether the likeliest token is the stored one (targets,)."""
-        logits = self.logits(hidden)
-        normaliser = logits.logsumexp(-1)
-        loss = logits.sum(-1) * 0  # connected to the graph also where there is no target
-        if self.config.ce:
-            loss = loss + self.config.ce * (normaliser - logits.gather(1, ids[:, None])[:, 0])
-        if self.config.kl and len(ids):
-            loss = loss + self.config.kl * teacher_divergence(logits, normaliser, teacher_ids, teacher_logprobs)
-        return loss, logits.argmax(-1) == ids
+        return Imitation.apply(self.logits(hidden), ids, teacher_ids, teacher_logprobs, self.config.ce, self.config.kl)
 
 
 class InChunks(torch.autograd.Function):
@@ -102,17 +96,69 @@ class InChunks(torch.autograd.Function):
         return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
 
 
-def teacher_divergence(logits: Tensor, normaliser: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor) -> Tensor:
+class Imitation(torch.autograd.Function):
+    """Cross-entropy of the stored tokens and divergence from the stored teacher, with the gradient written down.
+
+    The logits are overwritten, by their gradient: nothing else of their size is made, and they are gone over half a dozen
+    times instead of autograd's twenty. With the teacher's shares t of the named tokens and r of all others together, the
+    student's p, its share R of all others and q = p / R among them, the divergence is Σ t·log(t / p) + r·log(r / R). Its
+    gradient is p·(Σ t + r) - t at a named token and q·(R·(Σ t + r) - r) at another. Cross-entropy's is p, less 1 at the stored
+    token.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, logits: Tensor, ids: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor, ce: float, kl: float
+    ) -> tuple[Tensor, Tensor]:
+        """`logits` (targets, vocabulary), the stored tokens (targets,), the teacher's likeliest ones (targets, k), each once,
+        and their log-probabilities; -inf marks unused places. Returns losses, and whether the stored token is the likeliest.
+        """
+        if not kl:
+            teacher_ids, teacher_logprobs = teacher_ids[:, :0], teacher_logprobs[:, :0]
+        used = teacher_logprobs > -torch.inf
+        share = torch.where(used, teacher_logprobs.exp(), 0)
+        rest = (1 - share.sum(-1)).clamp(min=0)  # stored in float16, the shares may add up to a little more than 1
+        rest = torch.where(rest > 1e-6, rest, 0)
+        stored = logits.gather(1, ids[:, None])[:, 0]
+        named = logits.gather(1, teacher_ids).masked_fill(~used, -torch.inf)
+
+        # From here on the logits of named tokens are out of the way: the others' share comes from their own logits, since one
+        # minus the named ones' would cancel to nothing.
+        away = torch.finfo(logits.dtype).min / 2  # finite, so that a row without others is no row of NaN
+        logits.scatter_add_(1, teacher_ids, used.to(logits.dtype) * away)
+        most, likeliest = logits.max(-1)
+        if teacher_ids.shape[1]:
+            most_named, place = named.max(-1)
+            likeliest = torch.where(most_named > most, teacher_ids.gather(1, place[:, None])[:, 0], likeliest)
+        total = logits.sub_(most[:, None]).exp_().sum(-1)
+        others = most + total.log()
+        normaliser = torch.logaddexp(others, named.logsumexp(-1)) if teacher_ids.shape[1] else others
+        log_named, log_rest = named - normaliser[:, None], others - normaliser
+
+        loss = ce * (normaliser - stored)
+        if kl:
+            told = torch.where(used, share * (teacher_logprobs - log_named), 0).sum(-1)
+            loss = loss + kl * (told + torch.where(rest > 0, rest * (rest.clamp(min=1e-6).log() - log_rest), 0))
+        if ctx.needs_input_grad[0]:
+            whole = ce + kl * (share.sum(-1) + rest)
+            gradient = logits.mul_(((whole * log_rest.exp() - kl * rest) / total)[:, None])
+            gradient.scatter_add_(1, teacher_ids, torch.where(used, whole[:, None] * log_named.exp() - kl * share, 0))
+            gradient.scatter_add_(1, ids[:, None], torch.full_like(stored, -ce)[:, None])
+            ctx.save_for_backward(gradient)
+        correct = likeliest == ids
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        """The gradient of the logits, in their memory: a second pass backwards is an error of autograd's."""
+        [gradient] = ctx.saved_tensors
+        return gradient.mul_(grads[0][:, None]), None, None, None, None, None
+
+
+def teacher_divergence(logits: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor) -> Tensor:
     """Kullback-Leibler divergence (targets,) of the student from the teacher over the top-k tokens, all others as one class.
 
-    `logits` is (targets, vocabulary), `normaliser` its log-sum-exp, the teacher (targets, k); -inf marks unused places.
+    `logits` (targets, vocabulary) are overwritten; the teacher is as in `Imitation`.
     """
-    used = teacher_logprobs > -torch.inf
-    share = teacher_logprobs.exp()
-    student = logits.gather(1, teacher_ids) - normaliser[:, None]
-    divergence = torch.where(used, share * (teacher_logprobs - student), 0).sum(-1)
-    # The student's mass on all other tokens comes from their own logits: 1 - sum would cancel to nothing.
-    named = torch.zeros_like(logits).scatter_add_(1, teacher_ids, used.to(logits.dtype)) > 0
-    others = logits.masked_fill(named, torch.finfo(logits.dtype).min / 2).logsumexp(-1) - normaliser
-    rest = (1 - share.sum(-1)).clamp(min=0)  # stored in float16, the shares may add up to a little more than 1
-    return divergence + torch.where(rest > 1e-6, rest * (rest.clamp(min=1e-6).log() - others), 0)
+    return Imitation.apply(logits, logits.new_zeros(len(logits), dtype=torch.long), teacher_ids, teacher_logprobs, 0.0, 1.0)[0]

@@ -14,6 +14,7 @@ from mtbi.errors import UserError
 from mtbi.model import attention, buckets, fp8
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import build_encoder
+from mtbi.model.last_layer import LastLayer
 from mtbi.model.loss import AnswerHead, LossOutput
 from mtbi.recipe import LoraConfig, LossConfig, ModelConfig
 
@@ -30,6 +31,7 @@ class SpeechLLM(nn.Module):
         self.encoder, self.adapter = encoder, adapter
         self.llm: Any = llm
         self.head = AnswerHead(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
+        self.last_layer = LastLayer(llm)
         self.dtype = next(adapter.parameters()).dtype
         self.encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
         self.llm_trains = any(parameter.requires_grad for parameter in llm.parameters())
@@ -44,12 +46,14 @@ class SpeechLLM(nn.Module):
         # Out of place and also with no slot at all: the adapter is in every rank's backward pass.
         heard = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)
         flat = embeddings.flatten(0, 1).index_put((batch.audio_slot,), heard)
+        # Where there is no target, one position is read: every rank runs every module.
+        read = batch.target_slot if batch.target_slot.numel() else batch.target_slot.new_zeros(1)
         hidden = self.llm.get_decoder()(
             inputs_embeds=flat.view_as(embeddings),
             attention_mask=flat.new_zeros(NO_MASK_SHAPE),
             position_ids=batch.position_ids,
             use_cache=False,
-            packing=attention.Packing(batch.group, batch.branch, batch.position_ids),
+            packing=attention.Packing(batch.group, batch.branch, batch.position_ids, read),
         ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
 
@@ -146,8 +150,11 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> A
 
 
 def compile_layers(llm: Any) -> None:
-    """Compile an LLM's layers in place, when they are first called: one by one, since they are alike and so compiled once."""
-    for layer in llm.get_decoder().layers:
+    """Compile an LLM's layers in place, when they are first called: one by one, since they are alike and so compiled once.
+
+    The last one computes less than the others and stays as it is (`mtbi.model.last_layer`).
+    """
+    for layer in llm.get_decoder().layers[:-1]:
         layer.compile()
 
 

@@ -86,14 +86,6 @@ def test_a_branch_and_a_group_do_not_leak_into_others(make_model, packed, back_e
     assert not torch.isclose(seen[0][own], seen[1][own]).all()
 
 
-def test_tiles_are_groups_or_rows_whichever_is_cheaper(packed, pack_rows):
-    sizes = Packing(packed.group, packed.branch, packed.position_ids).tiles
-    assert len(sizes) == 5
-    lopsided = pack_rows([[(320, [1])] * 8 + [(160, [60])]], 160)
-    tiles = Packing(lopsided.group, lopsided.branch, lopsided.position_ids).tiles
-    assert len(tiles) == 1
-
-
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_a_row_of_padding_and_a_batch_of_padding(make_model, pack_rows, back_end):
     model = make_model("llama", back_end)
