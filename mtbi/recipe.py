@@ -146,6 +146,7 @@ class LossConfig:
     ce: float = 0.0  #: weight of the cross-entropy on the stored answers
     kl: float = 1.0  #: weight of the Kullback-Leibler divergence from the stored top-k teacher
     chunk: int = 1024  #: answer positions whose full-vocabulary logits exist at once
+    kernel: str = "auto"  #: of cross-entropy: `auto` (Liger's on a GPU where liger-kernel is installed and kl is 0), `chunked`
     task_weights: dict[str, float] = field(default_factory=dict)  #: weight of each answer token by task; 1 where not named
 
 
@@ -205,6 +206,7 @@ CHOICES = {
     "behaviour.answers": ("llm", "gold"),
     "data.unreadable": ("stop", "skip"),
     "interleave.cut": ("slice", "encode"),
+    "loss.kernel": ("auto", "chunked"),
 }
 #: Those of them that installed packages add values to, and the group of entry points.
 OPEN = {"model.adapter.kind": plugins.ADAPTERS}

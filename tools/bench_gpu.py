@@ -3,10 +3,12 @@
 Needs nothing but this repository: models have the shapes of Whisper large-v3 and Llama 3.1 8B or Qwen3 8B, and random weights.
 First it holds the adapter's gradient from packed rows against that from one dialogue a row, for every attention back end. Then
 it times forward, backward and the optimizer's step for several numbers of tasks an utterance, packed and one dialogue a row,
-packed with `model.llm_fp8` where the GPU has 8-bit floats, and packed under DeepSpeed where that is installed. TFLOP/s count 4
-operations for each parameter and token of the frozen LLM (forward and the gradient of activations; frozen weights have none of
-their own) and 2 for each of the encoder's and frame, nothing for attention; with activation checkpointing the second forward
-pass is not counted.
+packed with a divergence from a stored teacher in place of cross-entropy, packed with `model.llm_fp8` where the GPU has 8-bit
+floats, and packed under DeepSpeed where that is installed. `tflops` counts 4 operations for each parameter and token of the
+frozen LLM (forward and the gradient of activations; frozen weights have none of their own) and 2 for each of the encoder's and
+frame. `computed_tflops`, of which `share_of_ceiling` is a share, leaves out what is not computed: embeddings are looked up, the
+output layer and two thirds of the last layer see answers only. Neither counts attention, padding, or the second forward pass of
+activation checkpointing.
 """
 
 from __future__ import annotations
@@ -45,11 +47,13 @@ from mtbi.data.batch import Batch, build  # noqa: E402
 from mtbi.data.plan import Group, Plan, Row  # noqa: E402
 from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
 from mtbi.engine.memory import count  # noqa: E402
-from mtbi.model import attention, fp8  # noqa: E402
+from mtbi.model import attention, fp8, liger  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
 from mtbi.model.encoder import Whisper  # noqa: E402
 from mtbi.model.geometry import WHISPER_STAGES, FrameGeometry  # noqa: E402
+from mtbi.model.last_layer import parts  # noqa: E402
 from mtbi.model.speech_llm import SpeechLLM, compile_layers  # noqa: E402
+from mtbi.recipe import LossConfig  # noqa: E402
 from mtbi.tasks.behaviour import Behaviour  # noqa: E402
 
 LLAMA_8B = {
@@ -73,7 +77,8 @@ ENCODERS = {
     "large-v3": {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120},
     "tiny": {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64},
 }
-PREFIX, PROMPT, ANSWER, MOST_TASKS = 20, 16, 32, 8
+PREFIX, PROMPT, ANSWER, MOST_TASKS, TOP_K = 20, 16, 32, 8, 32
+CROSS_ENTROPY, DIVERGENCE = LossConfig(ce=1.0, kl=0.0), LossConfig(ce=0.0, kl=1.0)
 FACTS = {"fingerprint": "", "llm": "", "end_id": 2, "prompt_first": False, "encoded": "", "feature_width": 0}
 WARM_UP, STEPS = 2, 6
 
@@ -91,15 +96,19 @@ class Work:
         """An utterance and its dialogues."""
         rng = np.random.default_rng(number)
         wave = (0.1 * rng.standard_normal(int(self.seconds * SAMPLE_RATE))).astype(np.float32)
-        empty = np.zeros((ANSWER, 0))
         asked = [
             Behaviour(
                 "task", 0, False, "", [], rng.integers(3, self.vocabulary, PROMPT).tolist(), "",
-                rng.integers(3, self.vocabulary, ANSWER).tolist(), False, empty, empty,
+                rng.integers(3, self.vocabulary, ANSWER).tolist(), False, *self.teacher(rng),
             )
             for _ in range(MOST_TASKS)
         ]  # fmt: skip
         return Sample(str(number), "", "", wave, np.zeros((0, 2)), [], asked)
+
+    def teacher(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The likeliest tokens of an answer and their log-probabilities, (ANSWER, TOP_K) each."""
+        ids = np.stack([rng.choice(self.vocabulary, TOP_K, replace=False) for _ in range(ANSWER)])
+        return ids.astype(np.int32), np.log(rng.dirichlet(np.full(TOP_K + 1, 0.3), ANSWER)[:, :TOP_K] + 1e-6)
 
     def plan(self, tasks: int, one_a_row: bool) -> Plan:
         """Rows of packed groups, or of one dialogue each."""
@@ -109,10 +118,10 @@ class Work:
         table["samples"], table["branches"] = int(self.seconds * SAMPLE_RATE), MOST_TASKS
         table["first_branch"] = np.arange(self.utterances) * MOST_TASKS
         index = Index(
-            **FACTS, prefix_ids=list(range(3, 3 + PREFIX)), top_k=0, tasks=["task"], shard_sizes=[self.utterances],
+            **FACTS, prefix_ids=list(range(3, 3 + PREFIX)), top_k=TOP_K, tasks=["task"], shard_sizes=[self.utterances],
             utterances=table, branches=branches, words=np.zeros(0, WORD),
         )  # fmt: skip
-        recipe = recipes.load("demo", ["interleave.share=0", f"plan.tasks_per_utterance={tasks}", "loss.ce=1", "loss.kl=0"])
+        recipe = recipes.load("demo", ["interleave.share=0", f"plan.tasks_per_utterance={tasks}"])
         plan = replace(recipe.plan, row_tokens=self.row_tokens, utterances_per_row=int(one_a_row), rows_per_step=64)
         recipe = replace(recipe, plan=plan)
         return Plan(index, recipe, FrameGeometry(WHISPER_STAGES, stack=8, max_samples=30 * SAMPLE_RATE))
@@ -142,9 +151,9 @@ def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dty
         whisper = WhisperEncoder(settings).requires_grad_(False)
     torch.set_default_dtype(before)
     filters = torch.as_tensor(WhisperFeatureExtractor(feature_size=128).mel_filters)
-    recipe = recipes.load("demo", ["loss.ce=1", "loss.kl=0", "model.adapter.stack=8", "model.adapter.hidden=0"])
+    recipe = recipes.load("demo", ["model.adapter.stack=8", "model.adapter.hidden=0"])
     adapter = build_adapter(recipe.model.adapter, settings.d_model, config.hidden_size, 0.02).to(device, dtype)
-    return SpeechLLM(Whisper(whisper, filters.to(device)), adapter, text, recipe.loss).to(device)
+    return SpeechLLM(Whisper(whisper, filters.to(device)), adapter, text, CROSS_ENTROPY).to(device)
 
 
 def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> torch.Tensor:
@@ -241,11 +250,26 @@ def under_deepspeed(model: SpeechLLM, stage: int, half: bool) -> Callable[[Batch
     return step
 
 
-def measure(
-    step: Callable[[Batch], None], batches: list[tuple[Batch, int]], sizes: tuple[int, int], device: torch.device
-) -> dict:
-    """Speed of a step over batches that are on the device already; `sizes`: parameters of LLM and encoder."""
-    seconds, dialogues, tokens, answers, operations = [], 0, 0, 0, 0.0
+class Sizes(NamedTuple):
+    """Parameters that tokens, answers and frames are multiplied with."""
+
+    llm: int  #: all of the LLM
+    layers: int  #: its layers, but for what only answers see
+    answers: int  #: the output layer, and the last layer's parts that only answers see
+    encoder: int
+
+    @classmethod
+    def of(cls, model: SpeechLLM) -> Sizes:
+        """Before 8-bit floats take the place of parameters."""
+        decoder, embeddings = model.llm.get_decoder(), model.llm.get_input_embeddings()
+        last = sum(count(part) for part in parts(decoder.layers[-1]))
+        head = count(model.llm.get_output_embeddings())
+        return cls(count(model.llm), count(decoder) - count(embeddings) - last, head + last, count(model.encoder))
+
+
+def measure(step: Callable[[Batch], None], batches: list[tuple[Batch, int]], sizes: Sizes, device: torch.device) -> dict:
+    """Speed of a step over batches that are on the device already."""
+    seconds, dialogues, tokens, answers, frames = [], 0, 0, 0, 0.0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for number, (batch, asked) in enumerate(batches):
@@ -255,17 +279,17 @@ def measure(
         synchronise(device)
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - began)
-            real = int((batch.group >= 0).sum())
-            frames = float(batch.waveform_lengths.sum()) / SAMPLE_RATE * 50
-            dialogues, tokens, answers = dialogues + asked, tokens + real, answers + len(batch.target_ids)
-            operations += 4 * sizes[0] * real + 2 * sizes[1] * frames
-    total = sum(seconds)
+            frames += float(batch.waveform_lengths.sum()) / SAMPLE_RATE * 50
+            dialogues, answers = dialogues + asked, answers + len(batch.target_ids)
+            tokens += int((batch.group >= 0).sum())
+    total, encoder = sum(seconds), 2 * sizes.encoder * frames
     return {
         "step_ms": round(1000 * statistics.median(seconds), 1),
         "dialogues_per_second": round(dialogues / total, 2),
         "tokens_per_second": round(tokens / total),
         "answer_tokens_per_second": round(answers / total),
-        "tflops": round(operations / total / 1e12, 3),
+        "tflops": round((4 * sizes.llm * tokens + encoder) / total / 1e12, 3),
+        "computed_tflops": round((4 * (sizes.layers * tokens + sizes.answers * answers) + encoder) / total / 1e12, 3),
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if device.type == "cuda" else None,
     }
 
@@ -280,6 +304,7 @@ class Case(NamedTuple):
     stage: int | None = None  #: of ZeRO; None = without DeepSpeed
     rounded: bool = False  #: model.llm_fp8
     compiled: bool = False  #: model.compile
+    loss: LossConfig = CROSS_ENTROPY
 
 
 def cases(best: str, back_ends: list[str], gpu: bool, rounded: bool) -> Iterator[Case]:
@@ -289,6 +314,9 @@ def cases(best: str, back_ends: list[str], gpu: bool, rounded: bool) -> Iterator
     for other in back_ends:
         if other != best:
             yield Case(f"packed, K=4, {other}", 4, other)
+    yield Case("packed, K=4, divergence", 4, best, loss=DIVERGENCE)
+    if gpu and liger.installed():
+        yield Case("packed, K=4, without Liger's kernel", 4, best, loss=replace(CROSS_ENTROPY, kernel="chunked"))
     if rounded:
         yield Case("packed, K=4, fp8", 4, best, rounded=True)
     if gpu:
@@ -311,7 +339,8 @@ def attempted(call: Callable[[], Any]) -> Any:
 def run_case(case: Case, work: Work, make: Callable[[str], SpeechLLM], device: torch.device) -> dict:
     """A case's speed."""
     model = make(case.back_end)
-    sizes = count(model.llm), count(model.encoder)
+    model.head.config = case.loss
+    sizes = Sizes.of(model)
     if case.rounded:
         fp8.convert(model.llm, device)
     if case.compiled:
@@ -350,7 +379,9 @@ def main() -> int:
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         "device": torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} cores",
-        "versions": {name: versions.installed(name) for name in ("torch", "transformers", "deepspeed", "flash-attn")},
+        "versions": {
+            name: versions.installed(name) for name in ("torch", "transformers", "deepspeed", "flash-attn", "liger-kernel")
+        },
         "commit": versions.commit(),
         "ceiling_tflops": round(ceiling(device, dtype, 8192 if gpu else 1024), 2),
         "gradient_difference": check_gradients(work, make, device, back_ends),
@@ -364,7 +395,7 @@ def main() -> int:
             torch.cuda.empty_cache()
         found = attempted(partial(run_case, case, work, make, device))
         if "tflops" in found:
-            found["share_of_ceiling"] = round(found["tflops"] / record["ceiling_tflops"], 3)
+            found["share_of_ceiling"] = round(found["computed_tflops"] / record["ceiling_tflops"], 3)
         record["cases"][case.name] = found
         print(f"{case.name}: {found}", flush=True)
     if options.out:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from mtbi.data.batch import Batch
 from mtbi.errors import UserError
+from mtbi.model import liger
 from mtbi.recipe import LossConfig
 
 
@@ -47,7 +48,11 @@ class AnswerHead(nn.Module):
         """`hidden` is (targets, hidden). Raises UserError when the teacher is asked for and none is stored."""
         if self.config.kl and batch.target_ids.numel() and not batch.teacher_ids.shape[1]:
             raise UserError("loss.kl is above 0, but the shards hold no teacher: set behaviour.top_k and make them again")
-        losses, correct = InChunks.apply(hidden, self, batch.target_ids, batch.teacher_ids, batch.teacher_logprobs)
+        plain = self.factor == 1 and self.cap is None
+        if plain and len(hidden) and liger.takes(self.config, hidden.device):
+            losses, correct = liger.LigerCrossEntropy.apply(hidden, self.weight, self.bias, batch.target_ids, self.config.ce)
+        else:
+            losses, correct = InChunks.apply(hidden, self, batch.target_ids, batch.teacher_ids, batch.teacher_logprobs)
         weighted = losses * batch.target_weight
         by_task = hidden.new_zeros(4, self.tasks, dtype=torch.float32)
         counts = torch.stack([weighted.detach(), batch.target_weight, correct.float(), torch.ones_like(weighted)])
