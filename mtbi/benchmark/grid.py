@@ -47,7 +47,7 @@ class LessSpeech:
 
     arms: list[str] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)  #: of an arm those that it has
 
 
 @dataclass
@@ -150,9 +150,11 @@ def only_known(record: Any, kind: type, where: str) -> dict[str, Any]:
 def jobs(grid: Grid) -> Iterator[Job]:
     """Every run: all arms, one seed after the other, then those on less speech: a grid cut short has whole seeds."""
     less = grid.less_speech
-    seeds = dict.fromkeys(seed for arm in grid.arms.values() for seed in arm.seeds or grid.seeds)
-    yield from (Job(name, seed) for seed in seeds for name, arm in grid.arms.items() if seed in (arm.seeds or grid.seeds))
-    yield from (Job(arm, seed, minutes) for seed in less.seeds for minutes in less.minutes for arm in less.arms)
+    own = {name: arm.seeds or grid.seeds for name, arm in grid.arms.items()}
+    for seed in dict.fromkeys(seed for seeds in own.values() for seed in seeds):
+        yield from (Job(name, seed) for name, seeds in own.items() if seed in seeds)
+    for seed in less.seeds:
+        yield from (Job(arm, seed, minutes) for minutes in less.minutes for arm in less.arms if seed in own[arm])
 
 
 def arm_fields(grid: Grid, arm: str, seen: tuple[str, ...] = ()) -> list[str]:

@@ -36,6 +36,14 @@ def test_jobs_are_whole_seeds_first(path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_arm_of_one_seed_has_that_seed_on_less_speech_too(path: Path) -> None:
+    path.write_text(
+        SMALL.replace("like: plain, fields", "like: plain, seeds: [1], fields").replace("seeds: [2]}", "seeds: [1, 2]}")
+    )
+    names = [job.name for job in grids.jobs(grids.load(str(path)))]
+    assert names == ["whole/seed-1", "plain/seed-1", "one/seed-1", "whole/seed-2", "plain/seed-2", "one/seed-1-0.5-minutes"]
+
+
 def test_an_arm_has_the_fields_of_the_one_it_is_like(path: Path) -> None:
     grid = grids.load(str(path))
     recipe = grids.job_recipe(grid, Job("one", 2, 0.5), Path("out"))
