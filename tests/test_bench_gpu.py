@@ -24,8 +24,9 @@ def test_packed_gradients_are_the_padded_ones_and_every_case_runs(tmp_path: Path
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["gradient_difference"]) == {"mtbi_dense", "mtbi_varlen"}
     assert max(found["gradient_difference"].values()) < 1e-5
-    assert len(found["cases"]) == 7
+    assert len(found["cases"]) == 8
     assert all(case["dialogues_per_second"] > 0 for case in found["cases"].values())
+    assert all(0 < case["computed_tflops"] < case["tflops"] for case in found["cases"].values())
 
 
 def test_the_gradient_through_8_bit_floats_is_near() -> None:

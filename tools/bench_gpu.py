@@ -267,6 +267,11 @@ class Sizes(NamedTuple):
         return cls(count(model.llm), count(decoder) - count(embeddings) - last, head + last, count(model.encoder))
 
 
+def digits(value: float) -> float:
+    """Four of them."""
+    return float(f"{value:.4g}")
+
+
 def measure(step: Callable[[Batch], None], batches: list[tuple[Batch, int]], sizes: Sizes, device: torch.device) -> dict:
     """Speed of a step over batches that are on the device already."""
     seconds, dialogues, tokens, answers, frames = [], 0, 0, 0, 0.0
@@ -288,8 +293,8 @@ def measure(step: Callable[[Batch], None], batches: list[tuple[Batch, int]], siz
         "dialogues_per_second": round(dialogues / total, 2),
         "tokens_per_second": round(tokens / total),
         "answer_tokens_per_second": round(answers / total),
-        "tflops": round((4 * sizes.llm * tokens + encoder) / total / 1e12, 3),
-        "computed_tflops": round((4 * (sizes.layers * tokens + sizes.answers * answers) + encoder) / total / 1e12, 3),
+        "tflops": digits((4 * sizes.llm * tokens + encoder) / total / 1e12),
+        "computed_tflops": digits((4 * (sizes.layers * tokens + sizes.answers * answers) + encoder) / total / 1e12),
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if device.type == "cuda" else None,
     }
 

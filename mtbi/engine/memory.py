@@ -20,7 +20,7 @@ from mtbi.recipe import LoraConfig, Recipe
 
 ACTIVATION_BYTES = 34  #: for each token, channel and layer in 16 bits, without recomputation
 STATE_BYTES = 12  #: float32 weight and Adam's two moments of a parameter that trains
-LOGIT_COPIES = 3  #: logits, their log-softmax and its gradient
+LOGIT_COPIES = 2  #: in the model's precision, and in float32, where their gradient takes their place
 FIXED_GB = 2.0  #: context, kernels, collective buffers
 USABLE_SHARE = 0.92  #: of the device's memory, against fragmentation
 PLACES = (("ZeRO-1", 1), ("ZeRO-2", 2), ("ZeRO-3, weights whole in each node (hpZ)", 3), ("ZeRO-3", 3))
