@@ -1,7 +1,7 @@
 """Attention over rows of packed groups, as three back ends of transformers' attention interface.
 
 A token sees the earlier tokens of its group's prefix and of its own branch. `dense` is scaled-dot-product attention, group
-after group: of the prefix causally on itself, and of the branches, with a mask, on the whole group. `flash` is two
+after group, with a mask; where that spares enough, the prefix apart from the branches and causally. `flash` is two
 variable-length kernel calls (every prefix and every branch causally on itself; every branch on its prefix) merged by their
 log-sum-exp. `flex` is PyTorch's FlexAttention (arXiv 2412.05496), one compiled kernel over whole rows that skips the blocks
 where nothing is seen. All compute the same function. The packing reaches them as the forward keyword `packing`; without one
@@ -24,6 +24,10 @@ from mtbi.model import varlen
 
 #: Names in transformers. Its version 5 takes any name with "flash" in it for a kernel of its own.
 DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
+#: Scores that must be spared for a second call of dense attention (about what one costs on two CPU cores).
+WORTH_A_CALL = 10_000
+
+_attend = functional.scaled_dot_product_attention
 
 
 class Sequences(NamedTuple):
@@ -39,13 +43,19 @@ class Sequences(NamedTuple):
         return cls(starts, int(lengths.max()) if len(lengths) else 0)
 
 
+class Part(NamedTuple):
+    """One call of dense attention: some neighbouring queries of a group on the group's first keys."""
+
+    queries: slice
+    keys: slice
+    mask: Tensor | None  #: (queries, keys) added to the scores: 0 where a query sees a key, else -inf; None = causal
+
+
 class Stretch(NamedTuple):
-    """Neighbouring slots of a row: a group, or padding."""
+    """Neighbouring slots of a row: a group, or padding, which has no parts."""
 
     size: int
-    prefix: int  #: slots shared by the branches, the first ones
-    own: Tensor | None  #: (prefix, prefix) added to the prefix's scores: 0 where a query sees a key, else -inf; None = causal
-    branches: Tensor | None  #: (size - prefix, size) the same for the branches; None on padding
+    parts: list[Part]
 
 
 class Packing:
@@ -65,15 +75,11 @@ class Packing:
         self.branch = branch.flatten()[self.slots].long()
         self.position = position_ids.flatten()[self.slots]
 
-    def stretches(self, window: int | None, dtype: torch.dtype) -> list[Stretch]:
-        """All slots in order. `window` is the reach of sliding-window layers in positions, None for full attention."""
+    def stretches(self, window: int | None, dtype: torch.dtype) -> list[list[Stretch]]:
+        """Of each row, from left to right. `window` is the reach of sliding-window layers in positions, None for none."""
         known: dict = self.__dict__.setdefault("_stretches", {})
         if (window, dtype) not in known:
-            group, branch, position = (column.flatten() for column in self.layout)
-            row = torch.arange(len(group), device=group.device) // self.shape[1]
-            sizes = torch.stack([row, group]).unique_consecutive(dim=1, return_counts=True)[1].tolist()
-            columns = zip(*(column.split(sizes) for column in (group, branch, position)), strict=True)
-            known[window, dtype] = [_stretch(g, b, p, window, dtype) for g, b, p in columns]
+            known[window, dtype] = [_stretches(*row, window, dtype) for row in zip(*self.layout, strict=True)]
         return known[window, dtype]
 
     def blocks(self, window: int | None) -> BlockMask:
@@ -114,18 +120,28 @@ class Packing:
         return queries, Sequences.of((sizes - in_prefix)[both]), keys, Sequences.of(in_prefix[both])
 
 
-def _stretch(group: Tensor, branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> Stretch:
-    """From the columns (size,) of one stretch."""
-    size = len(group)
-    if group[0] < 0:
-        return Stretch(size, size, None, None)
-    prefix = int((branch == 0).sum())
+def _stretches(group: Tensor, branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[Stretch]:
+    """From the columns (tokens,) of a row."""
+    numbers, sizes = (found.tolist() for found in group.unique_consecutive(return_counts=True))
+    places = zip(numbers, sizes, branch.split(sizes), position.split(sizes), strict=True)
+    return [Stretch(size, _parts(own, at, window, dtype) if number >= 0 else []) for number, size, own, at in places]
+
+
+def _parts(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[Part]:
+    """From the columns (size,) of a group."""
+    size, prefix = len(branch), int((branch == 0).sum())
     seen = (branch == 0) | (branch == branch[:, None])
-    seen &= torch.ones(size, size, dtype=torch.bool, device=group.device).tril()
+    seen &= torch.ones(size, size, dtype=torch.bool, device=branch.device).tril()
     if window is not None:
         seen &= position[:, None] - position < window
-    mask = torch.zeros(size, size, dtype=dtype, device=group.device).masked_fill_(~seen, -torch.inf)
-    return Stretch(size, prefix, None if window is None else mask[:prefix, :prefix].contiguous(), mask[prefix:])
+    mask = torch.zeros(size, size, dtype=dtype, device=branch.device).masked_fill_(~seen, -torch.inf)
+    whole = slice(0, size)
+    if prefix == size and window is None:
+        return [Part(whole, whole, None)]
+    if window is not None or prefix * (size - prefix // 2) < WORTH_A_CALL:
+        return [Part(whole, whole, mask)]
+    first = slice(0, prefix)
+    return [Part(first, first, None), Part(slice(prefix, size), whole, mask[prefix:])]
 
 
 def dense_attention(
@@ -135,22 +151,19 @@ def dense_attention(
 
     `window` is the reach of a sliding window in positions, None where it hides nothing.
     """
-    stretches, parts = packing.stretches(window, query.dtype), []
-    attend = functional.scaled_dot_product_attention
     repeats = query.shape[1] // key.shape[1]
-    flat = (_flat(query), *(_flat(states).repeat_interleave(repeats, 1) for states in (key, value)))
-    for stretch, *states in zip(stretches, *(one.split([s.size for s in stretches]) for one in flat), strict=True):
-        q, k, v = (one.transpose(0, 1)[None] for one in states)  # (1, heads, tokens, size)
-        if stretch.branches is None:
-            parts.append(0 * (q + k + v))  # part of the graph also where all is padding
-            continue
-        first, others = q.split([stretch.prefix, stretch.size - stretch.prefix], 2)
-        if stretch.prefix:
-            keys, values = k[:, :, : stretch.prefix], v[:, :, : stretch.prefix]
-            parts.append(attend(first, keys, values, stretch.own, is_causal=stretch.own is None, scale=scaling))
-        if stretch.prefix < stretch.size:
-            parts.append(attend(others, k, v, stretch.branches, scale=scaling))
-    return torch.cat([part[0].transpose(0, 1) for part in parts]).unflatten(0, packing.shape)
+    states = (query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1))
+    rows = []
+    for row, stretches in enumerate(packing.stretches(window, query.dtype)):
+        sizes, found = [stretch.size for stretch in stretches], []
+        for stretch, q, k, v in zip(stretches, *(one[row : row + 1].split(sizes, 2) for one in states), strict=True):
+            for queries, keys, mask in stretch.parts:
+                seen = (k[:, :, keys], v[:, :, keys])
+                found.append(_attend(q[:, :, queries], *seen, mask, is_causal=mask is None, scale=scaling))
+            if not stretch.parts:
+                found.append(0 * (q + k + v))  # part of the graph also where all is padding
+        rows.append(torch.cat(found, 2))
+    return torch.cat(rows).transpose(1, 2)
 
 
 def flash_attention(

@@ -86,6 +86,20 @@ def test_a_branch_and_a_group_do_not_leak_into_others(make_model, packed, back_e
     assert not torch.isclose(seen[0][own], seen[1][own]).all()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_dense_gives_the_same_in_one_call_a_group_and_in_two(make_model, packed, kind, monkeypatch):
+    found = []
+    for worth in (0, 10**9):
+        monkeypatch.setattr(attention, "WORTH_A_CALL", worth)
+        packing = Packing(packed.group, packed.branch, packed.position_ids)
+        counts = [len(stretch.parts) for row in packing.stretches(None, torch.float32) for stretch in row if stretch.parts]
+        assert counts == ([2, 2, 2, 1, 2] if worth == 0 else [1] * 5)  # one group has no branch
+        model = make_model(kind)
+        out = model(packed)
+        found.append([out.loss, *gradients(model, out.loss).values()])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_a_row_of_padding_and_a_batch_of_padding(make_model, pack_rows, back_end):
     model = make_model("llama", back_end)
