@@ -5,7 +5,7 @@ turns of a few steps, so that all of them see the same machine; the first turn i
 second, medians over turns, and ratios within a turn. No GPU needed.
 
 - `stack`: this package: loader, DeepSpeed engine, K = 4 tasks that share an utterance, packed rows, loss at answer positions
-- `bare`: a plain PyTorch loop over the same packed tensors, made beforehand: what the framework itself costs
+- `bare`: a plain PyTorch loop over the same packed tensors in the same order, made beforehand: what the framework itself costs
 - `padded`: one task a sequence, padded, by the Hugging Face Trainer with DeepSpeed (SLAM-LLM, BLSP)
 - `online_kl`: the same with a text LLM that reads the transcript in every step (Ultravox), against `stack_kl`, which learns
   from the stored teacher
@@ -45,7 +45,7 @@ from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS_A_TURN = {"padded": 1, "online_kl": 1}  #: all others 2
+STEPS_A_TURN, SLOW = 2, ("padded", "online_kl")  #: these take half as many
 BATCH, ACCUMULATE = 8, 6  # of the padded arms: about as many dialogues a step as the stack's
 
 
@@ -88,13 +88,13 @@ def stack(recipe: Recipe, zero: str, turns: Callable[[], Turns]) -> None:
         turn.done(step.step.target_tokens)
 
 
-def bare(recipe: Recipe, turns: Callable[[], Turns]) -> None:
-    """A plain loop over the same tensors."""
+def bare(recipe: Recipe, steps: int, turns: Callable[[], Turns]) -> None:
+    """A plain loop over the tensors of so many steps."""
     shards, plan = open_data(recipe)
     prepared: list[tuple[int, float, list[Batch]]] = []
     for step in Loader(shards, plan):
         prepared.append((step.step.target_tokens, step.weight_total, list(step.micro_batches)))
-        if len(prepared) == 8:
+        if len(prepared) == steps:
             break
     torch.manual_seed(recipe.seed)
     model = build_speech_llm(recipe.model, recipe.loss, torch.float32, torch.device("cpu"), len(shards.index.tasks))
@@ -126,8 +126,8 @@ def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Tur
     baselines.train(kind(model), dialogues, collate, BATCH, ACCUMULATE, Path(recipe.run_dir), turn.done)
 
 
-def arms(recipe: Recipe) -> dict[str, Callable[[Callable[[], Turns]], None]]:
-    """What is compared."""
+def arms(recipe: Recipe, repeats: int) -> dict[str, Callable[[Callable[[], Turns]], None]]:
+    """What is compared, in so many turns after the first."""
 
     def having(tasks: int, compiled: bool = False, **loss: float) -> Recipe:
         return dataclasses.replace(
@@ -141,7 +141,7 @@ def arms(recipe: Recipe) -> dict[str, Callable[[Callable[[], Turns]], None]]:
     return {
         "stack": partial(stack, four, "zero1"),
         "stack_zero3": partial(stack, four, "zero3"),
-        "bare": partial(bare, four),
+        "bare": partial(bare, four, STEPS_A_TURN * (repeats + 1)),
         "padded": partial(padded, four, baselines.Padded),
         "stack_kl": partial(stack, divergence, "zero1"),
         "online_kl": partial(padded, divergence, baselines.OnlineTeacher),
@@ -160,7 +160,7 @@ def work(arm: Callable[[Callable[[], Turns]], None], pipe: Connection) -> None:
 def take_turns(recipe: Recipe, names: list[str], repeats: int) -> dict[str, list[float]]:
     """Answer tokens a second of each arm in each turn."""
     context, pipes = multiprocessing.get_context("spawn"), {}
-    for name, arm in arms(recipe).items():
+    for name, arm in arms(recipe, repeats).items():
         if name in names:
             pipes[name], theirs = context.Pipe()
             context.Process(target=work, args=(arm, theirs)).start()
@@ -168,7 +168,7 @@ def take_turns(recipe: Recipe, names: list[str], repeats: int) -> dict[str, list
     found: dict[str, list[float]] = {name: [] for name in pipes}
     for turn in range(repeats + 1):
         for name, pipe in pipes.items():
-            pipe.send(STEPS_A_TURN.get(name, 2))
+            pipe.send(STEPS_A_TURN // 2 if name in SLOW else STEPS_A_TURN)
             speed = pipe.recv()
             if turn:
                 found[name].append(round(speed, 1))
@@ -235,7 +235,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recipe = world.make(Path(folder), options.utterances)
-        found = take_turns(recipe, options.arms or list(arms(recipe)), options.repeats)
+        found = take_turns(recipe, options.arms or list(arms(recipe, options.repeats)), options.repeats)
     compared = {name: ratio(found, *pair) for name, pair in RATIOS.items()}
     record = {
         **measuring.header("torch", "deepspeed", "transformers", "accelerate"),

@@ -104,6 +104,18 @@ def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConf
     return [group for group in groups if group["params"]]
 
 
+def gather_whole_layers(model: torch.nn.Module) -> None:
+    """Have ZeRO-3 fetch and free each layer of encoder and LLM in one piece.
+
+    By default it does so for each linear layer and norm on its own: a dozen collectives a layer, and in Python some 50 hooks.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    for layers in (module for module in model.modules() if isinstance(module, torch.nn.ModuleList)):
+        for layer in layers:
+            set_z3_leaf_module(layer, True)
+
+
 @dataclass
 class StepSums:
     """Sums over all processes of one global step."""
@@ -142,6 +154,8 @@ class Engine:
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
+        if self.stage == 3:
+            gather_whole_layers(self.model)
         self.llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.llm.parameters()) + fp8.size(self.model.llm)
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtbi.errors import UserError
@@ -111,6 +112,35 @@ def test_compiling_changes_no_gradient_and_compiles_layers_once(folder, heard, t
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert 0 < graphs <= 4, "before and after attention, for the first layer and for all others"
+
+
+class Products(TorchDispatchMode):
+    """The shapes of all matrix products that are computed while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.shapes.add(tuple(sorted(out.shape[-2:])))
+        return out
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_gradient_of_a_frozen_weight_is_ever_computed(make_model, packed, frozen):
+    """The gradient of a weight is a product of the weight's shape; with an LLM that trains this check finds them."""
+    model = make_model()
+    model.llm.requires_grad_(not frozen)
+    others = {name: tuple(sorted(p.shape)) for name, p in model.named_parameters() if p.dim() == 2 and "adapter" not in name}
+    trained = {tuple(sorted(p.shape)) for p in model.adapter.parameters()}
+    loss = model(packed).loss
+    with Products() as products:
+        loss.backward()
+    found = {name for name, shape in others.items() if shape in products.shapes - trained}
+    assert products.shapes & trained
+    assert bool(found) != frozen, found
 
 
 def test_frozen_parts_stay_in_evaluation_mode(folder):
