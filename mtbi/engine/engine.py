@@ -104,16 +104,18 @@ def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConf
     return [group for group in groups if group["params"]]
 
 
-def gather_whole_layers(model: torch.nn.Module) -> None:
-    """Have ZeRO-3 fetch and free each layer of encoder and LLM in one piece.
+def gather_whole_layers(model: SpeechLLM) -> None:
+    """Have ZeRO-3 fetch and free each layer of the LLM, and of a frozen encoder, in one piece.
 
-    By default it does so for each linear layer and norm on its own: a dozen collectives a layer, and in Python some 50 hooks.
+    By default it does so for each linear layer and norm on its own: a dozen collectives a layer, and in Python some 50
+    hooks. An encoder that trains stays as it is: DeepSpeed 0.19 frees a layer too early where its input needs no gradient.
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for layers in (module for module in model.modules() if isinstance(module, torch.nn.ModuleList)):
-        for layer in layers:
-            set_z3_leaf_module(layer, True)
+    for part in (model.llm,) if model.encoder_trains else (model.llm, model.encoder):
+        for layers in (module for module in part.modules() if isinstance(module, torch.nn.ModuleList)):
+            for layer in layers:
+                set_z3_leaf_module(layer, True)
 
 
 @dataclass

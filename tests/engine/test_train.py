@@ -80,6 +80,19 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields", [["model.encoder.trainable=true"], ["model.llm_lora.rank=4", "model.activation_checkpointing=on"]]
+)
+def test_zero_3_trains_encoders_and_low_rank_updates_as_zero_1_does(
+    launch: Launch, run: Run, tmp_path: Path, fields: list[str]
+) -> None:
+    found = [losses(run(launch(tmp_path / f"{stage}", *fields, "train.steps=3", stage=stage, processes=1))) for stage in (1, 3)]
+    assert {step: float(loss) for step, (loss, _) in found[0].items()} == pytest.approx(
+        {step: float(loss) for step, (loss, _) in found[1].items()}, rel=1e-3
+    )
+
+
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_passed_over_and_fewer_processes_go_on(
     launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path
 ) -> None:
