@@ -49,7 +49,7 @@ def measure(encoder: Whisper, kind: str) -> dict[str, float]:
         pair = timed(lambda: encoder(waveforms, lengths)), timed(lambda: buckets.encode(encoder, waveforms, lengths))
         pairs += [pair] if turn else []
     real = int(lengths.sum())
-    areas = [max(lengths[group]) * len(group) for group in buckets.split(lengths.tolist())]
+    areas = [max(lengths[group]) * len(group) for group in buckets.split(lengths.tolist(), buckets.CPU_CALL_SAMPLES)]
     return {
         "clips": len(lengths),
         "calls": len(areas),

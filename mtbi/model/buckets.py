@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 MOST_CALLS = 4
-CALL_SAMPLES = 160_000  #: a call of its own must spare so much padding: ten seconds
+#: What a call costs, in padding: where that is computed quickly, launching a hundred kernels is worth more of it.
+GPU_CALL_SAMPLES, CPU_CALL_SAMPLES = 160_000, 16_000
 
 
-def split(lengths: list[int]) -> list[list[int]]:
+def split(lengths: list[int], call_samples: int = GPU_CALL_SAMPLES) -> list[list[int]]:
     """The clips' numbers in 1 to MOST_CALLS groups, longest first: those that cost the least padding and calls together."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    if lengths[order[0]] * len(order) - sum(lengths) <= CALL_SAMPLES:
+    if lengths[order[0]] * len(order) - sum(lengths) <= call_samples:
         return [order]  # no cut can spare more than all padding
     #: of the n longest clips, in so many groups: the least cost, and where the groups begin
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *[(math.inf, ())] * len(order)]
@@ -23,7 +24,7 @@ def split(lengths: list[int]) -> list[list[int]]:
     for _ in range(MOST_CALLS):
         best = [(math.inf, ())] + [
             min(
-                (best[first][0] + lengths[order[first]] * (stop - first) + CALL_SAMPLES, (*best[first][1], first))
+                (best[first][0] + lengths[order[first]] * (stop - first) + call_samples, (*best[first][1], first))
                 for first in range(stop)
             )
             for stop in range(1, len(order) + 1)
@@ -36,7 +37,7 @@ def split(lengths: list[int]) -> list[list[int]]:
 def encode(encoder: nn.Module, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """As `encoder(waveforms, lengths)`, in several calls where that spares padding."""
     samples = lengths.tolist()
-    groups = split(samples)
+    groups = split(samples, CPU_CALL_SAMPLES if waveforms.device.type == "cpu" else GPU_CALL_SAMPLES)
     if len(groups) == 1:
         return encoder(waveforms, lengths)
     places = [torch.tensor(group, device=lengths.device) for group in groups]

@@ -13,7 +13,12 @@ SECOND = 16_000
 
 
 def cost(lengths: list[int], groups: list[list[int]]) -> int:
-    return sum(max(lengths[number] for number in group) * len(group) + buckets.CALL_SAMPLES for group in groups)
+    return sum(max(lengths[number] for number in group) * len(group) + buckets.GPU_CALL_SAMPLES for group in groups)
+
+
+def test_a_call_must_be_worth_it() -> None:
+    assert len(buckets.split([10 * SECOND, 7 * SECOND])) == 1
+    assert len(buckets.split([10 * SECOND, 7 * SECOND], buckets.CPU_CALL_SAMPLES)) == 2
 
 
 def test_like_clips_stay_together() -> None:
