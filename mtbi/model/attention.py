@@ -151,17 +151,19 @@ def dense_attention(
 
     `window` is the reach of a sliding window in positions, None where it hides nothing.
     """
-    repeats = query.shape[1] // key.shape[1]
-    states = (query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1))
+    if query.device.type != "cpu":  # the fast kernels for GPUs that take a mask want a key head for each query head
+        key, value = (one.repeat_interleave(query.shape[1] // key.shape[1], 1) for one in (key, value))
     rows = []
     for row, stretches in enumerate(packing.stretches(window, query.dtype)):
         sizes, found = [stretch.size for stretch in stretches], []
-        for stretch, q, k, v in zip(stretches, *(one[row : row + 1].split(sizes, 2) for one in states), strict=True):
+        states = (one[row : row + 1].split(sizes, 2) for one in (query, key, value))
+        for stretch, q, k, v in zip(stretches, *states, strict=True):
             for queries, keys, mask in stretch.parts:
                 seen = (k[:, :, keys], v[:, :, keys])
-                found.append(_attend(q[:, :, queries], *seen, mask, is_causal=mask is None, scale=scaling))
+                out = _attend(q[:, :, queries], *seen, mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
+                found.append(out)
             if not stretch.parts:
-                found.append(0 * (q + k + v))  # part of the graph also where all is padding
+                found.append(0 * (q + (k + v).mean(1, keepdim=True)))  # part of the graph also where all is padding
         rows.append(torch.cat(found, 2))
     return torch.cat(rows).transpose(1, 2)
 
