@@ -41,8 +41,12 @@ def test_a_stopped_job_starts_again_and_its_failures_are_forgotten(requeued: lis
 
 
 def test_a_failing_job_starts_again_so_many_times(
-    requeued: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    requeued: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    sinfo = tmp_path / "sinfo"  # one node, so there is none to spare; the real one may not be installed
+    sinfo.write_text("#!/bin/sh\necho node2\n")
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "srun.err").write_text(KILLED)
     (tmp_path / "rank-5.log").write_text("step 1\nout of memory\n")
     for _ in range(3):
