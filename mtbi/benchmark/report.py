@@ -98,16 +98,16 @@ def signed(one: Estimate | None) -> str:
 
 
 def curves(grid: Grid, results: list[RunResult], key: tuple[str, str]) -> dict[str, plots.Curve]:
-    """Accuracy by minutes of speech of every arm that was trained on less."""
+    """Accuracy by minutes of speech: arms that were trained on less, and those compared, with all of it alone."""
     found: dict[str, plots.Curve] = {}
-    for name in grid.less_speech.arms:
+    for name in dict.fromkeys([*grid.less_speech.arms, *filter(None, [grid.compare.arm]), *grid.compare.with_]):
         by_minutes: dict[float, list[RunResult]] = {}
         for result in results:
             if result.job.arm == name:
                 by_minutes.setdefault(round(result.corpus_minutes, 1), []).append(result)
         points = [(minutes, collect.measure(runs, key, collect.accuracy)) for minutes, runs in sorted(by_minutes.items())]
         curve = [(minutes, one) for minutes, one in points if one]
-        if len(curve) > 1:
+        if curve:
             found[grid.arms[name].label] = curve
     return found
 
@@ -115,7 +115,7 @@ def curves(grid: Grid, results: list[RunResult], key: tuple[str, str]) -> dict[s
 def less_speech(grid: Grid, results: list[RunResult], group: str, out: Path) -> str:
     """A table and a picture of accuracy on never-trained tasks by the amount of speech, and what is needed for the goal."""
     found = curves(grid, results, (group, NEW_AXIS))
-    if not found:
+    if all(len(curve) < 2 for curve in found.values()):
         return "No run on a part of the speech is finished."
     cascade = collect.measure(results, (group, NEW_AXIS), collect.cascade_accuracy)
     lines = {"cascade (recogniser + text LLM)": cascade.value} if cascade else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def test_a_grid_is_run_resumed_and_reported(
     assert "| mixed " in report
     assert "over plain" in report
     assert "cascade" in report
+    assert re.search(r"^\| speech only +\| +– \|.*\| +(not reached|at most \S+ min) \|$", report, re.MULTILINE)
     for name in ("accuracy_by_speech", "accuracy_by_task", "similarity"):
         assert f"plots/{name}.png" in report
         assert (out / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
