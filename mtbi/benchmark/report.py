@@ -130,7 +130,7 @@ def less_speech(grid: Grid, results: list[RunResult], group: str, out: Path) -> 
         text = "not reached" if needed is None else f"{'at most ' if first else ''}{needed:.3g} min"
         rows.append([label, *(percent(values.get(point)) for point in minutes), text])
     header = ["arm", *(f"{point:.3g} min" for point in minutes), f"speech for {GOAL:.0%}"]
-    text = "Accuracy on never-trained tasks after the same number of steps on a part of the corpus."
+    text = "Accuracy on never-trained tasks by the speech in the corpus. An arm has the same number of steps on any of it."
     return f"{text}\n\n{markdown(header, rows, left=1)}\n\n![accuracy by speech](plots/accuracy_by_speech.png)"
 
 
