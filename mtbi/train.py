@@ -65,7 +65,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     keeper, guard, stopped = Keeper(recipe, ranks, engine, metrics), Guard(config), False
     metrics.say(
         f"{recipe.name}: {len(inputs.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
-        f"beside an LLM of {engine.llm_size:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
+        f"beside an LLM of {engine.llm_size.all:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
         + (f"going on from {newest}" if newest else "from the start")
     )
 

@@ -46,12 +46,11 @@ from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
 from mtbi.data.batch import Batch, build  # noqa: E402
 from mtbi.data.plan import Group, Plan, Row  # noqa: E402
 from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
-from mtbi.engine.memory import count  # noqa: E402
 from mtbi.model import attention, fp8, liger  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
 from mtbi.model.encoder import Whisper  # noqa: E402
+from mtbi.model.flops import LLMSize, size  # noqa: E402
 from mtbi.model.geometry import WHISPER_STAGES, FrameGeometry  # noqa: E402
-from mtbi.model.last_layer import parts  # noqa: E402
 from mtbi.model.speech_llm import SpeechLLM, compile_layers  # noqa: E402
 from mtbi.recipe import LossConfig  # noqa: E402
 from mtbi.tasks.behaviour import Behaviour  # noqa: E402
@@ -250,29 +249,14 @@ def under_deepspeed(model: SpeechLLM, stage: int, half: bool) -> Callable[[Batch
     return step
 
 
-class Sizes(NamedTuple):
-    """Parameters that tokens, answers and frames are multiplied with."""
-
-    llm: int  #: all of the LLM
-    layers: int  #: its layers, but for what only answers see
-    answers: int  #: the output layer, and the last layer's parts that only answers see
-    encoder: int
-
-    @classmethod
-    def of(cls, model: SpeechLLM) -> Sizes:
-        """Before 8-bit floats take the place of parameters."""
-        decoder, embeddings = model.llm.get_decoder(), model.llm.get_input_embeddings()
-        last = sum(count(part) for part in parts(decoder.layers[-1]))
-        head = count(model.llm.get_output_embeddings())
-        return cls(count(model.llm), count(decoder) - count(embeddings) - last, head + last, count(model.encoder))
-
-
 def digits(value: float) -> float:
     """Four of them."""
     return float(f"{value:.4g}")
 
 
-def measure(step: Callable[[Batch], None], batches: list[tuple[Batch, int]], sizes: Sizes, device: torch.device) -> dict:
+def measure(
+    step: Callable[[Batch], None], batches: list[tuple[Batch, int]], llm: LLMSize, encoder_size: int, device: torch.device
+) -> dict:
     """Speed of a step over batches that are on the device already."""
     seconds, dialogues, tokens, answers, frames = [], 0, 0, 0, 0.0
     if device.type == "cuda":
@@ -287,14 +271,14 @@ def measure(step: Callable[[Batch], None], batches: list[tuple[Batch, int]], siz
             frames += float(batch.waveform_lengths.sum()) / SAMPLE_RATE * 50
             dialogues, answers = dialogues + asked, answers + len(batch.target_ids)
             tokens += int((batch.group >= 0).sum())
-    total, encoder = sum(seconds), 2 * sizes.encoder * frames
+    total, encoder = sum(seconds), 2 * encoder_size * frames
     return {
         "step_ms": round(1000 * statistics.median(seconds), 1),
         "dialogues_per_second": round(dialogues / total, 2),
         "tokens_per_second": round(tokens / total),
         "answer_tokens_per_second": round(answers / total),
-        "tflops": digits((4 * sizes.llm * tokens + encoder) / total / 1e12),
-        "computed_tflops": digits((4 * (sizes.layers * tokens + sizes.answers * answers) + encoder) / total / 1e12),
+        "tflops": digits((4 * llm.all * tokens + encoder) / total / 1e12),
+        "computed_tflops": digits((llm.computed_flops(tokens, answers) + encoder) / total / 1e12),
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if device.type == "cuda" else None,
     }
 
@@ -345,7 +329,7 @@ def run_case(case: Case, work: Work, make: Callable[[str], SpeechLLM], device: t
     """A case's speed."""
     model = make(case.back_end)
     model.head.config = case.loss
-    sizes = Sizes.of(model)
+    llm, encoder_size = LLMSize.of(model.llm), size(model.encoder)
     if case.rounded:
         fp8.convert(model.llm, device)
     if case.compiled:
@@ -353,7 +337,7 @@ def run_case(case: Case, work: Work, make: Callable[[str], SpeechLLM], device: t
     drawn = islice(work.batches(case.tasks, case.one_a_row), WARM_UP + STEPS)
     batches = [(batch.to(device), dialogues) for batch, dialogues in drawn]
     step = plain(model) if case.stage is None else under_deepspeed(model, case.stage, device.type == "cuda")
-    return measure(step, batches, sizes, device)
+    return measure(step, batches, llm, encoder_size, device)
 
 
 def main() -> int:

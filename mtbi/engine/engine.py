@@ -16,7 +16,7 @@ from mtbi.engine import memory
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.errors import UserError
-from mtbi.model import fp8
+from mtbi.model.flops import LLMSize
 from mtbi.model.loss import LossOutput
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe, TrainConfig
@@ -158,7 +158,7 @@ class Engine:
         self.trainable_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
         if self.stage == 3:
             gather_whole_layers(self.model)
-        self.llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.llm.parameters()) + fp8.size(self.model.llm)
+        self.llm_size = LLMSize.of(self.model.llm)
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config
         )

@@ -15,6 +15,7 @@ import torch
 from mtbi.errors import UserError
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import build_encoder
+from mtbi.model.flops import size
 from mtbi.model.geometry import PLUGIN, read_encoder_config
 from mtbi.recipe import LoraConfig, Recipe
 
@@ -58,11 +59,6 @@ class Estimate:
         return self.frozen + self.trainable + self.activations + self.gathered + FIXED_GB
 
 
-def count(module: torch.nn.Module) -> int:
-    """Parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def lora_size(model: torch.nn.Module, config: LoraConfig) -> int:
     """Parameters of the low-rank updates of the named linear layers."""
     if not config.rank:
@@ -88,20 +84,20 @@ def sizes_of(recipe: Recipe) -> Sizes:
     encoder, width = encoder_shape(recipe)
     with torch.device("meta"):
         adapter = build_adapter(model.adapter, width, config.hidden_size)
-    trainable = count(adapter) + lora_size(llm, model.llm_lora) + lora_size(encoder, model.encoder_lora)
-    trainable += count(encoder) if model.encoder.trainable else 0
-    embedding = count(llm.get_input_embeddings())
-    layer = (count(llm) - embedding) // config.num_hidden_layers
-    frozen_encoder = 0 if model.encoder.trainable else count(encoder)
+    trainable = size(adapter) + lora_size(llm, model.llm_lora) + lora_size(encoder, model.encoder_lora)
+    trainable += size(encoder) if model.encoder.trainable else 0
+    embedding = size(llm.get_input_embeddings())
+    layer = (size(llm) - embedding) // config.num_hidden_layers
+    frozen_encoder = 0 if model.encoder.trainable else size(encoder)
     return Sizes(
-        count(llm),
+        size(llm),
         frozen_encoder,
         trainable,
         config.num_hidden_layers,
         config.hidden_size,
         config.vocab_size,
         max(embedding, layer),
-        count(llm.get_decoder()) - embedding,
+        size(llm.get_decoder()) - embedding,
     )
 
 

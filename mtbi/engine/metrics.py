@@ -23,6 +23,7 @@ from mtbi import recipe as recipes
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.plan import Step
 from mtbi.engine.engine import StepSums
+from mtbi.model.flops import LLMSize
 from mtbi.recipe import Recipe
 
 #: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets.
@@ -115,13 +116,10 @@ class Interval:
 class Metrics:
     """Writes on the first process only; on the others every call does nothing."""
 
-    def __init__(self, recipe: Recipe, tasks: list[str], first: bool, world: int, llm_parameters: int, device: torch.device):
+    def __init__(self, recipe: Recipe, tasks: list[str], first: bool, world: int, llm_size: LLMSize, device: torch.device):
         steps = recipe.train.steps
         self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
-        self.flops_per_token, self.peak = (
-            4 * llm_parameters,
-            peak_flops(device),
-        )  # frozen LLM: forward, and backward to activations
+        self.llm_size, self.peak = llm_size, peak_flops(device)
         self.interval = Interval()
         #: since the processes started
         self.counts = {"skipped_micro_batches": 0, "loss_spikes": 0, "rollbacks": 0, "failed_checkpoints": 0}
@@ -176,7 +174,7 @@ class Metrics:
         values["health/unreadable_utterances"] = sums.unreadable
         values |= {f"health/{what}": float(count) for what, count in self.counts.items()}
         if self.peak:
-            values["speed/mfu"] = self.flops_per_token * one.tokens / seconds / self.world / self.peak
+            values["speed/mfu"] = self.llm_size.computed_flops(one.tokens, one.targets) / seconds / self.world / self.peak
         assert one.tasks is not None
         for name, (task_loss, weight, hits, count) in zip(self.tasks, one.tasks.T.tolist(), strict=True):
             if count:

@@ -13,6 +13,7 @@ from mtbi.data import features
 from mtbi.data.shards import Shards
 from mtbi.engine.evaluation import Evaluation, similarity
 from mtbi.engine.metrics import Metrics
+from mtbi.model.flops import LLMSize
 from mtbi.model.geometry import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import Recipe
@@ -31,7 +32,7 @@ def model() -> SpeechLLM:
 
 def start(run_dir: Path, *overrides: str) -> tuple[Recipe, Metrics]:
     recipe = recipes.load("demo", [f"run_dir={run_dir}", "train.sample_dialogues=2", *overrides])
-    return recipe, Metrics(recipe, ["repeat"], True, 1, 1000, CPU)
+    return recipe, Metrics(recipe, ["repeat"], True, 1, LLMSize(1000, 800, 300), CPU)
 
 
 def events_of(run_dir: Path) -> EventAccumulator:
