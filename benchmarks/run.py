@@ -9,6 +9,7 @@ second, medians over turns, and ratios within a turn. No GPU needed.
 - `padded`: one task a sequence, padded, by the Hugging Face Trainer with DeepSpeed (SLAM-LLM, BLSP)
 - `online_kl`: the same with a text LLM that reads the transcript in every step (Ultravox), against `stack_kl`, which learns
   from the stored teacher
+- `stack_encoded`, `stack_kl_encoded`: this package with the encoder's output stored beforehand (`mtbi data encode`)
 - `k1`, `k2`, `k8`: this package with other numbers of tasks an utterance
 - `stack_compiled`, `stack_kl_compiled`: this package with `model.compile=true`
 """
@@ -42,7 +43,7 @@ from mtbi.data.shards import Shards
 from mtbi.engine.engine import Engine
 from mtbi.model.geometry import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.recipe import Recipe
+from mtbi.recipe import DataConfig, Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS_A_TURN, SLOW = 2, ("padded", "online_kl")  #: these take half as many
@@ -126,12 +127,13 @@ def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Tur
     baselines.train(kind(model), dialogues, collate, BATCH, ACCUMULATE, Path(recipe.run_dir), turn.done)
 
 
-def arms(recipe: Recipe, repeats: int) -> dict[str, Callable[[Callable[[], Turns]], None]]:
-    """What is compared, in so many turns after the first."""
+def arms(recipe: Recipe, encoded: Recipe, repeats: int) -> dict[str, Callable[[Callable[[], Turns]], None]]:
+    """What is compared, in so many turns after the first; `encoded` has the encoder's output stored."""
 
-    def having(tasks: int, compiled: bool = False, **loss: float) -> Recipe:
+    def having(tasks: int, data: DataConfig = recipe.data, compiled: bool = False, **loss: float) -> Recipe:
         return dataclasses.replace(
             recipe,
+            data=data,
             model=dataclasses.replace(recipe.model, compile=compiled),
             plan=dataclasses.replace(recipe.plan, tasks_per_utterance=tasks),
             loss=dataclasses.replace(recipe.loss, **loss),
@@ -147,6 +149,8 @@ def arms(recipe: Recipe, repeats: int) -> dict[str, Callable[[Callable[[], Turns
         "online_kl": partial(padded, divergence, baselines.OnlineTeacher),
         "stack_compiled": partial(stack, having(4, compiled=True, ce=1.0, kl=0.0), "zero1"),
         "stack_kl_compiled": partial(stack, having(4, compiled=True, ce=0.0, kl=1.0), "zero1"),
+        "stack_encoded": partial(stack, having(4, encoded.data, ce=1.0, kl=0.0), "zero1"),
+        "stack_kl_encoded": partial(stack, having(4, encoded.data, ce=0.0, kl=1.0), "zero1"),
         **{f"k{tasks}": partial(stack, having(tasks, ce=1.0, kl=0.0), "zero1") for tasks in (1, 2, 8)},
     }
 
@@ -157,14 +161,13 @@ def work(arm: Callable[[Callable[[], Turns]], None], pipe: Connection) -> None:
     arm(lambda: Turns(pipe))
 
 
-def take_turns(recipe: Recipe, names: list[str], repeats: int) -> dict[str, list[float]]:
+def take_turns(arms: dict[str, Callable[[Callable[[], Turns]], None]], repeats: int) -> dict[str, list[float]]:
     """Answer tokens a second of each arm in each turn."""
     context, pipes = multiprocessing.get_context("spawn"), {}
-    for name, arm in arms(recipe, repeats).items():
-        if name in names:
-            pipes[name], theirs = context.Pipe()
-            context.Process(target=work, args=(arm, theirs)).start()
-            theirs.close()
+    for name, arm in arms.items():
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=work, args=(arm, theirs)).start()
+        theirs.close()
     found: dict[str, list[float]] = {name: [] for name in pipes}
     for turn in range(repeats + 1):
         for name, pipe in pipes.items():
@@ -190,6 +193,8 @@ def ratio(found: dict[str, list[float]], ours: str, theirs: str) -> dict[str, fl
 RATIOS = {
     "this stack / padded one-task sequences": ("stack", "padded"),
     "this stack / online teacher": ("stack_kl", "online_kl"),
+    "this stack, stored encoder output / padded one-task sequences": ("stack_encoded", "padded"),
+    "this stack, stored encoder output / online teacher": ("stack_kl_encoded", "online_kl"),
     "this stack, compiled / padded one-task sequences": ("stack_compiled", "padded"),
     "this stack, compiled / online teacher": ("stack_kl_compiled", "online_kl"),
     "this stack, compiled / not compiled": ("stack_compiled", "stack"),
@@ -235,7 +240,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recipe = world.make(Path(folder), options.utterances)
-        found = take_turns(recipe, options.arms or list(arms(recipe, options.repeats)), options.repeats)
+        everything = arms(recipe, world.encode(recipe, Path(folder)), options.repeats)
+        found = take_turns({name: everything[name] for name in options.arms or everything}, options.repeats)
     compared = {name: ratio(found, *pair) for name, pair in RATIOS.items()}
     record = {
         **measuring.header("torch", "deepspeed", "transformers", "accelerate"),

@@ -15,8 +15,9 @@ from planning.run import librispeech_seconds
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtbi import recipe as recipes
-from mtbi.data import audio, shards
+from mtbi.data import audio, features, shards
 from mtbi.data.corpus import Utterance
+from mtbi.model.encoder import build_encoder
 from mtbi.recipe import Recipe
 from mtbi.tasks import behaviour
 from mtbi.tasks.chat import load_llm_tokenizer, read_chat
@@ -65,6 +66,13 @@ def make_models(folder: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**LLM, max_position_embeddings=4096)).save_pretrained(folder / "llm")
     load_llm_tokenizer("demo").save_pretrained(folder / "llm")
     WhisperModel(WhisperConfig(**ENCODER)).save_pretrained(folder / "encoder")
+
+
+def encode(recipe: Recipe, folder: Path) -> Recipe:
+    """Store the encoder's output, as `mtbi data encode` does; returns the recipe that trains on it."""
+    encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
+    features.write(shards.Shards(recipe.data.shards), encoder, features.encoder_name(recipe), str(folder / "features"))
+    return replace(recipe, data=replace(recipe.data, shards=[str(folder / "features")]))
 
 
 def make(folder: Path, utterances: int) -> Recipe:
