@@ -165,7 +165,7 @@ def test_a_node_that_fails_twice_is_left(cluster: Cluster, shard_folder: Path, t
     output = tmp_path / "out"
     # Before its first step: a start killed while it ends has its last checkpoint, and the next one has nothing to do.
     killed: list[int] = []
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(killed) < 2:
         assert time.monotonic() < deadline, f"{cluster.job(job)}\n{cluster.logs()}"
         cluster.hasten(job)
