@@ -11,6 +11,8 @@ from mtbi.recipe import TrainConfig
 
 REMEMBERED_STEPS = 100
 FEWEST_STEPS = 20  # before that, no loss is called high
+#: Nats a token. A corpus learnt by heart has losses that become many times as high and are still next to nothing.
+SMALLEST_LOSS = 0.05
 
 
 class Guard:
@@ -44,4 +46,4 @@ class Guard:
 
     def _is_spike(self, loss: float) -> bool:
         factor = self.config.spike_factor
-        return bool(factor) and len(self.losses) >= FEWEST_STEPS and loss > factor * median(self.losses)
+        return bool(factor) and len(self.losses) >= FEWEST_STEPS and loss > factor * max(median(self.losses), SMALLEST_LOSS)

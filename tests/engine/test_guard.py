@@ -33,5 +33,12 @@ def test_a_sudden_high_loss_is_a_bad_step_once_there_is_something_to_compare() -
     assert Guard(TrainConfig(spike_factor=0)).judge(sums(1e9), parts=1) == ""
 
 
+def test_a_tiny_loss_may_become_many_times_as_high() -> None:
+    guard = Guard(TrainConfig(spike_factor=10, max_bad_steps=2))
+    assert not any(guard.judge(sums(loss), parts=1) for loss in (*[1e-4] * 30, *[0.01] * 5, *[0.4] * 5))
+    assert guard.spikes == 0
+    assert [bool(guard.judge(sums(0.6), parts=1)) for _ in range(2)] == [False, True]
+
+
 def test_a_lost_gradient_is_a_reason_at_once() -> None:
     assert Guard(TrainConfig()).judge(sums(1.0, lost=True), parts=1) == "the gradient is not finite"
