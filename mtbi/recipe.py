@@ -163,9 +163,7 @@ class TrainConfig:
     beta2: float = 0.98
     weight_decay: float = 0.01
     grad_clip: float = 1.0  #: largest gradient norm
-    spike_factor: float = (
-        10.0  #: a loss this many times the median of the last 100 steps (or 0.05, if that is more) is a bad one; 0 = none is
-    )
+    spike_factor: float = 10.0  #: a loss this many times the last 100 steps' median (at least 0.05) is a bad one; 0 = none is
     max_bad_steps: int = 10  #: bad steps in a row (or without a finite loss: skipped) before the newest checkpoint is put back
     max_rollbacks: int = 3  #: times a checkpoint may be put back (also after a gradient that is not finite) before the run ends
     hang_seconds: float = 1800.0  #: without progress of a process, after which the watchdog ends the run; 0 = never
