@@ -2,7 +2,8 @@
 
 Every arm trains the same frozen LLM and encoder and the same adapter on the same shards, in a process of its own. They take
 turns of a few steps, so that all of them see the same machine; the first turn is not counted. Reported: answer tokens learnt a
-second, medians over turns, and ratios within a turn. No GPU needed.
+second, medians over turns, and ratios within a turn. No GPU needed; each arm takes
+about 2 GB of memory: name fewer where that is too much.
 
 - `stack`: this package: loader, DeepSpeed engine, K = 4 tasks that share an utterance, packed rows, loss at answer positions
 - `bare`: a plain PyTorch loop over the same packed tensors in the same order, made beforehand: what the framework itself costs
