@@ -72,6 +72,9 @@ class Turns:
             self.wait()
 
 
+Arm = Callable[[Callable[[], Turns]], None]  #: trains without end, in turns
+
+
 def open_data(recipe: Recipe) -> tuple[Shards, Plan]:
     """The shards and their plan."""
     shards = Shards(recipe.data.shards)
@@ -128,7 +131,7 @@ def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Tur
     baselines.train(kind(model), dialogues, collate, BATCH, ACCUMULATE, Path(recipe.run_dir), turn.done)
 
 
-def arms(recipe: Recipe, encoded: Recipe, repeats: int) -> dict[str, Callable[[Callable[[], Turns]], None]]:
+def arms(recipe: Recipe, encoded: Recipe, repeats: int) -> dict[str, Arm]:
     """What is compared, in so many turns after the first; `encoded` has the encoder's output stored."""
 
     def having(tasks: int, data: DataConfig = recipe.data, compiled: bool = False, **loss: float) -> Recipe:
@@ -156,16 +159,16 @@ def arms(recipe: Recipe, encoded: Recipe, repeats: int) -> dict[str, Callable[[C
     }
 
 
-def work(arm: Callable[[Callable[[], Turns]], None], pipe: Connection) -> None:
+def work(arm: Arm, pipe: Connection) -> None:
     """The process of an arm."""
     logging.disable(logging.WARNING)
     arm(lambda: Turns(pipe))
 
 
-def take_turns(arms: dict[str, Callable[[Callable[[], Turns]], None]], repeats: int) -> dict[str, list[float]]:
+def take_turns(chosen: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
     """Answer tokens a second of each arm in each turn."""
     context, pipes = multiprocessing.get_context("spawn"), {}
-    for name, arm in arms.items():
+    for name, arm in chosen.items():
         pipes[name], theirs = context.Pipe()
         context.Process(target=work, args=(arm, theirs)).start()
         theirs.close()

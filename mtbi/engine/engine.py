@@ -16,7 +16,7 @@ from mtbi.engine import memory
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.errors import UserError
-from mtbi.model.flops import LLMSize
+from mtbi.model.flops import LLMSize, count
 from mtbi.model.loss import LossOutput
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe, TrainConfig
@@ -155,7 +155,7 @@ class Engine:
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
-        self.trainable_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters.values())
+        self.trainable_size = count(self.parameters.values())
         if self.stage == 3:
             gather_whole_layers(self.model)
         self.llm_size = LLMSize.of(self.model.llm)

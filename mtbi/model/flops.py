@@ -6,6 +6,7 @@ not counted, nor are the second forward pass of activation checkpointing and the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,9 +15,14 @@ from mtbi.model import fp8
 from mtbi.model.last_layer import parts
 
 
+def count(parameters: Iterable[nn.Parameter]) -> int:
+    """Numbers in all of them, wherever ZeRO-3 keeps them."""
+    return sum(getattr(one, "ds_numel", one.numel()) for one in parameters)
+
+
 def size(module: nn.Module) -> int:
-    """Parameters of a module, wherever ZeRO-3 keeps them, 8-bit floats among them."""
-    return sum(getattr(one, "ds_numel", one.numel()) for one in module.parameters()) + fp8.size(module)
+    """Parameters of a module, 8-bit floats among them."""
+    return count(module.parameters()) + fp8.size(module)
 
 
 class LLMSize(NamedTuple):

@@ -76,13 +76,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     killed = losses(kill_after(launch(tmp_path / "killed", *fields, stage=stage), environment, "step 5/", signal.SIGKILL))
     assert 14 not in killed
     resumed = losses(run(launch(tmp_path / "killed", *fields, stage=stage)))
-    assert min(resumed) in (
-        5,
-        7,
-        9,
-        11,
-        13,
-    )  # after the checkpoint of step 4, or a later one where the machine was slow to kill
+    # After the checkpoint of step 4, or a later one where the machine was slow to kill.
+    assert min(resumed) in (5, 7, 9, 11, 13)
     assert {**killed, **resumed} == whole
     torch.testing.assert_close(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole"), rtol=0, atol=0)
 
