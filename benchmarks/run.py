@@ -2,8 +2,10 @@
 
 Every arm trains the same frozen LLM and encoder and the same adapter on the same shards, in a process of its own. They take
 turns of a few steps, so that all of them see the same machine; the first turn is not counted. Reported: answer tokens learnt a
-second, medians over turns, and ratios within a turn. No GPU needed; each arm takes
-about 2 GB of memory: name fewer where that is too much.
+second, medians over turns, and ratios within a turn. No GPU needed; the arms of a suite run at the same time and take about
+2 GB of memory each: name fewer where that is too much.
+
+The first suite compares with others, the second this package with itself.
 
 - `stack`: this package: loader, DeepSpeed engine, K = 4 tasks that share an utterance, packed rows, loss at answer positions
 - `bare`: a plain PyTorch loop over the same packed tensors in the same order, made beforehand: what the framework itself costs
@@ -11,8 +13,8 @@ about 2 GB of memory: name fewer where that is too much.
 - `online_kl`: the same with a text LLM that reads the transcript in every step (Ultravox), against `stack_kl`, which learns
   from the stored teacher
 - `stack_encoded`, `stack_kl_encoded`: this package with the encoder's output stored beforehand (`mtbi data encode`)
-- `k1`, `k2`, `k8`: this package with other numbers of tasks an utterance
-- `stack_compiled`, `stack_kl_compiled`: this package with `model.compile=true`
+- `k1`, `k2`, `k4`, `k8`: this package with so many tasks an utterance (`k4` is `stack`)
+- `k4_compiled`: with `model.compile=true`
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Tur
     baselines.train(kind(model), dialogues, collate, BATCH, ACCUMULATE, Path(recipe.run_dir), turn.done)
 
 
-def arms(recipe: Recipe, encoded: Recipe, repeats: int) -> dict[str, Arm]:
+def suites(recipe: Recipe, encoded: Recipe, repeats: int) -> list[dict[str, Arm]]:
     """What is compared, in so many turns after the first; `encoded` has the encoder's output stored."""
 
     def having(tasks: int, data: DataConfig = recipe.data, compiled: bool = False, **loss: float) -> Recipe:
@@ -144,19 +146,19 @@ def arms(recipe: Recipe, encoded: Recipe, repeats: int) -> dict[str, Arm]:
         )
 
     four, divergence = having(4, ce=1.0, kl=0.0), having(4, ce=0.0, kl=1.0)
-    return {
-        "stack": partial(stack, four, "zero1"),
+    with_others = {
         "stack_zero3": partial(stack, four, "zero3"),
         "bare": partial(bare, four, STEPS_A_TURN * (repeats + 1)),
+        "stack": partial(stack, four, "zero1"),
         "padded": partial(padded, four, baselines.Padded),
+        "stack_encoded": partial(stack, having(4, encoded.data, ce=1.0, kl=0.0), "zero1"),
         "stack_kl": partial(stack, divergence, "zero1"),
         "online_kl": partial(padded, divergence, baselines.OnlineTeacher),
-        "stack_compiled": partial(stack, having(4, compiled=True, ce=1.0, kl=0.0), "zero1"),
-        "stack_kl_compiled": partial(stack, having(4, compiled=True, ce=0.0, kl=1.0), "zero1"),
-        "stack_encoded": partial(stack, having(4, encoded.data, ce=1.0, kl=0.0), "zero1"),
         "stack_kl_encoded": partial(stack, having(4, encoded.data, ce=0.0, kl=1.0), "zero1"),
-        **{f"k{tasks}": partial(stack, having(tasks, ce=1.0, kl=0.0), "zero1") for tasks in (1, 2, 8)},
     }
+    with_itself = {f"k{tasks}": partial(stack, having(tasks, ce=1.0, kl=0.0), "zero1") for tasks in (1, 2, 4, 8)}
+    with_itself["k4_compiled"] = partial(stack, having(4, compiled=True, ce=1.0, kl=0.0), "zero1")
+    return [with_others, with_itself]
 
 
 def work(arm: Arm, pipe: Connection) -> None:
@@ -167,10 +169,11 @@ def work(arm: Arm, pipe: Connection) -> None:
 
 def take_turns(chosen: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
     """Answer tokens a second of each arm in each turn."""
-    context, pipes = multiprocessing.get_context("spawn"), {}
+    context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
     for name, arm in chosen.items():
         pipes[name], theirs = context.Pipe()
-        context.Process(target=work, args=(arm, theirs)).start()
+        processes.append(context.Process(target=work, args=(arm, theirs)))
+        processes[-1].start()
         theirs.close()
     found: dict[str, list[float]] = {name: [] for name in pipes}
     for turn in range(repeats + 1):
@@ -180,8 +183,9 @@ def take_turns(chosen: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
             if turn:
                 found[name].append(round(speed, 1))
             print(f"turn {turn} {name}: {speed:.1f} answer tokens/s", file=sys.stderr, flush=True)
-    for pipe in pipes.values():
+    for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(0)
+        process.join()
     return found
 
 
@@ -199,14 +203,12 @@ RATIOS = {
     "this stack / online teacher": ("stack_kl", "online_kl"),
     "this stack, stored encoder output / padded one-task sequences": ("stack_encoded", "padded"),
     "this stack, stored encoder output / online teacher": ("stack_kl_encoded", "online_kl"),
-    "this stack, compiled / padded one-task sequences": ("stack_compiled", "padded"),
-    "this stack, compiled / online teacher": ("stack_kl_compiled", "online_kl"),
-    "this stack, compiled / not compiled": ("stack_compiled", "stack"),
     "bare loop / this stack, ZeRO-1": ("bare", "stack"),
     "bare loop / this stack, ZeRO-3": ("bare", "stack_zero3"),
     "2 tasks an utterance / 1": ("k2", "k1"),
-    "4 tasks an utterance / 1": ("stack", "k1"),
+    "4 tasks an utterance / 1": ("k4", "k1"),
     "8 tasks an utterance / 1": ("k8", "k1"),
+    "this stack, compiled / not compiled": ("k4_compiled", "k4"),
 }
 
 
@@ -244,8 +246,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recipe = world.make(Path(folder), options.utterances)
-        everything = arms(recipe, world.encode(recipe, Path(folder)), options.repeats)
-        found = take_turns({name: everything[name] for name in options.arms or everything}, options.repeats)
+        found: dict[str, list[float]] = {}
+        for suite in suites(recipe, world.encode(recipe, Path(folder)), options.repeats):
+            chosen = {name: arm for name, arm in suite.items() if name in (options.arms or suite)}
+            found |= take_turns(chosen, options.repeats)
     compared = {name: ratio(found, *pair) for name, pair in RATIOS.items()}
     record = {
         **measuring.header("torch", "deepspeed", "transformers", "accelerate"),

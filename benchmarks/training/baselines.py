@@ -3,7 +3,7 @@
 `Padded` is in the style of SLAM-LLM (arXiv 2402.08846) and BLSP (arXiv 2309.00916): cross-entropy on the answer, logits at
 every position. `OnlineTeacher` is in the style of Ultravox: the text LLM reads the transcript in every step, and the speech LLM
 learns its full distribution over answer tokens. Both use this package's encoder, adapter and weights, so that only the method
-differs; the encoder hears clips of their own length, not Whisper's 30 seconds.
+differs; the encoder hears clips padded to the longest of the batch, not to Whisper's 30 seconds.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Padded(nn.Module):
 
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
         """Token embeddings with adapter frames where the speech is."""
-        frames, lengths = self.model.hear(batch["waveforms"], batch["lengths"])
+        with torch.no_grad():
+            features, counts = self.model.encoder(batch["waveforms"], batch["lengths"])
+        frames, lengths = self.model.adapter(features, counts)
         embeddings = self.model.embed(batch["input_ids"])
         heard = frames[frame_mask(lengths, frames.shape[1])].to(embeddings.dtype)
         return embeddings.masked_scatter(batch["is_audio"][..., None], heard)

@@ -105,17 +105,25 @@ def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConf
 
 
 def gather_whole_layers(model: SpeechLLM) -> None:
-    """Have ZeRO-3 fetch and free each layer of the LLM, and of a frozen encoder, in one piece.
+    """Have ZeRO-3 fetch and free each layer of the LLM in one piece.
 
     By default it does so for each linear layer and norm on its own: a dozen collectives a layer, and in Python some 50
     hooks. An encoder that trains stays as it is: DeepSpeed 0.19 frees a layer too early where its input needs no gradient.
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for part in (model.llm,) if model.encoder_trains else (model.llm, model.encoder):
-        for layers in (module for module in part.modules() if isinstance(module, torch.nn.ModuleList)):
-            for layer in layers:
-                set_z3_leaf_module(layer, True)
+    for layers in (module for module in model.llm.modules() if isinstance(module, torch.nn.ModuleList)):
+        for layer in layers:
+            set_z3_leaf_module(layer, True)
+
+
+def keep_frozen_encoder_whole(model: SpeechLLM) -> None:
+    """Keep a frozen encoder away from ZeRO-3, which partitions all that it finds: it is small beside an LLM.
+
+    Then each process may call it as often as its own clips want, and nothing of it is gathered.
+    """
+    if not model.encoder_trains:
+        model.__dict__["encoder"] = model._modules.pop("encoder")
 
 
 @dataclass
@@ -141,23 +149,22 @@ class Engine:
     ) -> None:
         """Build the model, and put a checkpoint's weights into it. Raises UserError for wrong configurations."""
         import deepspeed
-        from transformers.integrations import HfDeepSpeedConfig
 
         self.recipe, self.device, self.world, self.tasks = recipe, device, world, tasks
         self.dtype = precision_of(recipe, device)
         config = read_config(ds_config, recipe, world, self.dtype)
         self.stage = int(config["zero_optimization"]["stage"])
         model = decided_model(recipe, config["zero_optimization"], device, world)  # before ZeRO-3 partitions what is built
-        # While this object lives, transformers reads the LLM straight into its ZeRO-3 partitions.
-        self._partitioning = HfDeepSpeedConfig(config) if self.stage == 3 else None
         torch.manual_seed(recipe.seed)
-        self.model: SpeechLLM = build_speech_llm(model, recipe.loss, self.dtype, device, tasks)
+        zero3 = config if self.stage == 3 else None
+        self.model: SpeechLLM = build_speech_llm(model, recipe.loss, self.dtype, device, tasks, zero3)
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
         if self.stage == 3:
             gather_whole_layers(self.model)
+            keep_frozen_encoder_whole(self.model)
         self.llm_size = LLMSize.of(self.model.llm)
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config

@@ -44,10 +44,10 @@ class Sequences(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One call of dense attention: some neighbouring queries of a group on the group's first keys."""
+    """One call of dense attention: the next so many queries of a group on the group's first so many keys."""
 
-    queries: slice
-    keys: slice
+    queries: int
+    keys: int
     mask: Tensor | None  #: (queries, keys) added to the scores: 0 where a query sees a key, else -inf; None = causal
 
 
@@ -135,13 +135,11 @@ def _parts(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dt
     if window is not None:
         seen &= position[:, None] - position < window
     mask = torch.zeros(size, size, dtype=dtype, device=branch.device).masked_fill_(~seen, -torch.inf)
-    whole = slice(0, size)
     if prefix == size and window is None:
-        return [Part(whole, whole, None)]
+        return [Part(size, size, None)]
     if window is not None or prefix * (size - prefix // 2) < WORTH_A_CALL:
-        return [Part(whole, whole, mask)]
-    first = slice(0, prefix)
-    return [Part(first, first, None), Part(slice(prefix, size), whole, mask[prefix:])]
+        return [Part(size, size, mask)]
+    return [Part(prefix, prefix, None), Part(size - prefix, size, mask[prefix:])]
 
 
 def dense_attention(
@@ -154,16 +152,17 @@ def dense_attention(
     if query.device.type != "cpu":  # the fast kernels for GPUs that take a mask want a key head for each query head
         key, value = (one.repeat_interleave(query.shape[1] // key.shape[1], 1) for one in (key, value))
     rows = []
-    for row, stretches in enumerate(packing.stretches(window, query.dtype)):
+    whole = (one.split(1) for one in (query, key, value))  # slices would fill a whole tensor with zeros in the backward pass
+    for stretches, *row in zip(packing.stretches(window, query.dtype), *whole, strict=True):
         sizes, found = [stretch.size for stretch in stretches], []
-        states = (one[row : row + 1].split(sizes, 2) for one in (query, key, value))
-        for stretch, q, k, v in zip(stretches, *states, strict=True):
-            for queries, keys, mask in stretch.parts:
-                seen = (k[:, :, keys], v[:, :, keys])
-                out = _attend(q[:, :, queries], *seen, mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
-                found.append(out)
+        for stretch, q, k, v in zip(stretches, *(one.split(sizes, 2) for one in row), strict=True):
             if not stretch.parts:
                 found.append(0 * (q + (k + v).mean(1, keepdim=True)))  # part of the graph also where all is padding
+                continue
+            for part, own in zip(stretch.parts, q.split([part.queries for part in stretch.parts], 2), strict=True):
+                seen = (k, v) if part.keys == stretch.size else (k[:, :, : part.keys], v[:, :, : part.keys])
+                causal = part.mask is None
+                found.append(_attend(own, *seen, part.mask, is_causal=causal, scale=scaling, enable_gqa=True))
         rows.append(torch.cat(found, 2))
     return torch.cat(rows).transpose(1, 2)
 

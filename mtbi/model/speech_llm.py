@@ -60,7 +60,7 @@ class SpeechLLM(nn.Module):
     def hear(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`(clips, samples)` and lengths in samples to frames `(clips, n, llm_hidden)` and lengths in LLM positions."""
         lengths = lengths.clamp(min=1)
-        if self.encoder_trains or _is_partitioned(self.encoder):  # all ranks must call it equally often
+        if self.encoder_trains:  # all ranks must call it equally often
             features, frames = self.encoder(waveforms, lengths)
         else:
             with torch.no_grad():
@@ -97,14 +97,20 @@ class SpeechLLM(nn.Module):
 
 
 def build_speech_llm(
-    config: ModelConfig, loss: LossConfig, dtype: torch.dtype, device: torch.device, tasks: int = 1
+    config: ModelConfig,
+    loss: LossConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    tasks: int = 1,
+    zero3: dict[str, Any] | None = None,
 ) -> SpeechLLM:
-    """Pretrained encoder and LLM, and a fresh adapter (from torch's random state). Under ZeRO-3 the LLM comes partitioned.
+    """Pretrained encoder and LLM, and a fresh adapter (from torch's random state).
 
+    With `zero3`, DeepSpeed's configuration, the LLM is read straight into its ZeRO-3 partitions; all else comes whole.
     Raises UserError for models that cannot be found or are of an unsupported kind.
     """
     device = torch.device(device)
-    llm = load_llm(config, dtype, device)
+    llm = load_llm(config, dtype, device, zero3)
     encoder: Any = build_encoder(config.encoder, dtype, device, config.trust_remote_code)
     encoder.requires_grad_(config.encoder.trainable)
     if config.encoder.path == "demo" and config.encoder_lora.rank:
@@ -116,9 +122,10 @@ def build_speech_llm(
     return SpeechLLM(encoder, adapter, llm, loss, tasks)
 
 
-def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Any:
-    """The causal LLM, frozen but for LoRA, with one of our attention back ends."""
+def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero3: dict[str, Any] | None = None) -> Any:
+    """The causal LLM, frozen but for LoRA, with one of our attention back ends; partitioned with `zero3`."""
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.integrations import HfDeepSpeedConfig
 
     from mtbi.tasks.chat import resolve_llm
 
@@ -127,6 +134,7 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> A
     attention.register()
     path = str(resolve_llm(config.llm))
     chosen = attention.choose(config.attention, device, dtype)
+    partitioning = HfDeepSpeedConfig(zero3) if zero3 else None  # transformers and peft look for it while it lives
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=chosen, trust_remote_code=config.trust_remote_code
@@ -146,7 +154,7 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> A
     if config.compile:
         compile_layers(llm)
     llm.generation_config = GenerationConfig()  # greedy: no penalty or temperature that came with the weights
-    return llm if _is_partitioned(llm) else llm.to(device)
+    return llm if partitioning else llm.to(device)
 
 
 def compile_layers(llm: Any) -> None:

@@ -18,6 +18,7 @@ from mtbi.data.loader import Loader
 from mtbi.data.plan import Plan
 from mtbi.engine.engine import Engine
 from mtbi.engine.start import open_shards
+from mtbi.model import buckets
 from mtbi.model.geometry import FrameGeometry
 from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 
@@ -33,6 +34,8 @@ def main() -> None:
     shards = open_shards(recipe.data.shards, recipe, ChatFormat(load_llm_tokenizer("demo")))
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     device = start_distributed(ranks)
+    if ranks.rank:
+        buckets.CPU_CALL_SAMPLES = 0  # others call the frozen encoder more often than rank 0: none of it may be partitioned
     engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks.world, None)
     with Loader(shards, plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch) as loader:
         sums = engine.train_step(next(iter(loader)), 0, stop=False)
