@@ -38,6 +38,8 @@ def machine() -> Iterator[Finding]:
     """Packages, devices, compilers, disk."""
     import torch
 
+    from mtbi.model import varlen
+
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     for package in PACKAGES:
         version = installed(package)
@@ -49,11 +51,13 @@ def machine() -> Iterator[Finding]:
         yield Finding(OK, f"GPU {number}", f"{device.name}, {device.total_memory / 1e9:.0f} GB")
     if not torch.cuda.is_available():
         yield Finding(WARN, "GPU", "none: CPU, float32, attention `dense`", "train on a machine with CUDA GPUs")
+    else:
+        yield Finding(OK, "flash attention", varlen.choose_kernels(torch.device("cuda")))
     yield from peers(torch.cuda.device_count())
     compiler = shutil.which("g++")
     yield Finding(OK if compiler else FAIL, "g++", compiler or "missing", "" if compiler else "apt-get install g++ python3-dev")
     for title, module, otherwise in (
-        ("flash-attn", "flash_attn", "PyTorch's own kernel serves; pip install '.[flash]' for theirs"),
+        ("flash-attn 2", "flash_attn", "PyTorch's own kernel serves; pip install '.[flash]' for theirs"),
         ("vllm", "vllm", "leave behaviour.backend at transformers"),
         ("espeak-ng", "espeakng_loader", "make demo needs SPEECH=FOLDER"),
     ):

@@ -46,7 +46,7 @@ from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
 from mtbi.data.batch import Batch, build  # noqa: E402
 from mtbi.data.plan import Group, Plan, Row  # noqa: E402
 from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
-from mtbi.model import attention, fp8, liger  # noqa: E402
+from mtbi.model import attention, fp8, liger, varlen  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
 from mtbi.model.encoder import Whisper  # noqa: E402
 from mtbi.model.flops import LLMSize, size  # noqa: E402
@@ -233,8 +233,11 @@ def under_deepspeed(model: SpeechLLM, stage: int, half: bool) -> Callable[[Batch
 
     from launcher.distributed import start_distributed
     from launcher.ranks import find_ranks
+    from mtbi.engine.engine import prepare_for_zero3
 
     start_distributed(find_ranks())
+    if stage == 3:
+        prepare_for_zero3(model)
     config = {
         "train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}, "bf16": {"enabled": half},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
@@ -372,6 +375,7 @@ def main() -> int:
             name: versions.installed(name) for name in ("torch", "transformers", "deepspeed", "flash-attn", "liger-kernel")
         },
         "commit": versions.commit(),
+        "flash_kernels": varlen.choose_kernels(device) if gpu else None,
         "ceiling_tflops": round(ceiling(device, dtype, 8192 if gpu else 1024), 2),
         "gradient_difference": check_gradients(work, make, device, back_ends),
         "fp8_gradient_difference": attempted(partial(check_fp8, work, make, device, best)) if rounded else None,

@@ -104,26 +104,20 @@ def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConf
     return [group for group in groups if group["params"]]
 
 
-def gather_whole_layers(model: SpeechLLM) -> None:
-    """Have ZeRO-3 fetch and free each layer of the LLM in one piece.
+def prepare_for_zero3(model: SpeechLLM) -> None:
+    """Have ZeRO-3 fetch and free each layer of the LLM in one piece, and leave a frozen encoder alone.
 
     By default it does so for each linear layer and norm on its own: a dozen collectives a layer, and in Python some 50
     hooks. An encoder that trains stays as it is: DeepSpeed 0.19 frees a layer too early where its input needs no gradient.
+    A frozen one is small beside an LLM. Whole, it is not gathered, and each process calls it as often as its own clips want.
     """
     from deepspeed.utils import set_z3_leaf_module
 
     for layers in (module for module in model.llm.modules() if isinstance(module, torch.nn.ModuleList)):
         for layer in layers:
             set_z3_leaf_module(layer, True)
-
-
-def keep_frozen_encoder_whole(model: SpeechLLM) -> None:
-    """Keep a frozen encoder away from ZeRO-3, which partitions all that it finds: it is small beside an LLM.
-
-    Then each process may call it as often as its own clips want, and nothing of it is gathered.
-    """
     if not model.encoder_trains:
-        model.__dict__["encoder"] = model._modules.pop("encoder")
+        model.__dict__["encoder"] = model._modules.pop("encoder")  # DeepSpeed partitions all parameters that it finds
 
 
 @dataclass
@@ -163,8 +157,7 @@ class Engine:
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
         if self.stage == 3:
-            gather_whole_layers(self.model)
-            keep_frozen_encoder_whole(self.model)
+            prepare_for_zero3(self.model)
         self.llm_size = LLMSize.of(self.model.llm)
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config

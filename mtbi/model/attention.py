@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from mtbi.errors import UserError
 from mtbi.model import varlen
+from mtbi.model.varlen import Sequences
 
 #: Names in transformers. Its version 5 takes any name with "flash" in it for a kernel of its own.
 DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
@@ -28,19 +29,6 @@ DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
 WORTH_A_CALL = 10_000
 
 _attend = functional.scaled_dot_product_attention
-
-
-class Sequences(NamedTuple):
-    """Variable-length sequences, end to end: sequence i is tokens `starts[i]` to `starts[i + 1]`."""
-
-    starts: Tensor  #: (sequences + 1,) int32
-    longest: int
-
-    @classmethod
-    def of(cls, lengths: Tensor) -> Sequences:
-        """From lengths `(sequences,)`."""
-        starts = functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-        return cls(starts, int(lengths.max()) if len(lengths) else 0)
 
 
 class Part(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtbi.data.batch import Batch
 from mtbi.errors import UserError
-from mtbi.model import attention, buckets, fp8
+from mtbi.model import attention, buckets, fp8, varlen
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import build_encoder
 from mtbi.model.last_layer import LastLayer
@@ -134,6 +134,8 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero
     attention.register()
     path = str(resolve_llm(config.llm))
     chosen = attention.choose(config.attention, device, dtype)
+    if chosen == attention.FLASH and device.type == "cuda":
+        varlen.choose_kernels(device)
     partitioning = HfDeepSpeedConfig(zero3) if zero3 else None  # transformers and peft look for it while it lives
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(

@@ -1,24 +1,100 @@
 """One variable-length attention kernel with its log-sum-exp, forward and backward.
 
-On a GPU: flash-attn where it is installed, else the copy inside PyTorch. On the CPU: a plain reference with the same
-signature, so that tests hold the formulation that uses it to account without a GPU.
+On a GPU: FlashAttention-3 or -4 (arXiv 2407.08608) where `choose_kernels` finds them, else flash-attn 2 where it is installed,
+else the copy of that inside PyTorch. On the CPU: a plain reference with the same signature, so that tests hold the formulation
+that uses it to account without a GPU, and new kernels before they are used.
 """
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from mtbi.model.attention import Sequences
+from torch.nn import attention, functional
 
 try:
     from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
 except ImportError:
     _flash_attn_varlen_forward = None
+
+log = logging.getLogger(__name__)
+#: What PyTorch puts in the place of its own kernels where it is installed, by PyTorch's name, and the generations of GPUs
+#: (major compute capability) that it is for, in the order of trying.
+NEWER = {"FA3": (9,), "FA4": (9, 10)}
+_newer: str | None = None  #: which of them is in place
+
+
+class Sequences(NamedTuple):
+    """Variable-length sequences, end to end: sequence i is tokens `starts[i]` to `starts[i + 1]`."""
+
+    starts: Tensor  #: (sequences + 1,) int32
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> Sequences:
+        """From lengths `(sequences,)`."""
+        starts = functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        return cls(starts, int(lengths.max()) if len(lengths) else 0)
+
+
+@cache
+def choose_kernels(device: torch.device) -> str:
+    """Put the newest kernels in place that are installed for a GPU and give the right numbers there; returns their name.
+
+    PyTorch calls its bridge to them a prototype, so they are tried on a little attention first. Why an installed one is passed
+    over is logged.
+    """
+    global _newer
+    major = torch.cuda.get_device_capability(device)[0] if hasattr(attention, "activate_flash_attention_impl") else 0
+    for name in (name for name, generations in NEWER.items() if major in generations):
+        try:
+            attention.activate_flash_attention_impl(name)
+            _newer = name
+            check(device)
+        except ModuleNotFoundError:
+            _newer = None
+        except Exception as error:  # whatever a prototype raises: there are other kernels
+            log.warning("%s is installed, but not used: %s: %s", name, type(error).__name__, error)
+            attention.restore_flash_attention_impl()
+            _newer = None
+        else:
+            return name
+    return "PyTorch's own" if _flash_attn_varlen_forward is None else "flash-attn 2"
+
+
+def check(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Hold the kernels in use against the reference in float32, on a few sequences. Raises ArithmeticError where they differ by
+    over 2%.
+    """
+    lengths = torch.tensor([5, 130, 64])
+    heads, key_heads, size, scale = 4, 2, 128, 0.1
+    generator = torch.Generator().manual_seed(0)
+    for causal, key_lengths in ((True, lengths), (False, lengths + 40)):
+        shapes = [(lengths, heads), (key_lengths, key_heads), (key_lengths, key_heads), (lengths, heads)]
+        states = [torch.randn(int(n.sum()), count, size, generator=generator).to(dtype) for n, count in shapes]
+        found, expected = (
+            _forward_and_backward(
+                [one.to(*kind) for one in states], lengths.to(kind[0]), key_lengths.to(kind[0]), causal, scale
+            )
+            for kind in ((device, dtype), ("cpu", torch.float32))
+        )
+        for name, mine, right in zip(("output", "log-sum-exp", "dq", "dk", "dv"), found, expected, strict=True):
+            error = float((mine.cpu().float() - right).norm() / right.norm())
+            if not error < 0.02:
+                raise ArithmeticError(f"{name} of attention is {error:.1%} off")
+
+
+def _forward_and_backward(
+    states: list[Tensor], lengths: Tensor, key_lengths: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, ...]:
+    query, key, value, grad = states
+    queries, keys = Sequences.of(lengths), Sequences.of(key_lengths)
+    out, lse = forward(query, key, value, queries, keys, causal, scale)
+    return out, lse, *backward(grad, query, key, value, out, lse, queries, keys, causal, scale)
 
 
 def forward(
@@ -33,7 +109,7 @@ def forward(
         return _reference_forward(query, key, value, queries, keys, causal, scale)
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     lengths = (queries.starts, keys.starts, queries.longest, keys.longest)
-    if _flash_attn_varlen_forward is not None:
+    if _flash_attn_varlen_forward is not None and _newer is None:
         out, lse, *_ = _flash_attn_varlen_forward(query, key, value, *lengths, 0.0, scale, causal=causal)
     else:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(query, key, value, *lengths, 0.0, causal, False, scale=scale)
@@ -49,7 +125,7 @@ def backward(
         return _reference_backward(grad, query, key, value, out, lse, queries, keys, causal, scale)
     grad, query, key, value, out = (states.contiguous() for states in (grad, query, key, value, out))
     lengths = (queries.starts, keys.starts, queries.longest, keys.longest)
-    if _flash_attn_varlen_forward is not None:
+    if _flash_attn_varlen_forward is not None and _newer is None:
         dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         _flash_attn_varlen_backward(
             grad, query, key, value, out, lse, dq, dk, dv, *lengths, 0.0, scale, causal, -1, -1, 0.0, None, False

@@ -1,0 +1,98 @@
+"""The reference kernel, and the choice among those that a GPU may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import attention
+
+from mtbi.model import varlen
+from mtbi.model.varlen import Sequences
+
+CPU = torch.device("cpu")
+
+
+def test_reference_kernel_is_exact_in_double_precision():
+    torch.manual_seed(0)
+    lengths, heads, size = torch.tensor([3, 1, 5]), 4, 6
+    query = torch.randn(9, heads, size, dtype=torch.double, requires_grad=True)
+    key, value = (torch.randn(9, 2, size, dtype=torch.double, requires_grad=True) for _ in range(2))
+    sequences = Sequences.of(lengths)
+    out, lse = varlen.forward(query.detach(), key.detach(), value.detach(), sequences, sequences, True, 0.3)
+    expected = torch.cat([
+        torch.nn.functional.scaled_dot_product_attention(
+            *(s.transpose(0, 1) for s in states), is_causal=True, scale=0.3, enable_gqa=True
+        ).transpose(0, 1)
+        for states in zip(*(tensor.split(lengths.tolist()) for tensor in (query, key, value)), strict=True)
+    ])  # fmt: skip
+    torch.testing.assert_close(out, expected.detach())
+    grad = torch.randn_like(out)
+    expected.backward(grad)
+    found = varlen.backward(grad, query.detach(), key.detach(), value.detach(), out, lse, sequences, sequences, True, 0.3)
+    for mine, tensor in zip(found, (query, key, value), strict=True):
+        torch.testing.assert_close(mine, tensor.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_right_kernels_pass_the_check_and_wrong_ones_do_not(monkeypatch) -> None:
+    varlen.check(CPU)
+    right = varlen.backward
+
+    def wrong(grad, query, *others):
+        dq, dk, dv = right(grad, query, *others)
+        return dq, dk, dv * (1.1 if query.dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr(varlen, "backward", wrong)
+    with pytest.raises(ArithmeticError, match=r"dv of attention is 10\.\d% off"):
+        varlen.check(CPU)
+
+
+@pytest.fixture
+def installed(monkeypatch) -> Callable[..., str]:
+    """Which kernels are taken on a GPU of some generation, where PyTorch's bridges to newer ones do what these do."""
+
+    def choose(generation: int, **bridges: Callable[[], object]) -> str:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
+        for name in varlen.NEWER:
+            attention.register_flash_attention_impl(name, register_fn=bridges.get(name, missing))
+        return varlen.choose_kernels.__wrapped__(CPU)
+
+    monkeypatch.setattr(varlen, "_newer", None)
+    monkeypatch.setattr(varlen, "_flash_attn_varlen_forward", None)
+    monkeypatch.setattr("torch.nn.attention._registry._FLASH_ATTENTION_IMPLS", {})
+    yield choose
+    if attention.current_flash_attention_impl():
+        attention.restore_flash_attention_impl()
+
+
+def missing() -> None:
+    raise ModuleNotFoundError("no such kernels")
+
+
+def works() -> SimpleNamespace:
+    return SimpleNamespace(remove=lambda: None)
+
+
+def test_the_newest_kernels_for_the_gpu_are_taken(installed) -> None:
+    assert installed(9) == "PyTorch's own"
+    assert installed(9, FA3=works, FA4=works) == varlen._newer == "FA3"
+    assert installed(10, FA3=works, FA4=works) == varlen._newer == attention.current_flash_attention_impl() == "FA4"
+    assert installed(8, FA3=works, FA4=works) == "PyTorch's own"
+
+
+def test_kernels_that_do_not_load_or_are_wrong_are_passed_over(installed, monkeypatch, caplog) -> None:
+    def broken():
+        raise ImportError("undefined symbol")
+
+    assert installed(9, FA3=broken, FA4=works) == "FA4"
+    assert "FA3 is installed, but not used: ImportError: undefined symbol" in caplog.text
+
+    def refuse(device):
+        raise ArithmeticError("dq of attention is 12.0% off")
+
+    monkeypatch.setattr(varlen, "check", refuse)
+    assert installed(9, FA3=works) == "PyTorch's own"
+    assert "FA3 is installed, but not used: ArithmeticError: dq of attention" in caplog.text
+    assert varlen._newer is attention.current_flash_attention_impl() is None
