@@ -59,7 +59,8 @@ def choose_kernels(device: torch.device) -> str:
             _newer = None
         except Exception as error:  # whatever a prototype raises: there are other kernels
             log.warning("%s is installed, but not used: %s: %s", name, type(error).__name__, error)
-            attention.restore_flash_attention_impl()
+            if attention.current_flash_attention_impl():
+                attention.restore_flash_attention_impl()
             _newer = None
         else:
             return name
@@ -139,6 +140,7 @@ def backward(
 
 def _reference_forward(query, key, value, queries, keys, causal, scale):
     out, lse = torch.empty_like(query), query.new_empty(query.shape[1], len(query), dtype=torch.float32)
+    query, key, value = map(_at_least_float32, (query, key, value))
     for q, k in _pairs(queries, keys):
         scores = _scores(query[q], _repeat(key[k], query), causal, scale)
         lse[:, q] = scores.logsumexp(-1).float()
@@ -148,6 +150,7 @@ def _reference_forward(query, key, value, queries, keys, causal, scale):
 
 def _reference_backward(grad, query, key, value, out, lse, queries, keys, causal, scale):
     dq, dk, dv = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    grad, query, key, value, out = map(_at_least_float32, (grad, query, key, value, out))
     mean = (grad * out).sum(-1).T[..., None]  # (heads, tokens, 1)
     for q, k in _pairs(queries, keys):
         each_key, each_value = _repeat(key[k], query), _repeat(value[k], query)
@@ -157,6 +160,10 @@ def _reference_backward(grad, query, key, value, out, lse, queries, keys, causal
         dk[k] = _sum_heads(torch.einsum("hqk,qhd->khd", change, query[q]), key)
         dv[k] = _sum_heads(torch.einsum("hqk,qhd->khd", share, grad[q]), value)
     return dq, dk, dv
+
+
+def _at_least_float32(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _pairs(queries: Sequences, keys: Sequences) -> list[tuple[slice, slice]]:

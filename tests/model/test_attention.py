@@ -63,6 +63,18 @@ def test_packed_rows_equal_separate_sequences(make_model, packed, kind, back_end
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_packed_rows_equal_separate_sequences_in_half_precision(make_model, packed, kind, back_end):
+    found = []
+    for name in ("sdpa", back_end):
+        model = make_model(kind, name).bfloat16()
+        model.encoder.float()  # its input is
+        out = model(packed) if name == back_end else model.head(separate_hidden(model, packed), packed)
+        found.append(torch.cat([gradient.float().flatten() for gradient in gradients(model, out.loss).values()]))
+    assert (found[1] - found[0]).norm() < 1e-2 * found[0].norm()
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_answer_logits_equal_those_of_separate_sequences(make_model, packed, back_end):
     plain, model, seen = make_model("llama", "sdpa"), make_model("llama", back_end), []
     model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
