@@ -125,7 +125,6 @@ def build_speech_llm(
 def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero3: dict[str, Any] | None = None) -> Any:
     """The causal LLM, frozen but for LoRA, with one of our attention back ends; partitioned with `zero3`."""
     from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.integrations import HfDeepSpeedConfig
 
     from mtbi.tasks.chat import resolve_llm
 
@@ -136,7 +135,11 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero
     chosen = attention.choose(config.attention, device, dtype)
     if chosen == attention.FLASH and device.type == "cuda":
         varlen.choose_kernels(device)
-    partitioning = HfDeepSpeedConfig(zero3) if zero3 else None  # transformers and peft look for it while it lives
+    partitioning: Any = None
+    if zero3:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft look for it while it lives
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=chosen, trust_remote_code=config.trust_remote_code
