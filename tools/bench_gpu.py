@@ -233,16 +233,18 @@ def under_deepspeed(model: SpeechLLM, stage: int, half: bool) -> Callable[[Batch
 
     from launcher.distributed import start_distributed
     from launcher.ranks import find_ranks
-    from mtbi.engine.engine import prepare_for_zero3
+    from mtbi.engine import zero3
 
     start_distributed(find_ranks())
     if stage == 3:
-        prepare_for_zero3(model)
+        zero3.prepare(model)
     config = {
         "train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}, "bf16": {"enabled": half},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
     }  # fmt: skip
     engine, *_ = deepspeed.initialize(model=model, model_parameters=list(model.trainable_parameters().values()), config=config)
+    if stage == 3:
+        zero3.use_frozen_linear()
 
     def step(batch: Batch) -> None:
         out = engine(batch)

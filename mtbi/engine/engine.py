@@ -104,22 +104,6 @@ def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConf
     return [group for group in groups if group["params"]]
 
 
-def prepare_for_zero3(model: SpeechLLM) -> None:
-    """Have ZeRO-3 fetch and free each layer of the LLM in one piece, and leave a frozen encoder alone.
-
-    By default it does so for each linear layer and norm on its own: a dozen collectives a layer, and in Python some 50
-    hooks. An encoder that trains stays as it is: DeepSpeed 0.19 frees a layer too early where its input needs no gradient.
-    A frozen one is small beside an LLM. Whole, it is not gathered, and each process calls it as often as its own clips want.
-    """
-    from deepspeed.utils import set_z3_leaf_module
-
-    for layers in (module for module in model.llm.modules() if isinstance(module, torch.nn.ModuleList)):
-        for layer in layers:
-            set_z3_leaf_module(layer, True)
-    if not model.encoder_trains:
-        model.__dict__["encoder"] = model._modules.pop("encoder")  # DeepSpeed partitions all parameters that it finds
-
-
 @dataclass
 class StepSums:
     """Sums over all processes of one global step."""
@@ -150,18 +134,22 @@ class Engine:
         self.stage = int(config["zero_optimization"]["stage"])
         model = decided_model(recipe, config["zero_optimization"], device, world)  # before ZeRO-3 partitions what is built
         torch.manual_seed(recipe.seed)
-        zero3 = config if self.stage == 3 else None
-        self.model: SpeechLLM = build_speech_llm(model, recipe.loss, self.dtype, device, tasks, zero3)
+        partitions = config if self.stage == 3 else None
+        self.model: SpeechLLM = build_speech_llm(model, recipe.loss, self.dtype, device, tasks, partitions)
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
         if self.stage == 3:
-            prepare_for_zero3(self.model)
+            from mtbi.engine import zero3
+
+            zero3.prepare(self.model)
         self.llm_size = LLMSize.of(self.model.llm)
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, model_parameters=parameter_groups(self.parameters, recipe.train), config=config
         )
+        if self.stage == 3:
+            zero3.use_frozen_linear()
         self.optimizer_steps = 0
         self._make_moments()
         if snapshot:
