@@ -128,21 +128,22 @@ class Engine:
         """Build the model, and put a checkpoint's weights into it. Raises UserError for wrong configurations."""
         import deepspeed
 
+        from mtbi.engine import zero3
+
         self.recipe, self.device, self.world, self.tasks = recipe, device, world, tasks
         self.dtype = precision_of(recipe, device)
         config = read_config(ds_config, recipe, world, self.dtype)
         self.stage = int(config["zero_optimization"]["stage"])
         model = decided_model(recipe, config["zero_optimization"], device, world)  # before ZeRO-3 partitions what is built
         torch.manual_seed(recipe.seed)
-        partitions = config if self.stage == 3 else None
-        self.model: SpeechLLM = build_speech_llm(model, recipe.loss, self.dtype, device, tasks, partitions)
+        self.model: SpeechLLM = build_speech_llm(
+            model, recipe.loss, self.dtype, device, tasks, config if self.stage == 3 else None
+        )
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
         if self.stage == 3:
-            from mtbi.engine import zero3
-
             zero3.prepare(self.model)
         self.llm_size = LLMSize.of(self.model.llm)
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
