@@ -176,6 +176,7 @@ class TrainConfig:
     copy_to: str = (
         ""  #: an address such as s3://bucket/run1 to which checkpoints and TensorBoard files are copied too; empty = none
     )
+    new_data: str = "refuse"  #: a checkpoint made with other data or another plan: `refuse` it, or begin a `new_epoch` with it
 
 
 @dataclass
@@ -206,6 +207,7 @@ CHOICES = {
     "behaviour.answers": ("llm", "gold"),
     "data.unreadable": ("stop", "skip"),
     "interleave.cut": ("slice", "encode"),
+    "train.new_data": ("refuse", "new_epoch"),
     "loss.kernel": ("auto", "chunked"),
 }
 #: Those of them that installed packages add values to, and the group of entry points.

@@ -41,28 +41,29 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     from launcher.distributed import start_distributed
     from launcher.watchdog import Watchdog
     from mtbi.data.loader import Loader
-    from mtbi.engine import start
+    from mtbi.engine import agreement, start
     from mtbi.engine.engine import Engine
     from mtbi.engine.guard import Guard
     from mtbi.engine.keeper import Keeper
     from mtbi.engine.metrics import Metrics
-    from mtbi.engine.progress import Progress
     from mtbi.engine.schedule import learning_rate
 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
     began, config = time.perf_counter(), recipe.train
-    inputs = start.open_inputs(recipe)
+    opened = agreement.attempt(lambda: start.open_inputs(recipe))
+    if ranks.world == 1:
+        opened.get()
     watchdog = Watchdog(ranks, config.hang_seconds)
     device = start_distributed(ranks)
     watchdog.meet()
-    evaluation = start.open_evaluation(recipe, inputs, ranks)
-    newest, snapshot = start.open_snapshot(recipe, ranks)
+    begin = start.agree(recipe, ds_config, ranks, device, opened)
+    inputs, evaluation, newest, snapshot = begin.inputs, begin.evaluation, begin.newest, begin.snapshot
 
     # --- model and state --------------------------------------------------------------------------------------------
-    tasks, progress = inputs.shards.index.tasks, Progress.of(snapshot)
+    tasks, progress = inputs.shards.index.tasks, begin.progress
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device)
-    keeper, guard, stopped = Keeper(recipe, ranks, engine, metrics), Guard(config), False
+    keeper, guard, stopped = Keeper(recipe, ranks, engine, metrics, begin.lease), Guard(config), False
     metrics.say(
         f"{recipe.name}: {len(inputs.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
         f"beside an LLM of {engine.llm_size.all:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "

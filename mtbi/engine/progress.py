@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mtbi import recipe as recipes
 from mtbi.data.plan import Position, Step
 from mtbi.engine.checkpoint import Snapshot
@@ -18,6 +20,8 @@ class Progress:
     step: int = 0
     position: Position = field(default_factory=Position)  #: of the next step's data
     audio_seconds: float = 0.0  #: heard so far, repetitions included
+    data: dict[str, str] = field(default_factory=dict)  #: digests of what the position refers to, by name
+    evaluation: str = ""  #: digest of what the evaluation reads
 
     @classmethod
     def of(cls, snapshot: Snapshot | None) -> Progress:
@@ -41,4 +45,7 @@ class Progress:
             "world": world,
             "recipe": recipes.to_dict(recipe),
             "audio_seconds": self.audio_seconds,
+            "data": self.data,
+            "evaluation": self.evaluation,
+            "numpy": np.__version__,
         }
