@@ -124,15 +124,17 @@ def main() -> int:
     """Run, and answer mistakes with one message instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    ranks, stop_flag = find_ranks(), StopFlag()  # a signal may come while models are read
+    stop_flag, rank = StopFlag(), 0  # a signal may come while models are read
     try:
+        ranks = find_ranks()
+        rank = ranks.rank
         options, recipe = parse_arguments()
         return train(recipe, options.deepspeed, ranks, stop_flag)
     except UserError as error:
         # A mistake that all processes find is told once: the launcher ends the others before they speak. One that a single
         # process finds is told by that one.
-        time.sleep(10 if isinstance(error, ElsewhereError) else 5 if ranks.rank else 0)
-        print(f"mtbi: {error}" + (f" (process {ranks.rank})" if ranks.rank else ""), file=sys.stderr, flush=True)
+        time.sleep(10 if isinstance(error, ElsewhereError) else 5 if rank else 0)
+        print(f"mtbi: {error}" + (f" (process {rank})" if rank else ""), file=sys.stderr, flush=True)
         return UNAVAILABLE if isinstance(error, UnavailableError) else MISTAKE
 
 
