@@ -106,7 +106,8 @@ class DataConfig:
     workers: int = 2  #: threads that decode audio on each rank
     prefetch: int = 4  #: micro-batches prepared ahead
     retries: int = 12  #: attempts to fetch a shard, with growing pauses: about four minutes in all
-    unreadable: str = "stop"  #: an utterance whose shard is lost or damaged: `stop` the run, or `skip` it and count
+    unreadable: str = "stop"  #: an utterance that is lost or damaged for good: `stop` the run, or `skip` it and count
+    max_unreadable_share: float = 0.01  #: of the utterances; where more are skipped, the run stops all the same
 
 
 @dataclass
@@ -164,7 +165,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     grad_clip: float = 1.0  #: largest gradient norm
     spike_factor: float = 10.0  #: a loss this many times the last 100 steps' median (at least 0.05) is a bad one; 0 = none is
-    max_bad_steps: int = 10  #: bad steps in a row (or without a finite loss: skipped) before the newest checkpoint is put back
+    max_bad_steps: int = 10  #: bad steps in a row (or without a finite loss or any target) before a checkpoint is put back
     max_rollbacks: int = 3  #: times a checkpoint may be put back (also after a gradient that is not finite) before the run ends
     hang_seconds: float = 1800.0  #: without progress of a process, after which the watchdog ends the run; 0 = never
     log_every_steps: int = 10
@@ -220,7 +221,7 @@ AT_LEAST_ONE = {
     "plan.row_tokens", "plan.rows_per_step", "plan.rows_per_micro_batch", "plan.window_samples", "loss.chunk", "train.steps",
     "train.max_bad_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_last",
 }  # fmt: skip
-SHARES = {"interleave.share", "interleave.text_share_min", "interleave.text_share_max"}
+SHARES = {"data.max_unreadable_share", "interleave.share", "interleave.text_share_min", "interleave.text_share_max"}
 SHIPPED = Path(__file__).parent / "recipes"
 RUN_DIR = "{run_dir}"
 

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tqdm import tqdm
 
 from mtbi.data import audio, store
 from mtbi.data.corpus import Utterance
-from mtbi.errors import UserError
+from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.tasks.behaviour import Behaviour, BehaviourStore
 from mtbi.tasks.chat import ChatFormat
 
@@ -38,6 +39,8 @@ LENGTHS = ("task", "wording", "lead_tokens", "prompt_tokens", "answer_tokens")
 BRANCH = np.dtype([*((name, "u2") for name in LENGTHS), ("heldout", "?"), ("truncated", "?")])
 WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
 EVICTED_ATTEMPTS = 5  # fetches of one shard that other readers may drop before the cache counts as too small
+READ_ATTEMPTS = 3  # reads of one utterance that the file system may refuse (a stale handle, a passing error) before it counts
+READ_PAUSE_SECONDS = 1.0  # between them, growing
 SHARED_FACTS = ("fingerprint", "top_k", "prompt_first", "encoded")  # of all places that are read together
 TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
@@ -279,6 +282,13 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(now, now))
 
 
+def refused(path: Path, error: OSError) -> UserError:
+    """What it means that the file system does not give a file that is there."""
+    if isinstance(error, PermissionError):
+        return UserError(f"{path}: may not be read ({error.strerror}); check its rights and those of its folders.")
+    return UnavailableError(f"{path}: cannot be read now ({error.strerror or error}); check the file system that holds it.")
+
+
 class Folder:
     """The shards of one place, fetched on demand into a cache."""
 
@@ -302,10 +312,12 @@ class Folder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self._file(name)
-        if not path.exists():
-            raise UserError(f"{self.place}: no shards there ({name} is missing). Make them with `mtbi data shard`.")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.place}: no shards there ({name} is missing). Make them with `mtbi data shard`.") from None
+        except OSError as error:
+            raise refused(path, error) from error
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}); copy it again or make the shards again.") from error
         if not isinstance(record, dict):
@@ -338,6 +350,8 @@ class Folder:
         path = self._file(f"{name}.npy")
         try:
             table = np.load(path, mmap_mode="r", allow_pickle=False)
+        except PermissionError as error:
+            raise refused(path, error) from error
         except Exception as error:  # of a damaged header numpy raises whatever its parsers do
             raise UserError(f"{path}: cannot be read ({error}); make the shards again.") from error
         if table.dtype != dtype:
@@ -370,18 +384,24 @@ class Folder:
                 return reader
             for attempt in (1, 2):
                 if not self._file(path.name).exists() and not self.remote:
-                    raise UserError(f"{path}: this shard is missing; copy it again or make the shards again.")
+                    raise self._missing(path)
                 # Another reader of this cache may have dropped it just now: `columns` asks again.
                 if get_hash("xxh64", path.read_bytes()) == reader.raw_data.hashes["xxh64"]:
                     break
                 if attempt == 2 or not self.remote:
-                    raise UserError(
+                    raise DamagedError(
                         f"{path}: damaged (its checksum is not the one in index.json); copy it again or make the shards again."
                     )
                 path.unlink(missing_ok=True)  # fetched once more from the remote
             self.checked.add(shard)
             self._evict(path)
             return reader
+
+    def _missing(self, path: Path) -> UserError:
+        """What it means that a local shard is not there: it is lost, or the whole folder is away."""
+        if (self.local / INDEX_NAME).exists():
+            return DamagedError(f"{path}: this shard is missing; copy it again or make the shards again.")
+        return UnavailableError(f"{self.local}: the folder of shards is gone since the start; is its file system mounted?")
 
     def _evict(self, keep: Path) -> None:
         """Drop the shards used longest ago until the cache is below its limit."""
@@ -403,19 +423,33 @@ class Folder:
                     size -= bytes_
 
     def columns(self, number: int) -> dict[str, Any]:
-        """What is stored of an utterance."""
+        """What is stored of an utterance.
+
+        Raises DamagedError where it is lost or damaged, UnavailableError where its place does not answer, and UserError where
+        that refuses access or the cache is too small.
+        """
         shard = int(np.searchsorted(self.ends, number, side="right"))
         place = number - (int(self.ends[shard - 1]) if shard else 0)
-        for _ in range(EVICTED_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # dropped from the cache by another reader in between
-                reader = self._ready(shard)
-                try:
-                    return reader.get_item(place)
-                except (ValueError, TypeError, KeyError, IndexError) as error:
-                    raise UserError(f"{self.place}: shard {shard} cannot be read ({error}); make the shards again.") from error
-        raise UserError(
-            f"{self.place}: shard {shard} is dropped from {self.local} as fast as it is fetched; raise data.cache_limit_gb."
-        )
+        dropped = refusals = 0
+        while True:
+            try:
+                return self._ready(shard).get_item(place)
+            except FileNotFoundError as error:  # dropped from the cache by another reader in between
+                dropped += 1
+                if dropped == EVICTED_ATTEMPTS and self.remote:
+                    raise UserError(
+                        f"{self.place}: shard {shard} is dropped from {self.local} as fast as it is fetched; "
+                        "raise data.cache_limit_gb."
+                    ) from error
+                if dropped == EVICTED_ATTEMPTS:
+                    raise self._missing(self.local / self.readers[shard].raw_data.basename) from error
+            except OSError as error:
+                refusals += 1
+                if isinstance(error, PermissionError) or refusals == READ_ATTEMPTS:
+                    raise refused(self.local / self.readers[shard].raw_data.basename, error) from error
+                time.sleep(READ_PAUSE_SECONDS * refusals)
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                raise DamagedError(f"{self.place}: shard {shard} cannot be read ({error}); make the shards again.") from error
 
 
 def is_fact(name: str, value: Any) -> bool:
@@ -515,5 +549,10 @@ class Shards:
         return self.folders[folder].columns(number - (int(self.ends[folder - 1]) if folder else 0))
 
     def __getitem__(self, number: int) -> Sample:
-        """Utterance `number`, counted over all places."""
-        return unpack(self.columns(number))
+        """Utterance `number`, counted over all places. Raises as `Folder.columns` does."""
+        columns = self.columns(number)
+        try:
+            return unpack(columns)
+        except (UserError, SafetensorError, ValueError, TypeError, KeyError, IndexError) as error:
+            name = columns.get("id")
+            raise DamagedError(f"utterance {name!r} cannot be decoded ({error}); make the shards again.") from error

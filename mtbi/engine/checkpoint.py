@@ -147,6 +147,22 @@ def newest(run_dir: Path | str) -> Path | None:
     return found
 
 
+def after_bad_steps(folder: Path) -> bool:
+    """Whether the steps just before a checkpoint were bad ones (`mtbi.engine.guard`), or its state cannot be read.
+
+    A run goes on from such a checkpoint exactly where it was; no run goes back to it, and it is never the best.
+    """
+    try:
+        return bool(load_state(folder).get("guard", {}).get("bad_steps", 0))
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
+def latest_good(run_dir: Path | str) -> Path | None:
+    """The newest checkpoint that is whole and does not follow a bad step: what weights go back to, and what is used."""
+    return next((one for one in reversed(all_of(run_dir)) if not after_bad_steps(one) and problem(one) is None), None)
+
+
 def load(folder: Path) -> Snapshot:
     """Read a checkpoint that `latest_valid` found."""
     return Snapshot(load_file(folder / TRAINABLE), load_file(folder / OPTIMIZER), load_state(folder))
@@ -183,13 +199,17 @@ def read_best(run_dir: Path | str) -> dict[str, Any] | None:
 
 
 def keep(run_dir: Path | str, last: int, score: float | None) -> None:
-    """Note whether the newest checkpoint is the best (the highest score), then delete all but the last few and the best."""
+    """Note whether the newest checkpoint is the best (the highest score), then delete old ones.
+
+    The `last` newest stay, the best, and the newest that does not follow a bad step.
+    """
     folders = all_of(run_dir)
     record = read_best(run_dir)
     if score is not None and (record is None or score >= record["score"]):
         record = {"step": step_of(folders[-1]), "score": score}
         write_json(Path(run_dir) / FOLDER / BEST, record)
-    kept = {*folders[-last:], *([folder_of(run_dir, record["step"])] if record else [])}
+    good = [folder for folder in folders if not after_bad_steps(folder)]
+    kept = {*folders[-last:], *good[-1:], *([folder_of(run_dir, record["step"])] if record else [])}
     for folder in folders:
         if folder not in kept:
             shutil.rmtree(folder)

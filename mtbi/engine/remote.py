@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from mtbi.data import store
@@ -28,6 +28,7 @@ class RemoteCopy:
         self.place, self.run_dir = place.rstrip("/"), run_dir
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mtbi-upload")
         self._last: Future[None] | None = None
+        self.failed = ""  #: the checkpoint whose copy failed, until a later copy succeeds
 
     def push(self, folder: Path, needed: bool = False) -> None:
         """Start to copy a checkpoint, unless the one before is still on its way; a needed one waits for that."""
@@ -46,10 +47,16 @@ class RemoteCopy:
             events = self.run_dir / TENSORBOARD
             if events.is_dir():
                 store.upload(events, sorted(path.name for path in events.iterdir()), f"{self.place}/{TENSORBOARD}")
-        except (UserError, OSError) as error:
+            self.failed = ""
+        except Exception as error:
+            self.failed = name
             log.warning("%s is not copied: %s", name, error)
         finally:
             shutil.rmtree(held, ignore_errors=True)
+
+    def finished(self, seconds: float) -> bool:
+        """Whether nothing is on its way any more; waits for it up to so many seconds."""
+        return self._last is None or not wait([self._last], timeout=seconds).not_done
 
     def close(self) -> None:
         """Wait for what is on its way."""
