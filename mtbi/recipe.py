@@ -88,6 +88,8 @@ class BehaviourConfig:
     )
     prompt_first: bool = False  #: the prompt stands before the speech, so branches share no audio; False = after it
     system_prompt: str = ""  #: system message before every dialogue; empty = none
+    template_variables: dict[str, Any] = field(default_factory=dict)  #: what the LLM's chat template is given, such as a date
+    allow_other_teacher: bool = False  #: train on answers of an LLM of another size than model.llm, with the same vocabulary
     top_k: int = 32  #: teacher log-probabilities kept per answer token
     max_new_tokens: int = 128  #: longest answer; a longer one is cut off and tagged
     batch_size: int = 64  #: dialogues generated together
@@ -395,6 +397,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, for example {{a: 1}}, not {value!r}")
         return {str(key): _convert(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        if not isinstance(value, (str, bool, int, float)):
+            raise UserError(f"{where} must be text, a number, true or false, not {value!r}")
+        return value
     if isinstance(value, bool) and {"on", "off"} <= {*CHOICES.get(where, ())}:
         value = "on" if value else "off"  # YAML reads a bare on or off as true or false
     if hint is bool or hint is str:

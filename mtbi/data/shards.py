@@ -29,6 +29,7 @@ from tqdm import tqdm
 from mtbi.data import audio, store
 from mtbi.data.corpus import Utterance
 from mtbi.errors import DamagedError, UnavailableError, UserError
+from mtbi.tasks import identity
 from mtbi.tasks.behaviour import Behaviour, BehaviourStore
 from mtbi.tasks.chat import ChatFormat
 
@@ -41,7 +42,8 @@ WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, 
 EVICTED_ATTEMPTS = 5  # fetches of one shard that other readers may drop before the cache counts as too small
 READ_ATTEMPTS = 3  # reads of one utterance that the file system may refuse (a stale handle, a passing error) before it counts
 READ_PAUSE_SECONDS = 1.0  # between them, growing
-SHARED_FACTS = ("fingerprint", "top_k", "prompt_first", "encoded")  # of all places that are read together
+SHARED_FACTS = ("top_k", "prompt_first", "encoded")  # of all places that are read together, beside the LLM and its dialogues
+LATER_FACTS = {"llm_size": ""}  # which the indexes of former versions lack
 TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
 
@@ -50,7 +52,7 @@ COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answ
 class Index:
     """What the plan needs of a corpus; the tables are memory-mapped."""
 
-    fingerprint: str  #: of the LLM's vocabulary, chat template and system prompt
+    fingerprint: str  #: of the LLM's vocabulary and of how its dialogues are built (`mtbi.tasks.identity`)
     llm: str
     prefix_ids: list[int]
     end_id: int
@@ -63,6 +65,7 @@ class Index:
     utterances: np.ndarray
     branches: np.ndarray
     words: np.ndarray
+    llm_size: str = ""  #: of the LLM that answered (`mtbi.tasks.identity`); empty = not known
 
     def facts(self) -> dict[str, Any]:
         """All but the tables."""
@@ -192,17 +195,19 @@ def write(
     out: str,
     audio_kind: str = "flac",
     shard_bytes: int = 1 << 26,
+    allow_other_teacher: bool = False,
 ) -> int:
     """Make shards in `out` (a folder or `s3://…`) of every utterance that has answers; returns how many there are.
 
     `folder` is the manifest's. Raises UserError where the answers are another LLM's, nothing is to be written, or `out`
     holds shards already.
     """
-    if behaviours.note["fingerprint"] != chat.fingerprint:
-        raise UserError(
-            f"{behaviours.folder}: answers of another LLM, chat template or system prompt ({behaviours.note['llm']}) than the "
-            f"recipe's ({chat.tokenizer.name_or_path}); run `mtbi behave` with this recipe."
-        )
+    for note in behaviours.notes:
+        if reason := identity.difference(note, chat, allow_other_teacher):
+            raise UserError(
+                f"{behaviours.folder}: answers of {reason} ({note['llm']}) than the recipe's ({chat.tokenizer.name_or_path}); "
+                "run `mtbi behave` with this recipe."
+            )
     if store.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="mtbi-shards-") as scratch:
             refuse_used(out, Path(scratch))
@@ -263,10 +268,9 @@ def write_local(
             f"{behaviours.folder}: no answer is about an utterance of the manifest; run `mtbi behave` on this manifest."
         )
     facts = {
-        "fingerprint": chat.fingerprint,
+        **identity.facts_of(chat),
         "llm": behaviours.note["llm"],
-        "prefix_ids": chat.prefix_ids,
-        "end_id": chat.end_id,
+        "llm_size": behaviours.note.get("llm_size", ""),
         "top_k": behaviours.note["top_k"],
         "prompt_first": behaviours.note.get("prompt_first", False),
         "encoded": "",
@@ -330,6 +334,7 @@ class Folder:
             found = record.get("version")
             raise UserError(f"{self.place}: written by another version of mtbi ({found}); make the shards again.")
         tables = {name: self._read_table(name, dtype) for name, dtype in TABLES.items()}
+        record = LATER_FACTS | record
         names = {one.name for one in fields(Index)} - set(TABLES)
         if missing := sorted(names - set(record)):
             raise UserError(f"{self.place}: {INDEX_NAME} has no {', '.join(missing)}; make the shards again.")
@@ -503,14 +508,21 @@ def wrong_with(described: Any) -> str | None:
     return None
 
 
-def concatenate(indexes: list[Index], places: list[str]) -> Index:
+def concatenate(indexes: list[Index], places: list[str], several_teachers: bool = False) -> Index:
     """One index over several folders. Raises UserError where they were made for different LLMs."""
     first = indexes[0]
     if len(indexes) == 1:
         return first
     for place, index in zip(places, indexes, strict=True):
-        if any(getattr(index, fact) != getattr(first, fact) for fact in SHARED_FACTS):
+        made = index.facts(), first.facts()
+        if identity.other_dialogues(*made) or any(getattr(index, fact) != getattr(first, fact) for fact in SHARED_FACTS):
             raise UserError(f"{place} and {places[0]} were made for different LLMs or settings; make one of them again.")
+        if not several_teachers and identity.other_llm(*made):
+            raise UserError(
+                f"{place} and {places[0]} hold answers of LLMs of different sizes ({index.llm_size or index.llm}; "
+                f"{first.llm_size or first.llm}); make one of them again, or set behaviour.allow_other_teacher=true if that is "
+                "meant."
+            )
     tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
     tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
     branches = words = 0
@@ -533,11 +545,19 @@ class Shards:
     Raises UserError where a place holds no shards, cannot be reached, or is damaged.
     """
 
-    def __init__(self, places: str | list[str], cache_dir: str = "", cache_limit_gb: float = 0.0, retries: int = 5) -> None:
+    def __init__(
+        self,
+        places: str | list[str],
+        cache_dir: str = "",
+        cache_limit_gb: float = 0.0,
+        retries: int = 5,
+        several_teachers: bool = False,
+    ) -> None:
+        """With `several_teachers` the places may hold answers of LLMs of different sizes."""
         names = [places] if isinstance(places, str) else places
         cache = cache_dir or str(Path(tempfile.gettempdir()) / f"mtbi-cache-{os.getuid()}")
         self.folders = [Folder(name, cache, int(cache_limit_gb * 1e9), retries) for name in names]
-        self.index = concatenate([folder.index for folder in self.folders], names)
+        self.index = concatenate([folder.index for folder in self.folders], names, several_teachers)
         self.ends = np.cumsum([len(folder.index.utterances) for folder in self.folders])
 
     def __len__(self) -> int:

@@ -31,6 +31,7 @@ from mtbi.engine.progress import Progress
 from mtbi.errors import UserError
 from mtbi.model.geometry import FrameGeometry
 from mtbi.recipe import Recipe
+from mtbi.tasks import identity
 from mtbi.tasks.chat import ChatFormat, read_chat
 from mtbi.versions import commit, installed
 
@@ -101,11 +102,19 @@ def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
     if not places:
         raise UserError("data.shards is empty: name the folders or addresses made by `mtbi data shard`.")
     data = recipe.data
-    shards = Shards(places, data.cache_dir or f"{recipe.run_dir}/cache", data.cache_limit_gb, data.retries)
-    if shards.index.fingerprint != chat.fingerprint:
+    other = recipe.behaviour.allow_other_teacher
+    shards = Shards(places, data.cache_dir or f"{recipe.run_dir}/cache", data.cache_limit_gb, data.retries, other)
+    for folder in shards.folders:
+        if reason := identity.difference(folder.index.facts(), chat, other):
+            raise UserError(
+                f"{folder.place}: made with {folder.index.llm}, {reason} than the recipe's ({recipe.model.llm}); run "
+                "`mtbi behave` and `mtbi data shard` with this recipe."
+            )
+    if shards.index.prompt_first != recipe.behaviour.prompt_first:
         raise UserError(
-            f"{places[0]}: made with {shards.index.llm}, another LLM, chat template or system prompt than the recipe's "
-            f"({recipe.model.llm}); run `mtbi behave` and `mtbi data shard` with this recipe."
+            f"{places[0]}: its prompts stand {'before' if shards.index.prompt_first else 'after'} the speech, the recipe's "
+            f"{'before' if recipe.behaviour.prompt_first else 'after'} it: set "
+            f"behaviour.prompt_first={str(shards.index.prompt_first).lower()}, or make the shards again with this recipe."
         )
     features.check(shards.index, recipe)
     return shards
