@@ -20,7 +20,7 @@ from transformers import TextStreamer
 
 from mtbi.data import audio
 from mtbi.errors import UserError
-from mtbi.model.generate import generate
+from mtbi.model.generate import GREEDY, Decoding, generate
 from mtbi.trained import TrainedRun
 
 if TYPE_CHECKING:
@@ -52,14 +52,27 @@ class Conversation:
         heard += [self._listen(Path(piece)) if place % 2 else piece for place, piece in enumerate(said)]
         return self.say(heard, prompt, streamer)
 
-    def say(self, said: Sequence[str | np.ndarray], prompt: str, streamer: BaseStreamer | None = None) -> str:
-        """The answer to a prompt about what is `said`: text and waveforms `(samples,)` float32 at 16 kHz, in order."""
+    def say(
+        self,
+        said: Sequence[str | np.ndarray],
+        prompt: str,
+        streamer: BaseStreamer | None = None,
+        decoding: Decoding = GREEDY,
+    ) -> str:
+        """The answer to a prompt about what is `said`: text and waveforms `(samples,)` float32 at 16 kHz, in order.
+
+        Raises ContextError where the conversation has become longer than the LLM's context.
+        """
         chat = self.run.chat
-        parts = [*self.parts, *self._turn(said, prompt)]
-        [answer] = generate(self.run.model, [parts], self.max_new_tokens, chat.end_id, streamer=streamer)
+        parts = self.asked(said, prompt)
+        [answer] = generate(self.run.model, [parts], self.max_new_tokens, chat.end_id, streamer, decoding)
         answer = [token for token in answer if token != chat.end_id]
         self.parts = [*parts, torch.tensor([*answer, chat.end_id])]
         return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+    def asked(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
+        """All that the model gets for an answer to a prompt about what is `said`: token ids and waveforms in order."""
+        return [*self.parts, *self._turn(said, prompt)]
 
     def recall(self, said: Sequence[str | np.ndarray], prompt: str, answer: str) -> None:
         """A turn that happened before, with the answer that was given."""
