@@ -21,7 +21,7 @@ from transformers import TextStreamer
 from mtbi.data import audio
 from mtbi.data.waveforms import Recording, listed, waveform
 from mtbi.errors import UserError
-from mtbi.model.generate import generate
+from mtbi.model.generate import GREEDY, Decoding, generate
 from mtbi.trained import TrainedRun
 
 if TYPE_CHECKING:
@@ -55,17 +55,27 @@ class Conversation:
         heard += [self._listen(Path(piece)) if place % 2 else piece for place, piece in enumerate(said)]
         return self.say(heard, prompt, streamer)
 
-    def say(self, said: Sequence[str | Recording], prompt: str, streamer: BaseStreamer | None = None) -> str:
+    def say(
+        self,
+        said: Sequence[str | Recording],
+        prompt: str,
+        streamer: BaseStreamer | None = None,
+        decoding: Decoding = GREEDY,
+    ) -> str:
         """The answer to a prompt about what is `said`, in order: a `str` is text, all else a recording, as `waveform` takes it.
 
-        Raises UserError for an unusable recording.
+        Raises UserError for an unusable recording, ContextError where the conversation has become longer than the LLM's context.
         """
         chat = self.run.chat
-        parts = [*self.parts, *self.turn(self._heard(said), prompt)]
-        [answer] = generate(self.run.model, [parts], self.max_new_tokens, chat.end_id, streamer=streamer)
+        parts = self.asked(said, prompt)
+        [answer] = generate(self.run.model, [parts], self.max_new_tokens, chat.end_id, streamer, decoding)
         answer = [token for token in answer if token != chat.end_id]
         self.parts = [*parts, torch.tensor([*answer, chat.end_id])]
         return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+    def asked(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
+        """All that the model gets for an answer to a prompt about what is `said`: token ids and waveforms in order."""
+        return [*self.parts, *self.turn(self._heard(said), prompt)]
 
     def recall(self, said: Sequence[str | Recording], prompt: str, answer: str) -> None:
         """A turn that happened before, with the answer that was given."""

@@ -1,21 +1,78 @@
-"""Greedy answers to prompts of text and sound."""
+"""Answers to prompts of text and sound: greedy, or drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mtbi.errors import UserError
 from mtbi.model.speech_llm import SpeechLLM, is_partitioned
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 Piece = Tensor | np.ndarray  #: token ids (tokens,) int64, or a waveform (samples,) float32 at 16 kHz
+
+
+class ContextError(UserError):
+    """A prompt is longer than what the LLM can read."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the tokens of an answer are chosen, and what ends it besides the end token and its longest length."""
+
+    temperature: float = 0.0  #: 0: each is the most probable one
+    top_p: float = 1.0  #: drawn from the most probable tokens that hold this share (arXiv 1904.09751)
+    seed: int = 0  #: of the draws; torch's own random state is left as it is
+    stop: Callable[[], bool] | None = None  #: asked after each token
+
+    def settings(self) -> dict[str, Any]:
+        """What transformers' `generate` is told."""
+        chosen: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        if (stop := self.stop) is not None:
+            chosen["stopping_criteria"] = [lambda ids, _scores, **_: ids.new_full((len(ids),), stop(), dtype=torch.bool)]
+        return chosen
+
+    def randomness(self, device: torch.device) -> AbstractContextManager[None]:
+        """Seeds torch while an answer is drawn."""
+        return _seeded(self.seed, device) if self.temperature > 0 else nullcontext()
+
+
+GREEDY = Decoding()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def context_length(llm: Any) -> int | None:
+    """Positions that an LLM can read and write together; None where its configuration does not say."""
+    return getattr(llm.config.get_text_config(), "max_position_embeddings", None)
+
+
+def room_for_answer(llm: Any, positions: int, wanted: int) -> int:
+    """Up to `wanted` new tokens, as many as the context leaves after `positions`. Raises ContextError where it leaves none."""
+    longest = context_length(llm)
+    if longest is None:
+        return wanted
+    if positions >= longest:
+        raise ContextError(
+            f"the LLM's context is {longest} positions long, and the prompt takes {positions}: shorten it, or the recordings"
+        )
+    return min(wanted, longest - positions)
 
 
 @torch.no_grad()
@@ -25,8 +82,11 @@ def generate(
     max_new_tokens: int,
     end_id: int,
     streamer: BaseStreamer | None = None,
+    decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
     """Token ids of each answer, without the end token. A streamer (one prompt only) gets tokens as they come.
+
+    Raises ContextError for prompts that are longer than the LLM's context; an answer ends where the context does.
 
     Under ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ.
     """
@@ -34,7 +94,7 @@ def generate(
     model.eval()
     try:
         embeddings, mask = embed_prompts(model, prompts)
-        return complete(model, embeddings, mask, max_new_tokens, end_id, streamer)
+        return complete(model, embeddings, mask, max_new_tokens, end_id, streamer, decoding)
     finally:
         model.train(training)
 
@@ -47,19 +107,22 @@ def complete(
     max_new_tokens: int,
     end_id: int,
     streamer: BaseStreamer | None = None,
+    decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
     """Answers as `generate`, to prompts that are embedded: `(prompts, tokens, hidden)`, their mask `(prompts, tokens)`."""
-    answers = model.llm.generate(
-        inputs_embeds=embeddings,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=end_id,
-        pad_token_id=end_id,
-        streamer=streamer,
-        # Every rank computes until the last one has its answer: ZeRO-3 gathers each layer from all of them.
-        synced_gpus=is_partitioned(model.llm) and torch.distributed.get_world_size() > 1,
-    ).tolist()
+    max_new_tokens = room_for_answer(model.llm, embeddings.shape[1], max_new_tokens)
+    with decoding.randomness(embeddings.device):
+        answers = model.llm.generate(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+            streamer=streamer,
+            # Every rank computes until the last one has its answer: ZeRO-3 gathers each layer from all of them.
+            synced_gpus=is_partitioned(model.llm) and torch.distributed.get_world_size() > 1,
+            **decoding.settings(),
+        ).tolist()
     return [answer[: answer.index(end_id)] if end_id in answer else answer for answer in answers]
 
 

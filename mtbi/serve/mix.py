@@ -23,7 +23,7 @@ from mtbi.data.align import CtcAligner
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.interleave import Segment
 from mtbi.errors import UserError
-from mtbi.model.generate import complete
+from mtbi.model.generate import GREEDY, Decoding, complete
 from mtbi.model.geometry import FrameGeometry
 from mtbi.trained import TrainedRun
 
@@ -87,14 +87,25 @@ class Mixer:
         self.run = run
         self.samples_per_frame = FrameGeometry.from_config(run.recipe.model).samples_per_frame
 
-    @torch.no_grad()
-    def answer(self, talk: Conversation, mix: Mix, prompt: str, streamer: BaseStreamer | None = None) -> str:
+    def answer(self, talk: Conversation, mix: Mix, prompt: str) -> str:
         """The answer to a prompt about a mix, in a conversation without earlier turns. Its tokens are the only `talk.parts`."""
-        chat, model = self.run.chat, self.run.model
+        return self.reply(talk, self.asked(talk, mix, prompt))
+
+    @torch.no_grad()
+    def asked(self, talk: Conversation, mix: Mix, prompt: str) -> Tensor:
+        """The LLM's input for the whole dialogue, `(positions, hidden)`."""
+        chat = talk.run.chat
         before, after = self._text(chat.prefix_ids), self._text(chat.suffix_ids(prompt.strip()))
-        embeddings = torch.cat([before, *(span.to(before.dtype) for span in self.embed(mix)), after])[None]
+        return torch.cat([before, *(span.to(before.dtype) for span in self.embed(mix)), after])
+
+    @torch.no_grad()
+    def reply(
+        self, talk: Conversation, asked: Tensor, streamer: BaseStreamer | None = None, decoding: Decoding = GREEDY
+    ) -> str:
+        """The answer to what `asked` gave. Its tokens are the only `talk.parts`. Raises ContextError for too long an input."""
+        chat, embeddings = talk.run.chat, asked[None]
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-        [answer] = complete(model, embeddings, mask, talk.max_new_tokens, chat.end_id, streamer)
+        [answer] = complete(self.run.model, embeddings, mask, talk.max_new_tokens, chat.end_id, streamer, decoding)
         talk.parts = [torch.tensor([*answer, chat.end_id])]
         return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
 

@@ -2,278 +2,170 @@
 
 A user message is text, or parts of text and `input_audio` as in the public API. The text after the last recording is the
 prompt; what stands before belongs to what was said. Of our own: `input_audio.words`, as `POST /v1/align` gives them, each with
-`read`: true where the model shall get the word as text (`mtbi.serve.mix`). Answers are greedy. Mistakes are answered with
-4xx and a reason.
+`read`: true where the model shall get the word as text (`mtbi.serve.mix`). Mistakes are answered with 4xx and a reason,
+always in the API's form. `docs/serve.md` says what is supported.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from functools import partial
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
-from transformers import TextIteratorStreamer
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
-from mtbi.chat import Conversation
-from mtbi.data import audio
 from mtbi.data.align import CtcAligner
-from mtbi.errors import UserError
-from mtbi.serve.mix import Mix, Mixer, Word, align_words
+from mtbi.serve.answerer import Answerer, Reply, unknown_model
+from mtbi.serve.api_types import ApiError, ChatRequest, Completion, event, usage
+from mtbi.serve.limits import ApiKey, Limits, RequestLimits, upload
+from mtbi.serve.queue import RequestQueue
 from mtbi.trained import TrainedRun
 
 PAGE = Path(__file__).with_name("page.html")
+log = logging.getLogger("uvicorn.error")  # shown without any configuration
+FAILED = ApiError(500, "the server failed to answer; its log says why", "internal_error")
 
 
-class InputAudio(BaseModel):
-    """A recording in a message."""
+class EventStream(Response):
+    """Server-sent events; what was `held` for them is released whatever happens, also where they never began."""
 
-    data: str  #: base64
-    format: str = "wav"  #: told by the file itself, so not read
-    words: list[Word] = Field([], max_length=1000)  #: where some are to be read: all words that it holds
+    media_type = "text/event-stream"
 
+    def __init__(self, events: AsyncIterator[str], held: AsyncExitStack) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self.events, self.held = events, held
 
-class Part(BaseModel):
-    """A piece of a message."""
-
-    type: Literal["text", "input_audio"]
-    text: str = ""
-    input_audio: InputAudio | None = None
-
-
-class Message(BaseModel):
-    """One turn."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events as they come."""
+        async with self.held:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for text in self.events:
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class ChatRequest(BaseModel):
-    """What is understood of the public API; sampling options are accepted and have no effect."""
-
-    model: str = ""
-    messages: list[Message]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    stream: bool = False
-
-
-class AlignRequest(BaseModel):
-    """A recording whose words are to be found in time."""
-
-    input_audio: InputAudio
-    transcript: str = Field("", max_length=10_000)  #: empty: what the recogniser hears
+async def written(queue: RequestQueue, reply: Reply, texts: asyncio.Queue[str | None]) -> AsyncIterator[str]:
+    """The pieces of an answer while it is generated. Raises what generating raises."""
+    job = asyncio.ensure_future(queue.work(reply.generate, reply.writer.abandoned.set))
+    job.add_done_callback(lambda _: texts.put_nowait(None))
+    try:
+        while (text := await texts.get()) is not None:
+            yield text
+        await job
+    finally:
+        job.cancel()  # of no effect where it has ended
+        with suppress(BaseException):
+            await job
 
 
-class Limits(BaseModel):
-    """What one server takes on."""
-
-    megabytes: float = 25.0  #: of a request
-    waiting: int = 8  #: requests at once, the one being answered included
-    new_tokens: int = 512  #: longest answer
-
-
-def refuse(status: int, reason: str) -> HTTPException:
-    """An error that the client reads."""
-    return HTTPException(status, detail=reason)
-
-
-Reply = Callable[[Any], str]  #: generates an answer; gets a streamer or None
-
-
-def pieces(message: Message, listen: Callable[[InputAudio, str], np.ndarray]) -> tuple[list[str | np.ndarray], str]:
-    """What is said and the prompt about it. Raises HTTPException 400 for an unusable recording."""
-    found: list[str | np.ndarray] = []
-    for number, part in enumerate(parts_of(message), start=1):
-        if part.type == "text":
-            found.append(part.text)
-        elif part.input_audio is None:
-            raise refuse(400, f"part {number}: an input_audio part needs `input_audio` with base64 `data`")
-        else:
-            found.append(listen(part.input_audio, f"part {number}"))
-    last = max((place for place, piece in enumerate(found) if isinstance(piece, np.ndarray)), default=-1)
-    prompt = " ".join(piece for piece in found[last + 1 :] if isinstance(piece, str))
-    return found[: last + 1], prompt
+async def events(completion: Completion, texts: AsyncIterator[str], reply: Reply) -> AsyncIterator[str]:
+    """A streamed answer. One that fails ends with an error and without `finish_reason` and `[DONE]`."""
+    yield completion.chunk({"role": "assistant", "content": ""})
+    try:
+        async for text in texts:
+            yield completion.chunk({"content": text})
+    except Exception:
+        log.exception("an answer failed while it was streamed")
+        yield event(FAILED.body)
+        return
+    yield completion.chunk({}, reply.writer.finish)
+    if completion.with_usage:
+        yield completion.usage_chunk(usage(reply.positions, len(reply.writer.tokens)))
+    yield "data: [DONE]\n\n"
 
 
-def parts_of(message: Message) -> list[Part]:
-    """The pieces of a message."""
-    return [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+class Api:
+    """The routes that need the model."""
+
+    def __init__(self, run: TrainedRun, limits: Limits, aligner: CtcAligner | None) -> None:
+        self.limits, self.aligner = limits, aligner
+        self.answerer, self.queue = Answerer(run, limits), RequestQueue(limits.waiting)
+        self.model = {"id": self.answerer.name, "object": "model", "created": 0, "owned_by": "mtbi"}
+
+    async def complete(self, request: Request) -> Response:
+        """An answer, whole or streamed."""
+        loop, texts = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+        def emit(text: str) -> None:
+            loop.call_soon_threadsafe(texts.put_nowait, text)
+
+        async with AsyncExitStack() as held:
+            held.enter_context(self.queue.place())
+            file = await held.enter_async_context(upload(request, self.limits.upload_seconds))
+            await held.enter_async_context(self.queue.turn())
+            asked, reply = await self.queue.work(lambda: self.answerer.prepare(file, emit))
+            completion = Completion(self.answerer.name, wants_usage(asked))
+            if asked.stream:
+                return EventStream(events(completion, written(self.queue, reply, texts), reply), held.pop_all())
+            await self.queue.work(reply.generate, reply.writer.abandoned.set)
+            writer = reply.writer
+            return JSONResponse(completion.whole(writer.text, writer.finish, usage(reply.positions, len(writer.tokens))))
+
+    async def align(self, request: Request) -> JSONResponse:
+        """When each word of a recording is spoken."""
+        if (aligner := self.aligner) is None:
+            reason = "no word times: start `mtbi serve` with --aligner and the name of a CTC model of transformers"
+            raise ApiError(404, reason)
+        with self.queue.place():
+            async with upload(request, self.limits.upload_seconds) as file, self.queue.turn():
+                return JSONResponse(await self.queue.work(lambda: self.answerer.align(aligner, file)))
+
+    def find_model(self, identity: str) -> dict:
+        """The model of that name."""
+        if identity != self.model["id"]:
+            raise unknown_model(identity)
+        return self.model
 
 
-class Answerer:
-    """One model, one request at a time; a few may wait."""
-
-    def __init__(self, run: TrainedRun, limits: Limits) -> None:
-        self.run, self.limits = run, limits
-        self.mixer = Mixer(run)
-        self.name = run.recipe.name
-        self._turn = threading.Lock()
-        self._room = threading.BoundedSemaphore(limits.waiting)
-
-    def listen(self, recording: InputAudio, where: str) -> np.ndarray:
-        """A recording as `(samples,)` at 16 kHz; not decoded if too long. Raises HTTPException 400 about `where`."""
-        try:
-            data = base64.b64decode(recording.data, validate=True)
-            return audio.standardise(*audio.load(data, self.run.recipe.plan.max_audio_seconds))
-        except binascii.Error as error:
-            raise refuse(400, f"{where}: input_audio.data is not base64: {error}") from error
-        except UserError as error:
-            raise refuse(400, f"{where}: {error}") from error
-
-    def prepare(self, request: ChatRequest) -> tuple[Conversation, Reply]:
-        """The conversation so far, and what answers its last message. Raises HTTPException for what cannot be answered."""
-        wanted = request.max_completion_tokens or request.max_tokens or self.limits.new_tokens
-        talk = Conversation(self.run, max(1, min(wanted, self.limits.new_tokens)))
-        messages = [message for message in request.messages if message.role != "system"]
-        if len(messages) < len(request.messages):
-            raise refuse(400, "the system prompt is part of the training (behaviour.system_prompt) and cannot be changed here")
-        roles = [message.role for message in messages]
-        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-            raise refuse(400, "messages must be user, assistant, user, … and end with the user's")
-        for question, answer in zip(messages[:-1:2], messages[1::2], strict=True):
-            talk.recall(*pieces(question, self.listen), pieces(answer, self.listen)[1])
-        said, prompt = pieces(messages[-1], self.listen)
-        if not said and not prompt.strip():
-            raise refuse(400, "the last message is empty")
-        sounds = [part.input_audio for message in messages for part in parts_of(message) if part.input_audio]
-        if not any(sound.words for sound in sounds):
-            return talk, partial(talk.say, said, prompt)
-        if len(messages) > 1 or len(said) > 1:
-            raise refuse(400, "words: a recording with words must be the only thing that is said, in the first message")
-        [wave], [sound] = said, sounds
-        assert isinstance(wave, np.ndarray)
-        try:
-            return talk, partial(self.mixer.answer, talk, Mix(wave, sound.words), prompt)
-        except UserError as error:
-            raise refuse(400, str(error)) from error
-
-    def enter(self) -> None:
-        """Take a place in the queue. Raises HTTPException 429 where there is none."""
-        if not self._room.acquire(blocking=False):
-            raise refuse(429, f"{self.limits.waiting} requests are waiting already; try again in a moment")
-
-    def answer(self, reply: Reply, streamer: Any = None) -> str:
-        """Generate, and give the place in the queue back."""
-        try:
-            with self._turn:
-                return reply(streamer)
-        finally:
-            self._room.release()
-            if streamer:
-                streamer.end()
-
-    def stream(self, reply: Reply) -> Iterator[str]:
-        """Pieces of the answer as they come. Generates whether they are taken or not: the place in the queue comes back."""
-        streamer = TextIteratorStreamer(self.run.chat.tokenizer, skip_prompt=False, skip_special_tokens=True, timeout=600)
-        threading.Thread(target=self.answer, args=(reply, streamer), daemon=True).start()
-        return (text for text in streamer if text)
-
-    def align(self, aligner: CtcAligner, wave: np.ndarray, transcript: str) -> list[Word]:
-        """Word times; gives the place in the queue back. Raises HTTPException 400 for what cannot be aligned."""
-        try:
-            with self._turn:
-                return align_words(aligner, wave, transcript.strip())
-        except UserError as error:
-            raise refuse(400, str(error)) from error
-        finally:
-            self._room.release()
+def wants_usage(request: ChatRequest) -> bool:
+    """Whether the last chunk of a stream shall count tokens."""
+    return bool(request.stream_options and request.stream_options.include_usage)
 
 
-def chunk(identity: str, model: str, delta: dict[str, str], finish: str | None) -> str:
-    """One server-sent event of a streamed answer."""
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    record = {
-        "id": identity,
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [choice],
-    }
-    return f"data: {json.dumps(record, ensure_ascii=False)}\n\n"
+def make_app(
+    run: TrainedRun,
+    limits: Limits | None = None,
+    aligner: CtcAligner | None = None,
+    api_key: str = "",
+    origins: Sequence[str] = (),
+) -> FastAPI:
+    """The server of one run; without an aligner it knows no word times.
 
-
-def make_app(run: TrainedRun, limits: Limits | None = None, aligner: CtcAligner | None = None) -> FastAPI:
-    """The server of one run; without an aligner it knows no word times."""
+    With an `api_key`, only who sends it is answered. `origins` are web sites whose pages may use the API from a browser.
+    """
     limits = limits or Limits()
-    answerer = Answerer(run, limits)
-    app = FastAPI(title="mtbi", docs_url=None, redoc_url=None)
-
-    @app.middleware("http")
-    async def limit_size(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        size = request.headers.get("content-length")
-        if request.method == "POST" and (size is None or not size.isdigit()):
-            return error_response(411, "the request's length must be told (Content-Length)")
-        if size and int(size) > limits.megabytes * 1e6:
-            return error_response(413, f"a request may have {limits.megabytes:g} MB, this one has {int(size) / 1e6:.1f} MB")
-        return await call_next(request)
-
-    @app.exception_handler(HTTPException)
-    async def told(_request: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, str(error.detail))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # content is text or parts: the nearest miss says most
-        return error_response(400, f"{'.'.join(map(str, deepest['loc'][1:]))}: {deepest['msg']}")
-
-    @app.get("/")
-    def page() -> FileResponse:
-        return FileResponse(PAGE)
-
-    @app.get("/v1/models")
-    def models() -> dict:
-        return {"object": "list", "data": [{"id": answerer.name, "object": "model", "owned_by": "mtbi"}]}
-
-    @app.post("/v1/chat/completions")
-    async def complete(request: ChatRequest) -> Response:
-        talk, reply = await run_in_threadpool(answerer.prepare, request)
-        answerer.enter()
-        identity = f"chatcmpl-{uuid.uuid4().hex[:24]}"
-        if request.stream:
-            texts = answerer.stream(reply)
-
-            def events() -> Iterator[str]:
-                yield chunk(identity, answerer.name, {"role": "assistant", "content": ""}, None)
-                for text in texts:
-                    yield chunk(identity, answerer.name, {"content": text}, None)
-                yield chunk(identity, answerer.name, {}, "stop")
-                yield "data: [DONE]\n\n"
-
-            return StreamingResponse(events(), media_type="text/event-stream")
-        text = await run_in_threadpool(answerer.answer, reply)
-        answer_tokens = len(talk.parts[-1])
-        usage = {"prompt_tokens": 0, "completion_tokens": answer_tokens, "total_tokens": answer_tokens}
-        finish = "length" if answer_tokens > talk.max_new_tokens else "stop"
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
-        record = {"id": identity, "object": "chat.completion", "created": int(time.time()), "model": answerer.name}
-        return JSONResponse({**record, "choices": [choice], "usage": usage})
-
-    @app.post("/v1/align")
-    async def align(request: AlignRequest) -> dict:
-        if aligner is None:
-            raise refuse(404, "no word times: start `mtbi serve` with --aligner and the name of a CTC model of transformers")
-        wave = await run_in_threadpool(answerer.listen, request.input_audio, "input_audio")
-        answerer.enter()
-        words = await run_in_threadpool(answerer.align, aligner, wave, request.transcript)
-        return {"duration": len(wave) / audio.SAMPLE_RATE, "words": [word.model_dump() for word in words]}
-
+    api = Api(run, limits, aligner)
+    app = FastAPI(title="mtbi", docs_url=None, redoc_url=None, openapi_url=None)
+    # The last one added is the outermost: errors of all others carry its headers.
+    app.add_middleware(RequestLimits, limits=limits)
+    if api_key:
+        app.add_middleware(ApiKey, key=api_key)
+    if origins:
+        methods, shown = ["GET", "POST"], ["Retry-After"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=shown
+        )
+    app.add_exception_handler(ApiError, respond)
+    app.add_exception_handler(HTTPException, respond)
+    app.add_exception_handler(Exception, respond)
+    app.get("/")(lambda: FileResponse(PAGE))
+    app.get("/health")(lambda: {"status": "ok"})
+    app.get("/v1/models")(lambda: {"object": "list", "data": [api.model]})
+    app.get("/v1/models/{identity:path}")(api.find_model)
+    app.post("/v1/chat/completions")(api.complete)
+    app.post("/v1/align")(api.align)
     return app
 
 
-def error_response(status: int, reason: str) -> JSONResponse:
-    """An error in the public API's form."""
-    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
-    return JSONResponse({"error": {"message": reason, "type": kind, "param": None, "code": None}}, status_code=status)
+async def respond(_request: Request, error: Exception) -> Response:
+    """Any error in the API's form."""
+    if isinstance(error, HTTPException):  # no such path, another method
+        error = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    return (error if isinstance(error, ApiError) else FAILED).response()

@@ -137,7 +137,7 @@ WORD = {"word": "one", "start": 0.5, "end": 1.0, "read": True}
     [
         ([], 400, "must be user, assistant"),
         ([{"role": "assistant", "content": "hello"}], 400, "must be user, assistant"),
-        ([{"role": "system", "content": "be brief"}, user("one two repeat")], 400, "system prompt is part of the training"),
+        ([user("one"), {"role": "system", "content": "be brief"}, user("repeat")], 400, "must come before all others"),
         ([user("")], 400, "the last message is empty"),
         ([user(heard(b"no sound at all"), TEXT)], 400, "part 1: not readable as audio"),
         (
