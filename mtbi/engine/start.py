@@ -232,8 +232,26 @@ def other_data(recipe: Recipe, before: dict[str, str], now: dict[str, Any]) -> s
     )
 
 
+def changed_fields(recipe: Recipe, before: dict[str, Any]) -> list[str]:
+    """Fields that are not as in the recipe that a checkpoint was made with, each with both values.
+
+    A field that the checkpoint's version did not have counts as its default.
+    """
+    changed = []
+    for note in recipes.reference():
+        was: Any = before
+        for name in note.path.split("."):
+            was = was.get(name, note.default) if isinstance(was, dict) else note.default
+        now = attrgetter(note.path)(recipe)
+        if was != now and not note.path.startswith(OWN_FIELDS):
+            changed.append(f"{note.path} from {was!r} to {now!r}")
+    return changed
+
+
 def note_changes(recipe: Recipe, before: dict[str, Any], progress: Progress) -> None:
     """Say what is not as when the checkpoint was made and still goes on. Scores of another evaluation are not compared."""
+    for change in changed_fields(recipe, before["recipe"]):
+        print(f"changed since the checkpoint: {change}", flush=True)
     position = Position.from_json(before["position"])
     if position != progress.position:
         print(f"other data than the checkpoint's: going on with epoch {progress.position.epoch} of them", flush=True)
