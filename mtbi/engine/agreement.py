@@ -193,5 +193,5 @@ def sum_of(snapshot: Snapshot) -> str:
     for part in (snapshot.trainable, snapshot.moments):
         for key, tensor in sorted(part.items()):
             total.update(key.encode())
-            total.update(tensor.contiguous().numpy())
+            total.update(tensor.contiguous().numpy().data)
     return total.hexdigest()

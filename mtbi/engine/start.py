@@ -130,12 +130,16 @@ def agree(recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, op
     facts = settle(ranks, attempt(lambda: facts_of(recipe, ds_config, ranks, device, inputs, evaluation)))
     compare(ranks, facts)
     lease = settle(ranks, attempt(lambda: Lease.take(recipe.run_dir) if ranks.rank == 0 else None))
-    newest, snapshot = share(ranks, device, lambda: choose_checkpoint(recipe)) or (None, None)
-    progress = progress_of(recipe, snapshot, facts)
-    if ranks.rank == 0:
-        if snapshot:
+    try:
+        newest, snapshot = share(ranks, device, lambda: choose_checkpoint(recipe)) or (None, None)
+        progress = progress_of(recipe, snapshot, facts)
+        if ranks.rank == 0 and snapshot:
             note_changes(recipe, snapshot.state, progress)
-        note_start(recipe, ranks, newest)
+        settle(ranks, attempt(lambda: note_start(recipe, ranks, newest) if ranks.rank == 0 else None))
+    except UserError:
+        if lease:
+            lease.release()
+        raise
     return Start(inputs, evaluation, newest, snapshot, progress, lease)
 
 
