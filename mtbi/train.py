@@ -137,8 +137,8 @@ def ending(recipe: Recipe, progress: Progress, stopped: bool) -> str:
     if not progress.bad_steps:
         return what
     return (
-        f"{what}. The last checkpoint follows {progress.bad_steps} bad step(s): with a sudden high loss, or without any. A run goes "
-        "on from it; `mtbi` commands take the newest checkpoint that follows a good step, if there is one"
+        f"{what}. The last checkpoint follows {progress.bad_steps} bad step(s): with a sudden high loss, or without any. A run "
+        "goes on from it; `mtbi` commands take the newest checkpoint that follows a good step, if there is one"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from mtbi.errors import UserError
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import Recipe
 from mtbi.tasks.chat import ChatFormat, read_chat
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,7 +71,9 @@ def find_checkpoint(folder: Path, which: str) -> Path:
             raise UserError(f"{which}: no checkpoint there; name `best`, `latest` or a folder such as {folder}/step-00000200")
         return Path(which)
     found = checkpoints.best(folder) if which == "best" else None
-    found = found or checkpoints.latest_good(folder) or checkpoints.latest_valid(folder)
+    found = found or checkpoints.latest_good(folder)
+    if found is None and (found := checkpoints.latest_valid(folder)):
+        log.warning("%s follows steps with a sudden high loss, or without any, and there is no other checkpoint", found)
     if found is None:
         raise UserError(f"{folder}: no valid checkpoint yet; train first: deepspeed mtbi/train.py --recipe … run_dir={folder}")
     return Path(found)
