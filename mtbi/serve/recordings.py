@@ -24,6 +24,7 @@ LARGEST_KERNEL = 2**20  #: numbers in the resampling filter bank; those of the c
 BLOCK = 2**20
 _KEY = re.compile(rb'"(?:data|url)"\s*:\s*"')  # cannot occur within a string of JSON, where quotes are escaped
 _NOT_BASE64 = re.compile(rb"[^\x20-\x7e]|\\(?![nrt/])")
+_ADDRESS = re.compile(rb"\w+:\\?/")
 _ESCAPED = {b"\\n": b"", b"\\r": b"", b"\\t": b"", b"\\/": b"/"}
 
 
@@ -35,7 +36,7 @@ def cut_out(body: bytes, limits: Limits) -> tuple[bytes, dict[str, bytes | ApiEr
     kept, recordings, end, view = [], dict[str, bytes | ApiError](), 0, memoryview(body)
     for key in _KEY.finditer(body):
         start, stop = key.end(), body.find(b'"', key.end())
-        if stop < 0 or _NOT_BASE64.search(body, start, stop):
+        if stop < 0 or _ADDRESS.match(body, start) or _NOT_BASE64.search(body, start, stop):
             continue
         name = f"#{len(recordings)}"
         kept += [view[end:start], name.encode()]
@@ -101,10 +102,9 @@ class Listener:
         """A recording as `(samples,)` at 16 kHz. Raises ApiError 400 about `where`."""
         if isinstance(recording, AudioUrl):
             field, text = "audio_url.url", recording.url
-            if text.partition(":")[0] in ("http", "https", "file", "ftp", "s3"):
-                raise ApiError(
-                    400, f"{where}: {field}: nothing is fetched; send the recording itself as input_audio, in base64"
-                )
+            if ":/" in text[:40]:
+                reason = "nothing is fetched; send the recording itself as input_audio, in base64"
+                raise ApiError(400, f"{where}: {field}: {reason}")
         else:
             field, text = "input_audio.data", recording.data
         data = self.recordings.pop(text, None)
