@@ -46,8 +46,11 @@ class Limits(BaseModel):
 
     @property
     def decoded_samples(self) -> int:
-        """Of a recording, channels counted, and of all waveforms of a request: as float32 half the largest request."""
-        return self.body_bytes // 8
+        """Of a recording with all its channels, and of all waveforms of a request: as float32 half the largest request.
+
+        Half a minute at 16 kHz is always possible.
+        """
+        return max(500_000, self.body_bytes // 8)
 
 
 class RequestLimits:
