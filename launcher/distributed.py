@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.ranks import Ranks
+from mtbi.errors import UnavailableError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 def start_distributed(ranks: Ranks) -> torch.device:
     """Join the processes, on GPUs by NCCL and otherwise on CPUs by gloo; returns this process's device."""
-    import deepspeed
     import torch
 
     if torch.cuda.is_available():
@@ -29,9 +29,33 @@ def start_distributed(ranks: Ranks) -> torch.device:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world))
         build_collectives()
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    join(backend)
     unlink_shared_memory(ranks)
     return device
+
+
+def join(backend: str) -> None:
+    """Meet the other processes at MASTER_ADDR. Raises UserError where that is not set or its port is another program's."""
+    import deepspeed
+    import torch.distributed as dist
+
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise UserError(
+            f"{missing[0]} is not set. Export MASTER_ADDR, the node of process 0, and MASTER_PORT to all processes, or start "
+            "with torchrun, deepspeed or srun."
+        )
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        # Of a job whose port Slurm's numbers chose, the next start has another one.
+        kind = UnavailableError if "SLURM_JOB_ID" in os.environ else UserError
+        raise kind(
+            f"port {port} of {os.environ['MASTER_ADDR']} is taken (another training?): give this one a port of its own, "
+            f"`deepspeed --master_port {int(port) + 1} …`, `torchrun --master-port {int(port) + 1} …` or MASTER_PORT."
+        ) from error
 
 
 def build_collectives() -> None:

@@ -20,7 +20,8 @@ REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # started as a script, the repository may not be installed
     sys.path[0] = REPOSITORY
 
-from launcher.ranks import find_ranks  # noqa: E402
+from launcher.ranks import MISTAKE, find_ranks  # noqa: E402
+from mtbi.errors import UserError  # noqa: E402
 
 BYTES = 64 << 20
 REPEATS = 5
@@ -68,6 +69,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except UserError as error:
+        print(f"launcher: {error}", file=sys.stderr, flush=True)
+        status = MISTAKE
     sys.stdout.flush()
     os._exit(status)  # as mtbi/train.py ends

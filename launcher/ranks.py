@@ -1,4 +1,4 @@
-"""Which process of how many this is, whoever started it: deepspeed, torchrun, srun, or nobody."""
+"""Which process of how many this is, whoever started it: deepspeed, torchrun, MPI's launchers, Flux, srun, or nobody."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import re
 import signal
 import socket
 import subprocess
+import zlib
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from mtbi.errors import UserError
 
 #: Exit status of a user's mistake: starting again would not help.
 MISTAKE = 2
@@ -17,6 +20,55 @@ MISTAKE = 2
 STOPPED = 75
 #: Exit status of a run for which something outside was not to be had: it is tried again, but not for ever.
 UNAVAILABLE = 74
+
+
+#: Slurm numbers the steps of batch scripts and interactive shells from here on; no tasks are in them.
+SPECIAL_STEPS = 4_294_967_280
+DEFAULT_PORT = 29500
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The environment variables by which a launcher tells a process its rank. Of several names, the first one set counts."""
+
+    name: str
+    rank: str
+    world: str
+    local_ranks: tuple[str, ...]
+    local_worlds: tuple[str, ...]
+    nodes: str = ""  #: number of nodes, where no variable tells the processes on this one
+
+
+TORCH = Launcher("deepspeed or torchrun", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+SRUN = Launcher("srun", "SLURM_PROCID", "SLURM_NTASKS", ("SLURM_LOCALID",), ())
+LAUNCHERS = (
+    Launcher(
+        "mpirun of Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+        ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"), ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    Launcher(
+        "mpirun of MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE",
+        ("LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"), ("MV2_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    Launcher(
+        "jsrun of LSF", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE",
+        ("LOCAL_RANK", "JSM_NAMESPACE_LOCAL_RANK"), ("JSM_NAMESPACE_LOCAL_SIZE",),
+    ),
+    Launcher("flux run", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", ("LOCAL_RANK", "FLUX_TASK_LOCAL_ID"), (), "FLUX_JOB_NNODES"),
+    Launcher(
+        "mpiexec of Cray PALS", "PALS_RANKID", "PALS_SIZE",
+        ("LOCAL_RANK", "PALS_LOCAL_RANKID"), ("PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"),
+    ),
+    Launcher(
+        "mpiexec", "PMI_RANK", "PMI_SIZE",
+        ("LOCAL_RANK", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK", "MPI_LOCALRANKID"),
+        ("PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+    ),
+)  # fmt: skip
+#: Variables that tell a rank; where the number of processes is missing, nothing can be made of them.
+UNREADABLE = (*(launcher.rank for launcher in LAUNCHERS), "PMIX_RANK", "ALPS_APP_PE")
+#: What tells jobs apart, the same for all processes of one.
+JOBS = ("PMIX_NAMESPACE", "PALS_APID", "FLUX_JOB_ID", "SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
 
 
 @dataclass(frozen=True)
@@ -47,29 +99,121 @@ def first_host(nodelist: str) -> str:
 
 
 def find_ranks(environment: MutableMapping[str, str] = os.environ) -> Ranks:
-    """Read deepspeed's and torchrun's variables, else Slurm's, else assume a single process.
+    """Read deepspeed's and torchrun's variables, else those of MPI's launchers and Flux, else Slurm's, else assume one process.
 
-    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for torch.distributed where they are missing.
+    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for torch.distributed where they are missing. Raises
+    UserError where a launcher started several processes and it cannot be read which one this is.
     """
-    if "RANK" not in environment:
-        # A shell opened by `salloc` has Slurm's job variables, but only srun's tasks have a step of theirs.
-        slurm = environment if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment else {}
-        environment["RANK"] = slurm.get("SLURM_PROCID", "0")
-        environment["WORLD_SIZE"] = slurm.get("SLURM_NTASKS", "1")
-        environment["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")
-        environment.setdefault("LOCAL_WORLD_SIZE", tasks_here(slurm))
-        if slurm:
-            nodes = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST", "localhost")
-            environment.setdefault("MASTER_ADDR", first_host(nodes))
-            # Jobs that share a node must not share a port, nor must a start of a job with what may be left of the one before.
-            job, start = int(slurm.get("SLURM_JOB_ID", "0")), int(slurm.get("SLURM_RESTART_COUNT", "0"))
-            environment.setdefault("MASTER_PORT", str(20000 + (job + 7919 * start) % 20000))
-        else:
-            environment.setdefault("MASTER_ADDR", "127.0.0.1")
-            environment.setdefault("MASTER_PORT", str(free_port()))
-    world = int(environment["WORLD_SIZE"])
-    local_world = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world)
-    return Ranks(int(environment["RANK"]), world, int(environment.get("LOCAL_RANK", "0")), local_world)
+    if "RANK" in environment:
+        ranks = read(environment, TORCH)
+        refuse_stale(ranks, environment)
+        if ranks.world > 1:
+            return ranks
+    else:
+        ranks = read_launcher(environment)
+    own = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.local_rank, "LOCAL_WORLD_SIZE": ranks.local_world}
+    for name, value in own.items():
+        environment.setdefault(name, str(value))
+    if "MASTER_ADDR" not in environment:
+        environment["MASTER_ADDR"] = first_process_host(ranks, environment)
+    if "MASTER_PORT" not in environment:
+        environment["MASTER_PORT"] = str(shared_port(environment) if ranks.world > 1 or in_step(environment) else free_port())
+    return ranks
+
+
+def read_launcher(environment: Mapping[str, str]) -> Ranks:
+    """What a launcher other than deepspeed's and torch's says. MPI's come before Slurm, which starts their helpers."""
+    slurm = replace(read(environment, SRUN), local_world=int(tasks_here(environment))) if in_step(environment) else None
+    matching = [one for one in LAUNCHERS if one.rank in environment and one.world in environment]
+    for launcher in matching:
+        rank, world = (environment[name].strip() for name in (launcher.rank, launcher.world))
+        if world != "1" and not (slurm and (rank, world) == (str(slurm.rank), str(slurm.world))):
+            return read(environment, launcher)
+    if slurm:
+        return slurm
+    if not matching and (unread := [name for name in UNREADABLE if name in environment]):
+        raise UserError(
+            f"{unread[0]} is set: a launcher started this process, but does not say as which of how many. Export RANK, "
+            "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or start with torchrun, deepspeed or srun. For a single "
+            f"process: `env -u {unread[0]} python …`."
+        )
+    return Ranks(0, 1, 0, 1)
+
+
+def read(environment: Mapping[str, str], launcher: Launcher) -> Ranks:
+    """The ranks that a launcher's variables tell. Raises UserError where they make no sense or some are missing."""
+
+    def number(*names: str) -> int | None:
+        name = next((name for name in names if environment.get(name, "").strip()), None)
+        if name is None:
+            return None
+        if not environment[name].strip().isdecimal():
+            raise UserError(f"{name}={environment[name]!r}, as {launcher.name} sets it, is not a number from 0")
+        return int(environment[name])
+
+    rank, world = number(launcher.rank), number(launcher.world)
+    if rank is None or world is None or rank >= world:
+        values = ", ".join(f"{name}={environment.get(name, '(not set)')}" for name in (launcher.rank, launcher.world))
+        raise UserError(
+            f"{values}: they do not say which of how many processes this is. Set both, or start with {launcher.name}."
+        )
+    local, here, nodes = number(*launcher.local_ranks), number(*launcher.local_worlds), number(launcher.nodes)
+    if local is None and launcher in LAUNCHERS:
+        raise UserError(
+            f"{launcher.name} started {world} processes and does not say which of a node's this is "
+            f"({launcher.local_ranks[-1]} is not set). Export LOCAL_RANK, or start with torchrun, deepspeed or srun."
+        )
+    if here is None and launcher in LAUNCHERS:
+        here = -(-world // nodes) if nodes else 1  # not known: as if on several nodes, so that MASTER_ADDR is asked for
+    return Ranks(rank, world, local or 0, here or world)
+
+
+def refuse_stale(ranks: Ranks, environment: Mapping[str, str]) -> None:
+    """Raises UserError where RANK and WORLD_SIZE tell of one process, and a launcher around it has started several.
+
+    They were exported in the shell that started the job, say. Each process would take itself for the only one.
+    """
+    if ranks.world > 1 or any(name in environment for name in ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")):  # torchrun, deepspeed
+        return
+    around = [*LAUNCHERS, *([SRUN] if in_step(environment) else [])]
+    for launcher in (one for one in around if one.rank in environment):
+        if (started := environment.get(launcher.world, "1")) not in ("0", "1"):
+            raise UserError(
+                f"RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']} are set, but {launcher.name} started "
+                f"{started} processes ({launcher.world}): each would train on its own. Take the exports away (`unset RANK "
+                f"WORLD_SIZE LOCAL_RANK`). For separate runs: `env -u {launcher.rank} python …`, each with its own run_dir."
+            )
+
+
+def in_step(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process. A shell opened by `salloc` has Slurm's job variables, but no tasks of its own."""
+    step = environment.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < SPECIAL_STEPS and "SLURM_PROCID" in environment
+
+
+def first_process_host(ranks: Ranks, environment: Mapping[str, str]) -> str:
+    """Where the first process runs. Raises UserError where several nodes take part and no variable says it."""
+    nodes = environment.get("SLURM_STEP_NODELIST") if in_step(environment) else None
+    if nodes := nodes or (environment.get("SLURM_JOB_NODELIST") if ranks.world > 1 or in_step(environment) else None):
+        return first_host(nodes)
+    if ranks.local_world < ranks.world:
+        raise UserError(
+            f"process {ranks.rank} of {ranks.world}: MASTER_ADDR is not set, and not all processes are on this node. Export "
+            "the name of the first process's node to all, for example `mpirun -x MASTER_ADDR=$(hostname) …`."
+        )
+    return "127.0.0.1"
+
+
+def shared_port(environment: Mapping[str, str]) -> int:
+    """A port that the processes of a job choose alike.
+
+    Jobs that share a node must not share a port, nor must a start of a job with what may be left of the one before.
+    """
+    if in_step(environment):
+        job, start = int(environment.get("SLURM_JOB_ID", "0")), int(environment.get("SLURM_RESTART_COUNT", "0"))
+        return 20000 + (job + 7919 * start) % 20000
+    job_name = next((environment[name] for name in JOBS if environment.get(name)), "")
+    return 20000 + zlib.crc32(job_name.encode()) % 12000 if job_name else DEFAULT_PORT
 
 
 def tasks_here(slurm: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.ranks import Ranks
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 #: Exit status of a process that waited too long.
 HUNG = 76
 ANSWER_SECONDS = 10.0  # the store's, before its process counts as silent
+READING_BYTES = 1_000_000  # between two looks: a process that reads so much before the first step is not hung
 
 
 @dataclass
@@ -62,8 +65,21 @@ def describe(rank: int, note: Note | None, now: float, what: str) -> str:
     return f"{what} process {rank} on {note.host}: {note.doing} of step {note.step} for {now - note.since:.0f} s"
 
 
+def bytes_read() -> int:
+    """What this process has read or written so far, pages of mapped files included; 0 where the system does not tell."""
+    try:
+        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    except OSError:
+        return 0
+    paged = resource.getrusage(resource.RUSAGE_SELF).ru_majflt * resource.getpagesize()
+    return int(counters["rchar"]) + int(counters["wchar"]) + paged
+
+
 class Watchdog:
     """Call `at` whenever this process goes on to something else. `seconds` without a call end it; 0 = never.
+
+    Before the first step, while checkpoints and models are read, reading is a sign of life as a call is: a model of 100 GB may
+    come from a busy file system for an hour. Processes that wait for one that reads wait as long.
 
     It watches from the start, and compares notes with the others once they have joined and `meet` was called: through a
     torch TCPStore of its own on the first process's host.
@@ -108,9 +124,20 @@ class Watchdog:
                 self.store.set(str(self.note.rank), json.dumps(asdict(self.note)))
 
     def _watch(self) -> None:
+        read = bytes_read()
         while not self._done.wait(self._pause):
-            if time.time() - self.note.since > self.seconds:
+            before, read = read, bytes_read()
+            if self.note.step == 0 and read - before > READING_BYTES:
+                self.note.since = time.time()
+            if time.time() - self.note.since > self.seconds and not self._somebody_reads():
                 self._end(silent_seconds=4 * self._pause)
+
+    def _somebody_reads(self) -> bool:
+        """Whether, before the first step, another process has shown life more lately than this one."""
+        if self.note.step or not self.store:
+            return False
+        self.note.since = max(self.note.since, *(note.since for note in self._notes(self.store).values() if note))
+        return time.time() - self.note.since <= self.seconds
 
     def _end(self, silent_seconds: float) -> None:
         own = self.note

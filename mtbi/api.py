@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mtbi.chat import Conversation
-from mtbi.data import audio as sound
-from mtbi.data.audio import Recording
+from mtbi.data.waveforms import Recording, waveform
+from mtbi.errors import UserError
 from mtbi.model.generate import Piece, generate
 from mtbi.recipe import Recipe
 from mtbi.trained import TrainedRun, open_run
@@ -36,25 +35,47 @@ class SpeechLLM:
         return self.run.recipe
 
     def ask(self, prompt: str, audio: Recording | None = None, max_new_tokens: int = 256) -> str:
-        """The greedy answer to a prompt about a recording, or to it alone. Raises UserError for an unusable recording."""
+        """The greedy answer to a prompt about a recording (see `read`), or to it alone.
+
+        Raises UserError for an unusable recording.
+        """
         talk = self.conversation(max_new_tokens)
         return talk.say([talk.fit(self.read(audio))] if audio is not None else [], prompt)
 
-    def ask_many(self, questions: Sequence[tuple[Recording, str]], max_new_tokens: int = 256) -> list[str]:
-        """Answers to many (recording, prompt) pairs in one batch."""
-        chat, fit = self.run.chat, self.conversation().fit
-        prompts: list[list[Piece]] = [
-            [torch.tensor(chat.prefix_ids), fit(self.read(audio)), torch.tensor(chat.suffix_ids(prompt))]
-            for audio, prompt in questions
-        ]
-        answers = generate(self.run.model, prompts, max_new_tokens, chat.end_id)
-        return [chat.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+    def ask_many(
+        self, questions: Sequence[tuple[Recording | None, str]], max_new_tokens: int = 256, batch_size: int = 16
+    ) -> list[str]:
+        """Answers to many (recording, prompt) pairs, in their order; a pair without a recording has None.
+
+        `batch_size` questions are answered at once: memory grows with it, answers do not depend on it. All recordings are read
+        first. Raises UserError for an unusable one, with the number of its question.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: it must be 1 or more")
+        chat = self.run.chat
+        prompts = [self._prompt(number, audio, prompt) for number, (audio, prompt) in enumerate(questions, start=1)]
+        answers: list[str] = []
+        for start in range(0, len(prompts), batch_size):
+            found = generate(self.run.model, prompts[start : start + batch_size], max_new_tokens, chat.end_id)
+            answers += [chat.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in found]
+        return answers
+
+    def _prompt(self, number: int, audio: Recording | None, prompt: str) -> list[Piece]:
+        """A question as the model reads it. Raises UserError that names its number."""
+        talk = self.conversation()
+        try:
+            return talk.turn([talk.fit(self.read(audio))] if audio is not None else [], prompt)
+        except UserError as error:
+            raise UserError(f"question {number}: {error}") from error
 
     def conversation(self, max_new_tokens: int = 256) -> Conversation:
         """Several turns that know of each other."""
         return Conversation(self.run, max_new_tokens)
 
     @staticmethod
-    def read(audio: Recording) -> np.ndarray:
-        """A waveform `(samples,)` float32 at 16 kHz. Raises UserError where it cannot be decoded."""
-        return sound.waveform(audio)
+    def read(audio: Recording, sampling_rate: float | None = None) -> np.ndarray:
+        """A waveform `(samples,)` float32 at 16 kHz, of whatever holds a recording (`mtbi.data.waveforms.waveform`).
+
+        `sampling_rate` in hertz is that of samples that come without one. Raises UserError for an unusable recording.
+        """
+        return waveform(audio, sampling_rate)

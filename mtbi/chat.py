@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from mtbi.data import audio
+from mtbi.data.waveforms import Recording, listed, waveform
 from mtbi.errors import UserError
 from mtbi.model.generate import GREEDY, Decoding, generate
 from mtbi.trained import TrainedRun
@@ -42,26 +43,28 @@ class Conversation:
         """Forget everything."""
         self.parts.clear()
 
-    def ask(self, message: str, streamer: BaseStreamer | None = None, recordings: Sequence[Path] = ()) -> str:
-        """The answer to a message, heard after `recordings`; `streamer` gets its tokens as they come.
+    def ask(self, message: str, streamer: BaseStreamer | None = None, recordings: Sequence[Recording] = ()) -> str:
+        """The answer to a message, heard after `recordings` (see `mtbi.data.waveforms.waveform`).
+
+        `streamer` gets its tokens as they come.
 
         Raises UserError for an unusable recording. A message that fails leaves the conversation as it was.
         """
         *said, prompt = RECORDING.split(message)  # text, file, text, file, …, text
-        heard: list[str | np.ndarray] = [self._listen(path) for path in recordings]
+        heard: list[str | np.ndarray] = [self._listen(recording) for recording in listed(recordings)]
         heard += [self._listen(Path(piece)) if place % 2 else piece for place, piece in enumerate(said)]
         return self.say(heard, prompt, streamer)
 
     def say(
         self,
-        said: Sequence[str | np.ndarray],
+        said: Sequence[str | Recording],
         prompt: str,
         streamer: BaseStreamer | None = None,
         decoding: Decoding = GREEDY,
     ) -> str:
-        """The answer to a prompt about what is `said`: text and waveforms `(samples,)` float32 at 16 kHz, in order.
+        """The answer to a prompt about what is `said`, in order: a `str` is text, all else a recording, as `waveform` takes it.
 
-        Raises ContextError where the conversation has become longer than the LLM's context.
+        Raises UserError for an unusable recording, ContextError where the conversation has become longer than the LLM's context.
         """
         chat = self.run.chat
         parts = self.asked(said, prompt)
@@ -70,21 +73,21 @@ class Conversation:
         self.parts = [*parts, torch.tensor([*answer, chat.end_id])]
         return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
-    def asked(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
+    def asked(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
         """All that the model gets for an answer to a prompt about what is `said`: token ids and waveforms in order."""
-        return [*self.parts, *self._turn(said, prompt)]
+        return [*self.parts, *self.turn(self._heard(said), prompt)]
 
-    def recall(self, said: Sequence[str | np.ndarray], prompt: str, answer: str) -> None:
+    def recall(self, said: Sequence[str | Recording], prompt: str, answer: str) -> None:
         """A turn that happened before, with the answer that was given."""
         chat = self.run.chat
-        self.parts = [*self.parts, *self._turn(said, prompt), torch.tensor([*chat.text_ids(answer), chat.end_id])]
+        self.parts = [*self.parts, *self.turn(self._heard(said), prompt), torch.tensor([*chat.text_ids(answer), chat.end_id])]
 
     def _next_opening(self) -> list[int]:
         """What stands between an answer and the user's next words: the part of `turn_ids` that does not depend on them."""
         pairs = zip(self.run.chat.turn_ids("0"), self.run.chat.turn_ids("A"), strict=False)
         return [left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
-    def _turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
+    def turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
         """A user turn from the first token that is its own to the opening of the answer."""
         chat = self.run.chat
         parts: list[Tensor | np.ndarray] = [torch.tensor(self._next_opening() if self.parts else chat.prefix_ids)]
@@ -100,14 +103,21 @@ class Conversation:
             prompt = ""
         return [*parts, torch.tensor(chat.suffix_ids(prompt.strip()))]
 
-    def _listen(self, path: Path) -> np.ndarray:
+    def _heard(self, said: Sequence[str | Recording]) -> list[str | np.ndarray]:
+        """Text as it is, recordings as `(samples,)` at 16 kHz."""
+        return [piece if isinstance(piece, str) else self.fit(waveform(piece)) for piece in listed(said)]
+
+    def _listen(self, recording: Recording) -> np.ndarray:
         """A recording as `(samples,)` at 16 kHz."""
-        if not path.is_file():
-            raise UserError(f"{path}: no such recording")
+        if not isinstance(recording, (str, Path)):
+            return self.fit(waveform(recording))
+        if isinstance(recording, Path) and not recording.is_file():
+            raise UserError(f"{recording}: no such recording")
+        wave = waveform(recording)
         try:
-            return self.fit(audio.read(path))
+            return self.fit(wave)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{recording}: {error}") from error
 
     def fit(self, wave: np.ndarray) -> np.ndarray:
         """The waveform, if it is not longer than what the model was trained on; raises UserError otherwise."""

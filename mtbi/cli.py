@@ -89,7 +89,9 @@ def data_shard(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     utterances = corpus.read_manifest(options.manifest)
     store = BehaviourStore(options.behaviour)
-    written = shards.write(utterances, options.manifest.parent, store, read_chat(recipe), options.out, options.audio)
+    other = recipe.behaviour.allow_other_teacher
+    chat, folder = read_chat(recipe), options.manifest.parent
+    written = shards.write(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
     print(f"{options.out}: {written} of {len(utterances)} utterances")
 
 
@@ -105,7 +107,8 @@ def data_encode(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
-    shards = Shards(options.shards, recipe.data.cache_dir or f"{recipe.run_dir}/cache")
+    cache = recipe.data.cache_dir or f"{recipe.run_dir}/cache"
+    shards = Shards(options.shards, cache, several_teachers=recipe.behaviour.allow_other_teacher)
     written = features.write(
         shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), features.encoder_name(recipe), options.out
     )
@@ -148,8 +151,9 @@ def plan(options: Options) -> None:
     """Print what one epoch of a recipe looks like, or with --gpus how much memory and time it needs, without training."""
     from mtbi import recipe as recipes
     from mtbi.data.plan import Plan, Position
-    from mtbi.data.shards import Shards
+    from mtbi.engine.start import open_shards
     from mtbi.model.geometry import FrameGeometry
+    from mtbi.tasks.chat import read_chat
 
     recipe = recipes.load(options.recipe, options.overrides)
     if options.gpus:
@@ -165,7 +169,7 @@ def plan(options: Options) -> None:
         raise UserError(
             "data.shards is empty: name the folders made by `mtbi data shard`, for example data.shards=[shards/train]"
         )
-    shards = Shards(recipe.data.shards, recipe.data.cache_dir or f"{recipe.run_dir}/cache")
+    shards = open_shards(recipe.data.shards, recipe, read_chat(recipe))
     geometry = FrameGeometry.from_config(recipe.model)
     epoch = Plan(shards.index, recipe, geometry)
     steps, used, utterances = 0, 0.0, 0

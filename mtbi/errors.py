@@ -14,6 +14,13 @@ class UnavailableError(UserError):
     """Something outside, such as the object store, does not answer now. Later it may: jobs that end with it start again."""
 
 
+class DamagedError(UserError):
+    """A stored sample is lost or damaged for good, while the place that holds it answers. `data.unreadable=skip` leaves it out.
+
+    A place that refuses access or does not answer is none of it: see UnavailableError.
+    """
+
+
 class ElsewhereError(UnavailableError):
     """Another process of the run met an error and tells it."""
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
 
@@ -20,7 +19,7 @@ from mtbi.demo.encoder import DemoEncoder
 from mtbi.errors import UserError
 from mtbi.hf import ultravox
 from mtbi.hf.configuration import MtbiConfig
-from mtbi.hf.modeling import WEIGHTS, MtbiForConditionalGeneration
+from mtbi.hf.modeling import MtbiForConditionalGeneration
 from mtbi.hf.pipeline import TASK
 from mtbi.hf.processing import AUDIO_TOKEN, MtbiFeatureExtractor, MtbiProcessor
 from mtbi.model.encoder import Convolutional, Whisper
@@ -102,12 +101,7 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
         ultravox.write(run.model, processor.tokenizer, folder)  # type: ignore[attr-defined]
     else:
         config = make_config(run, processor.audio_token_id, layout == "merged")
-        if config.complete:
-            MtbiForConditionalGeneration(config, run.model).save_pretrained(folder)
-        else:
-            config.save_pretrained(folder)
-            trained = run.model.trainable_parameters().items()
-            save_file({name: value.detach().cpu().contiguous() for name, value in trained}, folder / WEIGHTS, {"format": "pt"})
+        MtbiForConditionalGeneration(config, run.model).save_pretrained(folder)
         processor.save_pretrained(folder)
     end = run.chat.end_id
     GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=end, pad_token_id=end).save_pretrained(folder)

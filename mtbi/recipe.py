@@ -88,6 +88,8 @@ class BehaviourConfig:
     )
     prompt_first: bool = False  #: the prompt stands before the speech, so branches share no audio; False = after it
     system_prompt: str = ""  #: system message before every dialogue; empty = none
+    template_variables: dict[str, Any] = field(default_factory=dict)  #: what the LLM's chat template is given, such as a date
+    allow_other_teacher: bool = False  #: train on answers of an LLM of another size than model.llm, with the same vocabulary
     top_k: int = 32  #: teacher log-probabilities kept per answer token
     max_new_tokens: int = 128  #: longest answer; a longer one is cut off and tagged
     batch_size: int = 64  #: dialogues generated together
@@ -106,7 +108,8 @@ class DataConfig:
     workers: int = 2  #: threads that decode audio on each rank
     prefetch: int = 4  #: micro-batches prepared ahead
     retries: int = 12  #: attempts to fetch a shard, with growing pauses: about four minutes in all
-    unreadable: str = "stop"  #: an utterance whose shard is lost or damaged: `stop` the run, or `skip` it and count
+    unreadable: str = "stop"  #: an utterance that is lost or damaged for good: `stop` the run, or `skip` it and count
+    max_unreadable_share: float = 0.01  #: of the utterances; where more are skipped, the run stops all the same
 
 
 @dataclass
@@ -164,7 +167,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     grad_clip: float = 1.0  #: largest gradient norm
     spike_factor: float = 10.0  #: a loss this many times the last 100 steps' median (at least 0.05) is a bad one; 0 = none is
-    max_bad_steps: int = 10  #: bad steps in a row (or without a finite loss: skipped) before the newest checkpoint is put back
+    max_bad_steps: int = 10  #: bad steps in a row (or without a finite loss or any target) before a checkpoint is put back
     max_rollbacks: int = 3  #: times a checkpoint may be put back (also after a gradient that is not finite) before the run ends
     hang_seconds: float = 1800.0  #: without progress of a process, after which the watchdog ends the run; 0 = never
     log_every_steps: int = 10
@@ -176,6 +179,7 @@ class TrainConfig:
     copy_to: str = (
         ""  #: an address such as s3://bucket/run1 to which checkpoints and TensorBoard files are copied too; empty = none
     )
+    new_data: str = "refuse"  #: a checkpoint made with other data or another plan: `refuse` it, or begin a `new_epoch` with it
 
 
 @dataclass
@@ -206,6 +210,7 @@ CHOICES = {
     "behaviour.answers": ("llm", "gold"),
     "data.unreadable": ("stop", "skip"),
     "interleave.cut": ("slice", "encode"),
+    "train.new_data": ("refuse", "new_epoch"),
     "loss.kernel": ("auto", "chunked"),
 }
 #: Those of them that installed packages add values to, and the group of entry points.
@@ -218,7 +223,7 @@ AT_LEAST_ONE = {
     "plan.row_tokens", "plan.rows_per_step", "plan.rows_per_micro_batch", "plan.window_samples", "loss.chunk", "train.steps",
     "train.max_bad_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_last",
 }  # fmt: skip
-SHARES = {"interleave.share", "interleave.text_share_min", "interleave.text_share_max"}
+SHARES = {"data.max_unreadable_share", "interleave.share", "interleave.text_share_min", "interleave.text_share_max"}
 SHIPPED = Path(__file__).parent / "recipes"
 RUN_DIR = "{run_dir}"
 
@@ -392,6 +397,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, for example {{a: 1}}, not {value!r}")
         return {str(key): _convert(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        if not isinstance(value, (str, bool, int, float)):
+            raise UserError(f"{where} must be text, a number, true or false, not {value!r}")
+        return value
     if isinstance(value, bool) and {"on", "off"} <= {*CHOICES.get(where, ())}:
         value = "on" if value else "off"  # YAML reads a bare on or off as true or false
     if hint is bool or hint is str:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # started as a script, the repository may not be installed
@@ -21,6 +22,9 @@ from launcher.ranks import MISTAKE, STOPPED, UNAVAILABLE, Ranks, StopFlag, find_
 from mtbi import recipe as recipes  # noqa: E402
 from mtbi.errors import ElsewhereError, UnavailableError, UserError  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
+
+if TYPE_CHECKING:
+    from mtbi.engine.progress import Progress
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
@@ -41,36 +45,41 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     from launcher.distributed import start_distributed
     from launcher.watchdog import Watchdog
     from mtbi.data.loader import Loader
-    from mtbi.engine import start
+    from mtbi.engine import agreement, start
     from mtbi.engine.engine import Engine
     from mtbi.engine.guard import Guard
     from mtbi.engine.keeper import Keeper
     from mtbi.engine.metrics import Metrics
-    from mtbi.engine.progress import Progress
     from mtbi.engine.schedule import learning_rate
 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
     began, config = time.perf_counter(), recipe.train
-    inputs = start.open_inputs(recipe)
+    opened = agreement.attempt(lambda: start.open_inputs(recipe))
+    if ranks.world == 1:
+        opened.get()
     watchdog = Watchdog(ranks, config.hang_seconds)
     device = start_distributed(ranks)
     watchdog.meet()
-    evaluation = start.open_evaluation(recipe, inputs, ranks)
-    newest, snapshot = start.open_snapshot(recipe, ranks)
+    begin = start.agree(recipe, ds_config, ranks, device, opened)
+    inputs, evaluation, newest, snapshot = begin.inputs, begin.evaluation, begin.newest, begin.snapshot
 
     # --- model and state --------------------------------------------------------------------------------------------
-    tasks, progress = inputs.shards.index.tasks, Progress.of(snapshot)
+    tasks, progress = inputs.shards.index.tasks, begin.progress
+
+    def doing(what: str) -> None:
+        watchdog.at(progress.step + 1, what)
+
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
-    metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device)
-    keeper, guard, stopped = Keeper(recipe, ranks, engine, metrics), Guard(config), False
+    metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
+    keeper = Keeper(recipe, ranks, engine, metrics, begin.lease, doing)
+    guard, stopped = Guard(config, progress.guard), False
     metrics.say(
         f"{recipe.name}: {len(inputs.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
         f"beside an LLM of {engine.llm_size.all:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
         + (f"going on from {newest}" if newest else "from the start")
     )
-
-    def doing(what: str) -> None:
-        watchdog.at(progress.step + 1, what)
+    if progress.step >= config.steps:
+        keeper.copy_again()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     with Loader(
@@ -85,53 +94,69 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
                 metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
                 began = 0.0
             if sums.failed:  # some process has no data: no weight was changed
-                keeper.save(progress)
-                raise loader.failure or ElsewhereError()
-            progress.advance(step.step)
+                keeper.end(progress, loader.failure or ElsewhereError())
+            progress.advance(step.step, sums.unreadable)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
-            if why := guard.judge(sums, step.parts):
+            why = guard.judge(sums, step.parts)
+            progress.guard = guard.to_state()
+            if why:
                 keeper.roll_back(progress, why)
             metrics.skipped(number, sums.skipped, step.parts, guard.spikes)
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
+            if lost := progress.too_much_lost(recipe.data, len(inputs.shards)):
+                keeper.end(progress, UserError(lost))
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
                 score = evaluation.run(engine, metrics, number, lambda: doing("evaluating"))
                 if evaluation.failure:
-                    keeper.save(progress)
-                    raise evaluation.failure
-            # Weights that just gave a bad loss are no place to go back to.
-            if not guard.bad_steps and (last or stopped or number % config.checkpoint_every_steps == 0):
-                doing("writing a checkpoint")
+                    keeper.end(progress, evaluation.failure)
+            if why or last or stopped or number % config.checkpoint_every_steps == 0:
                 keeper.save(progress, score, needed=last or stopped)
 
-    metrics.say(
+    metrics.close()
+    uncopied = keeper.close()
+    metrics.say(ending(recipe, progress, stopped))
+    dist.destroy_process_group()
+    watchdog.close()
+    if stopped and progress.step < config.steps:
+        return STOPPED
+    if uncopied:
+        raise UnavailableError(f"{config.copy_to}: {uncopied} is not copied, see above; it is in {recipe.run_dir}.")
+    return 0
+
+
+def ending(recipe: Recipe, progress: Progress, stopped: bool) -> str:
+    """The last line of a run that ended as it should."""
+    what = (
         f"stopped after step {progress.step}, as asked"
         if stopped
         else f"done: {progress.step} steps, checkpoints in {recipe.run_dir}"
     )
-    doing("ending")
-    metrics.close()
-    keeper.close()
-    dist.destroy_process_group()
-    watchdog.close()
-    return STOPPED if stopped and progress.step < config.steps else 0
+    if not progress.bad_steps:
+        return what
+    return (
+        f"{what}. The last checkpoint follows {progress.bad_steps} bad step(s): with a sudden high loss, or without any. A run goes "
+        "on from it; `mtbi` commands take the newest checkpoint that follows a good step, if there is one"
+    )
 
 
 def main() -> int:
     """Run, and answer mistakes with one message instead of a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    ranks, stop_flag = find_ranks(), StopFlag()  # a signal may come while models are read
+    stop_flag, rank = StopFlag(), 0  # a signal may come while models are read
     try:
+        ranks = find_ranks()
+        rank = ranks.rank
         options, recipe = parse_arguments()
         return train(recipe, options.deepspeed, ranks, stop_flag)
     except UserError as error:
         # A mistake that all processes find is told once: the launcher ends the others before they speak. One that a single
         # process finds is told by that one.
-        time.sleep(10 if isinstance(error, ElsewhereError) else 5 if ranks.rank else 0)
-        print(f"mtbi: {error}" + (f" (process {ranks.rank})" if ranks.rank else ""), file=sys.stderr, flush=True)
+        time.sleep(10 if isinstance(error, ElsewhereError) else 5 if rank else 0)
+        print(f"mtbi: {error}" + (f" (process {rank})" if rank else ""), file=sys.stderr, flush=True)
         return UNAVAILABLE if isinstance(error, UnavailableError) else MISTAKE
 
 

@@ -68,7 +68,7 @@ def find_checkpoint(folder: Path, which: str) -> Path:
             raise UserError(f"{which}: no checkpoint there; name `best`, `latest` or a folder such as {folder}/step-00000200")
         return Path(which)
     found = checkpoints.best(folder) if which == "best" else None
-    found = found or checkpoints.latest_valid(folder)
+    found = found or checkpoints.latest_good(folder) or checkpoints.latest_valid(folder)
     if found is None:
         raise UserError(f"{folder}: no valid checkpoint yet; train first: deepspeed mtbi/train.py --recipe … run_dir={folder}")
     return Path(found)

@@ -17,7 +17,7 @@ from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.benchmark.judge import Judge
 from mtbi.data.shards import Shards
 from mtbi.errors import UserError
-from mtbi.tasks import registry
+from mtbi.tasks import identity, registry
 from mtbi.trained import TrainedRun
 
 TURNED_EVERY = 2  #: every so many utterances are also asked with the prompt in the other place
@@ -115,9 +115,9 @@ def open_shards(place: str, run: TrainedRun) -> Shards:
     """Shards of a folder, refused when they were made for another LLM or chat template."""
     data = run.recipe.data
     shards = Shards(place, data.cache_dir or str(run.folder / "cache"))
-    if shards.index.fingerprint != run.chat.fingerprint:
+    if reason := identity.difference(shards.index.facts(), run.chat, run.recipe.behaviour.allow_other_teacher):
         raise UserError(
-            f"{place}: made for another LLM, chat template or system prompt than {run.recipe.model.llm}; make the shards again"
+            f"{place}: made for {reason} than the recipe's ({run.recipe.model.llm}); make the shards again with its recipe"
         )
     return shards
 

@@ -20,7 +20,6 @@ from torchaudio.functional import resample
 from mtbi.errors import UserError
 
 SAMPLE_RATE = 16_000
-Recording = str | Path | bytes | np.ndarray  #: a file, its bytes, or a waveform (samples,) float32 at 16 kHz
 #: What `encode` can write: FLAC keeps 16 bits a sample without loss; Opus is several times smaller and lossy.
 KINDS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 UNKNOWN_LENGTH_SAMPLES = 2**40  # libsndfile reports about 2**63 when a header does not give the length
@@ -99,11 +98,6 @@ def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
 def read(source: str | Path | bytes) -> np.ndarray:
     """A sound file, or its bytes, as `(samples,)` float32 at 16 kHz. Raises UserError as `load` and `standardise` do."""
     return standardise(*load(source))
-
-
-def waveform(recording: Recording) -> np.ndarray:
-    """A recording as `(samples,)` float32 at 16 kHz. Raises UserError where it cannot be decoded."""
-    return read(recording) if isinstance(recording, (str, Path, bytes)) else np.asarray(recording, np.float32)
 
 
 def encode(wave: np.ndarray, kind: str = "flac") -> bytes:

@@ -16,7 +16,7 @@ from types import TracebackType
 from mtbi.data.batch import Batch, build
 from mtbi.data.plan import Plan, Position, Row, Step
 from mtbi.data.shards import Sample, Shards
-from mtbi.errors import UserError
+from mtbi.errors import DamagedError
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ class LoadedStep:
     step: Step
     loader: Loader
     parts: int  #: micro-batches, the same number on every process
-    futures: list[Future[Batch]] = field(default_factory=list)
+    futures: list[Future[tuple[Batch, int]]] = field(default_factory=list)  #: batches, and utterances left out of each
     data_wait_seconds: float = 0.0  #: spent waiting for batches so far
+    unreadable: int = 0  #: utterances left out of this process's micro-batches so far
 
     @property
     def position(self) -> Position:
@@ -64,6 +65,10 @@ class LoadedStep:
         """Share of the step's slots that hold tokens."""
         return self.step.used_share
 
+    def first_row(self, part: int) -> int:
+        """The number in the global step of the first row of this process's micro-batch `part`, as `rows_of` deals them out."""
+        return self.loader.rank + part * self.loader.rows_per_micro_batch * self.loader.world
+
     @property
     def micro_batches(self) -> Iterator[Batch]:
         """This process's micro-batches; to be iterated once."""
@@ -73,8 +78,9 @@ class LoadedStep:
             while len(self.futures) <= place:
                 self.loader.submit_next()
             try:
-                batch = self.futures[place].result()
-            except UserError as error:
+                batch, left_out = self.futures[place].result()
+                self.unreadable, self.loader.unreadable = self.unreadable + left_out, self.loader.unreadable + left_out
+            except Exception as error:
                 self.loader.failure = error  # all processes shall end together: a batch of nothing says so
                 batch = build([Row()] * self.loader.rows_per_micro_batch, self.loader.shards.__getitem__, self.loader.plan)
             self.loader.waiting -= 1
@@ -87,9 +93,10 @@ class LoadedStep:
 class Loader:
     """Iterate for LoadedSteps from `position` on, without end. `close` it, or use it in a `with` statement.
 
-    At most `prefetch` micro-batches are ready or being made ahead. An error while planning is raised in the iteration; a
-    micro-batch that cannot be fetched or decoded is empty, and `failure` says why.
-    With `skip_unreadable`, utterances of shards that stay lost or damaged are left out and counted.
+    At most `prefetch` micro-batches are ready or being made ahead. An error while planning is raised in the iteration, on all
+    processes, which plan alike. A micro-batch that cannot be fetched or decoded is empty, and `failure` says why.
+    With `skip_unreadable`, utterances that are lost or damaged for good (DamagedError) are left out and counted; a store that
+    refuses or does not answer is a `failure` all the same.
     `doing` is told what this process is at, for a watchdog.
     """
 
@@ -109,8 +116,8 @@ class Loader:
         self.shards, self.plan, self.rank, self.world = shards, plan, rank, world
         self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
         self.skip_unreadable, self.doing = skip_unreadable, doing
-        self.unreadable = 0  #: utterances left out so far
-        self.failure: UserError | None = None  #: why a micro-batch of the step that is being computed is empty
+        self.unreadable = 0  #: utterances left out of the micro-batches that were handed out
+        self.failure: Exception | None = None  #: why a micro-batch of the step that is being computed is empty
         self.waiting = 0  #: micro-batches submitted and not yet handed out
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode")
         self._planned: queue.Queue[Step | Exception] = queue.Queue(maxsize=PLANNED_STEPS)
@@ -153,18 +160,25 @@ class Loader:
         if not self._parts:
             self._take_step()
         loaded, rows = self._parts.popleft()
-        loaded.futures.append(self._pool.submit(build, rows, self._read, self.plan))
+        loaded.futures.append(self._pool.submit(self._build, rows))
         self.waiting += 1
 
-    def _read(self, utterance: int) -> Sample | None:
-        try:
-            return self.shards[utterance]
-        except UserError as error:
-            if not self.skip_unreadable:
-                raise
-            self.unreadable += 1
-            log.warning("utterance %d left out: %s", utterance, error)
-            return None
+    def _build(self, rows: list[Row]) -> tuple[Batch, int]:
+        """A micro-batch, and how many utterances are left out of it."""
+        left_out = 0
+
+        def read(utterance: int) -> Sample | None:
+            nonlocal left_out
+            try:
+                return self.shards[utterance]
+            except DamagedError as error:
+                if not self.skip_unreadable:
+                    raise
+                left_out += 1
+                log.warning("utterance %d left out: %s", utterance, error)
+                return None
+
+        return build(rows, read, self.plan), left_out
 
     def top_up(self) -> None:
         """Keep `prefetch` micro-batches in the making, as far as steps are planned: no finished batch waits for the planner."""

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tqdm import tqdm
 
 from mtbi.data import audio, store
 from mtbi.data.corpus import Utterance
-from mtbi.errors import UserError
+from mtbi.errors import DamagedError, UnavailableError, UserError
+from mtbi.tasks import identity
 from mtbi.tasks.behaviour import Behaviour, BehaviourStore
 from mtbi.tasks.chat import ChatFormat
 
@@ -38,7 +40,10 @@ LENGTHS = ("task", "wording", "lead_tokens", "prompt_tokens", "answer_tokens")
 BRANCH = np.dtype([*((name, "u2") for name in LENGTHS), ("heldout", "?"), ("truncated", "?")])
 WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
 EVICTED_ATTEMPTS = 5  # fetches of one shard that other readers may drop before the cache counts as too small
-SHARED_FACTS = ("fingerprint", "top_k", "prompt_first", "encoded")  # of all places that are read together
+READ_ATTEMPTS = 3  # reads of one utterance that the file system may refuse (a stale handle, a passing error) before it counts
+READ_PAUSE_SECONDS = 1.0  # between them, growing
+SHARED_FACTS = ("top_k", "prompt_first", "encoded")  # of all places that are read together, beside the LLM and its dialogues
+LATER_FACTS = {"llm_size": ""}  # which the indexes of former versions lack
 TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
 
@@ -47,7 +52,7 @@ COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answ
 class Index:
     """What the plan needs of a corpus; the tables are memory-mapped."""
 
-    fingerprint: str  #: of the LLM's vocabulary, chat template and system prompt
+    fingerprint: str  #: of the LLM's vocabulary and of how its dialogues are built (`mtbi.tasks.identity`)
     llm: str
     prefix_ids: list[int]
     end_id: int
@@ -60,6 +65,7 @@ class Index:
     utterances: np.ndarray
     branches: np.ndarray
     words: np.ndarray
+    llm_size: str = ""  #: of the LLM that answered (`mtbi.tasks.identity`); empty = not known
 
     def facts(self) -> dict[str, Any]:
         """All but the tables."""
@@ -189,17 +195,19 @@ def write(
     out: str,
     audio_kind: str = "flac",
     shard_bytes: int = 1 << 26,
+    allow_other_teacher: bool = False,
 ) -> int:
     """Make shards in `out` (a folder or `s3://…`) of every utterance that has answers; returns how many there are.
 
     `folder` is the manifest's. Raises UserError where the answers are another LLM's, nothing is to be written, or `out`
     holds shards already.
     """
-    if behaviours.note["fingerprint"] != chat.fingerprint:
-        raise UserError(
-            f"{behaviours.folder}: answers of another LLM, chat template or system prompt ({behaviours.note['llm']}) than the "
-            f"recipe's ({chat.tokenizer.name_or_path}); run `mtbi behave` with this recipe."
-        )
+    for note in behaviours.notes:
+        if reason := identity.difference(note, chat, allow_other_teacher):
+            raise UserError(
+                f"{behaviours.folder}: answers of {reason} ({note['llm']}) than the recipe's ({chat.tokenizer.name_or_path}); "
+                "run `mtbi behave` with this recipe."
+            )
     if store.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="mtbi-shards-") as scratch:
             refuse_used(out, Path(scratch))
@@ -260,10 +268,9 @@ def write_local(
             f"{behaviours.folder}: no answer is about an utterance of the manifest; run `mtbi behave` on this manifest."
         )
     facts = {
-        "fingerprint": chat.fingerprint,
+        **identity.facts_of(chat),
         "llm": behaviours.note["llm"],
-        "prefix_ids": chat.prefix_ids,
-        "end_id": chat.end_id,
+        "llm_size": behaviours.note.get("llm_size", ""),
         "top_k": behaviours.note["top_k"],
         "prompt_first": behaviours.note.get("prompt_first", False),
         "encoded": "",
@@ -277,6 +284,13 @@ def touch(path: Path) -> None:
     """Mark a file as used now, by a clock that never says the same twice (the kernel's own stamps are milliseconds apart)."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))
+
+
+def refused(path: Path, error: OSError) -> UserError:
+    """What it means that the file system does not give a file that is there."""
+    if isinstance(error, PermissionError):
+        return UserError(f"{path}: may not be read ({error.strerror}); check its rights and those of its folders.")
+    return UnavailableError(f"{path}: cannot be read now ({error.strerror or error}); check the file system that holds it.")
 
 
 class Folder:
@@ -302,10 +316,12 @@ class Folder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self._file(name)
-        if not path.exists():
-            raise UserError(f"{self.place}: no shards there ({name} is missing). Make them with `mtbi data shard`.")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.place}: no shards there ({name} is missing). Make them with `mtbi data shard`.") from None
+        except OSError as error:
+            raise refused(path, error) from error
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}); copy it again or make the shards again.") from error
         if not isinstance(record, dict):
@@ -318,6 +334,7 @@ class Folder:
             found = record.get("version")
             raise UserError(f"{self.place}: written by another version of mtbi ({found}); make the shards again.")
         tables = {name: self._read_table(name, dtype) for name, dtype in TABLES.items()}
+        record = LATER_FACTS | record
         names = {one.name for one in fields(Index)} - set(TABLES)
         if missing := sorted(names - set(record)):
             raise UserError(f"{self.place}: {INDEX_NAME} has no {', '.join(missing)}; make the shards again.")
@@ -338,6 +355,8 @@ class Folder:
         path = self._file(f"{name}.npy")
         try:
             table = np.load(path, mmap_mode="r", allow_pickle=False)
+        except PermissionError as error:
+            raise refused(path, error) from error
         except Exception as error:  # of a damaged header numpy raises whatever its parsers do
             raise UserError(f"{path}: cannot be read ({error}); make the shards again.") from error
         if table.dtype != dtype:
@@ -370,18 +389,24 @@ class Folder:
                 return reader
             for attempt in (1, 2):
                 if not self._file(path.name).exists() and not self.remote:
-                    raise UserError(f"{path}: this shard is missing; copy it again or make the shards again.")
+                    raise self._missing(path)
                 # Another reader of this cache may have dropped it just now: `columns` asks again.
                 if get_hash("xxh64", path.read_bytes()) == reader.raw_data.hashes["xxh64"]:
                     break
                 if attempt == 2 or not self.remote:
-                    raise UserError(
+                    raise DamagedError(
                         f"{path}: damaged (its checksum is not the one in index.json); copy it again or make the shards again."
                     )
                 path.unlink(missing_ok=True)  # fetched once more from the remote
             self.checked.add(shard)
             self._evict(path)
             return reader
+
+    def _missing(self, path: Path) -> UserError:
+        """What it means that a local shard is not there: it is lost, or the whole folder is away."""
+        if (self.local / INDEX_NAME).exists():
+            return DamagedError(f"{path}: this shard is missing; copy it again or make the shards again.")
+        return UnavailableError(f"{self.local}: the folder of shards is gone since the start; is its file system mounted?")
 
     def _evict(self, keep: Path) -> None:
         """Drop the shards used longest ago until the cache is below its limit."""
@@ -403,19 +428,33 @@ class Folder:
                     size -= bytes_
 
     def columns(self, number: int) -> dict[str, Any]:
-        """What is stored of an utterance."""
+        """What is stored of an utterance.
+
+        Raises DamagedError where it is lost or damaged, UnavailableError where its place does not answer, and UserError where
+        that refuses access or the cache is too small.
+        """
         shard = int(np.searchsorted(self.ends, number, side="right"))
         place = number - (int(self.ends[shard - 1]) if shard else 0)
-        for _ in range(EVICTED_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # dropped from the cache by another reader in between
-                reader = self._ready(shard)
-                try:
-                    return reader.get_item(place)
-                except (ValueError, TypeError, KeyError, IndexError) as error:
-                    raise UserError(f"{self.place}: shard {shard} cannot be read ({error}); make the shards again.") from error
-        raise UserError(
-            f"{self.place}: shard {shard} is dropped from {self.local} as fast as it is fetched; raise data.cache_limit_gb."
-        )
+        dropped = refusals = 0
+        while True:
+            try:
+                return self._ready(shard).get_item(place)
+            except FileNotFoundError as error:  # dropped from the cache by another reader in between
+                dropped += 1
+                if dropped == EVICTED_ATTEMPTS and self.remote:
+                    raise UserError(
+                        f"{self.place}: shard {shard} is dropped from {self.local} as fast as it is fetched; "
+                        "raise data.cache_limit_gb."
+                    ) from error
+                if dropped == EVICTED_ATTEMPTS:
+                    raise self._missing(self.local / self.readers[shard].raw_data.basename) from error
+            except OSError as error:
+                refusals += 1
+                if isinstance(error, PermissionError) or refusals == READ_ATTEMPTS:
+                    raise refused(self.local / self.readers[shard].raw_data.basename, error) from error
+                time.sleep(READ_PAUSE_SECONDS * refusals)
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                raise DamagedError(f"{self.place}: shard {shard} cannot be read ({error}); make the shards again.") from error
 
 
 def is_fact(name: str, value: Any) -> bool:
@@ -469,14 +508,21 @@ def wrong_with(described: Any) -> str | None:
     return None
 
 
-def concatenate(indexes: list[Index], places: list[str]) -> Index:
+def concatenate(indexes: list[Index], places: list[str], several_teachers: bool = False) -> Index:
     """One index over several folders. Raises UserError where they were made for different LLMs."""
     first = indexes[0]
     if len(indexes) == 1:
         return first
     for place, index in zip(places, indexes, strict=True):
-        if any(getattr(index, fact) != getattr(first, fact) for fact in SHARED_FACTS):
+        made = index.facts(), first.facts()
+        if identity.other_dialogues(*made) or any(getattr(index, fact) != getattr(first, fact) for fact in SHARED_FACTS):
             raise UserError(f"{place} and {places[0]} were made for different LLMs or settings; make one of them again.")
+        if not several_teachers and identity.other_llm(*made):
+            raise UserError(
+                f"{place} and {places[0]} hold answers of LLMs of different sizes ({index.llm_size or index.llm}; "
+                f"{first.llm_size or first.llm}); make one of them again, or set behaviour.allow_other_teacher=true if that is "
+                "meant."
+            )
     tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
     tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
     branches = words = 0
@@ -499,11 +545,19 @@ class Shards:
     Raises UserError where a place holds no shards, cannot be reached, or is damaged.
     """
 
-    def __init__(self, places: str | list[str], cache_dir: str = "", cache_limit_gb: float = 0.0, retries: int = 5) -> None:
+    def __init__(
+        self,
+        places: str | list[str],
+        cache_dir: str = "",
+        cache_limit_gb: float = 0.0,
+        retries: int = 5,
+        several_teachers: bool = False,
+    ) -> None:
+        """With `several_teachers` the places may hold answers of LLMs of different sizes."""
         names = [places] if isinstance(places, str) else places
         cache = cache_dir or str(Path(tempfile.gettempdir()) / f"mtbi-cache-{os.getuid()}")
         self.folders = [Folder(name, cache, int(cache_limit_gb * 1e9), retries) for name in names]
-        self.index = concatenate([folder.index for folder in self.folders], names)
+        self.index = concatenate([folder.index for folder in self.folders], names, several_teachers)
         self.ends = np.cumsum([len(folder.index.utterances) for folder in self.folders])
 
     def __len__(self) -> int:
@@ -515,5 +569,10 @@ class Shards:
         return self.folders[folder].columns(number - (int(self.ends[folder - 1]) if folder else 0))
 
     def __getitem__(self, number: int) -> Sample:
-        """Utterance `number`, counted over all places."""
-        return unpack(self.columns(number))
+        """Utterance `number`, counted over all places. Raises as `Folder.columns` does."""
+        columns = self.columns(number)
+        try:
+            return unpack(columns)
+        except (UserError, SafetensorError, ValueError, TypeError, KeyError, IndexError) as error:
+            name = columns.get("id")
+            raise DamagedError(f"utterance {name!r} cannot be decoded ({error}); make the shards again.") from error

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mtbi.errors import UnavailableError, UserError
+from mtbi.errors import DamagedError, UnavailableError, UserError
 
 PATIENCE_SECONDS = 60.0  # for one request
 _kept = threading.local()  # each thread's client: making one takes longer than fetching a small shard
 
 
-class NotFoundError(UserError):
-    """There is no file at the place."""
+class NotFoundError(DamagedError):
+    """The store answers, but there is no file at the place."""
 
 
 def is_remote(place: str) -> bool:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mtbi.engine.lease import Lease
+from mtbi.errors import UserError
+
 log = logging.getLogger(__name__)
 
 TRAINABLE, OPTIMIZER, STATE, CHECKSUMS = "trainable.safetensors", "optimizer.safetensors", "state.json", "checksums.json"
 FILES = (TRAINABLE, OPTIMIZER, STATE, CHECKSUMS)
 FOLDER = "checkpoints"
 BEST = "best.json"
+READ_ATTEMPTS = 3  #: of a checkpoint whose disk reports an error
 
 
 @dataclass
@@ -41,6 +46,11 @@ class Snapshot:
 def folder_of(run_dir: Path | str, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return Path(run_dir) / FOLDER / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The inverse of `folder_of`."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def checksum(path: Path) -> str:
@@ -66,8 +76,13 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
-def save(run_dir: Path | str, step: int, snapshot: Snapshot) -> Path:
-    """Write the checkpoint of a step; returns its folder. OSError (a full disk, say) leaves the older ones as they are."""
+def save(run_dir: Path | str, step: int, snapshot: Snapshot, lease: Lease | None = None) -> Path:
+    """Write the checkpoint of a step; returns its folder. OSError (a full disk, say) leaves the older ones as they are.
+
+    Raises LeaseLostError where the folder has another writer by now than the holder of `lease`.
+    """
+    if lease:
+        lease.verify()
     folder = folder_of(run_dir, step)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,6 +97,8 @@ def save(run_dir: Path | str, step: int, snapshot: Snapshot) -> Path:
     (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     for path in partial.iterdir():
         flush(path)
+    if lease:
+        lease.verify()  # writing may have taken minutes
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     flush(folder.parent)
@@ -90,14 +107,19 @@ def save(run_dir: Path | str, step: int, snapshot: Snapshot) -> Path:
 
 def problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where all is well."""
-    try:
-        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        for name in (TRAINABLE, OPTIMIZER, STATE):
-            if checksum(folder / name) != sums[name]:
-                return f"{name} is damaged"
-    except (OSError, ValueError, KeyError) as error:
-        return f"it is incomplete ({error})"
-    return None
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+            for name in (TRAINABLE, OPTIMIZER, STATE):
+                if checksum(folder / name) != sums[name]:
+                    return f"{name} is damaged"
+            return None
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            return f"it is incomplete ({error})"
+        except OSError as error:  # of a network file system, perhaps for a moment
+            wrong = f"it cannot be read ({error})"
+            time.sleep(attempt)
+    return wrong
 
 
 def all_of(run_dir: Path | str) -> list[Path]:
@@ -112,6 +134,33 @@ def latest_valid(run_dir: Path | str) -> Path | None:
             return folder
         log.warning("%s: not used, %s; going back to the one before", folder, wrong)
     return None
+
+
+def newest(run_dir: Path | str) -> Path | None:
+    """As `latest_valid`; raises UserError where there are checkpoints and none is whole: training would begin at step 1."""
+    found = latest_valid(run_dir)
+    if found is None and (folders := all_of(run_dir)):
+        raise UserError(
+            f"{folders[0].parent}: none of its {len(folders)} checkpoints can be used ({folders[-1].name}: "
+            f"{problem(folders[-1])}). Put a whole one back, or delete them to start afresh."
+        )
+    return found
+
+
+def after_bad_steps(folder: Path) -> bool:
+    """Whether the steps just before a checkpoint were bad ones (`mtbi.engine.guard`), or its state cannot be read.
+
+    A run goes on from such a checkpoint exactly where it was; no run goes back to it, and it is never the best.
+    """
+    try:
+        return bool(load_state(folder).get("guard", {}).get("bad_steps", 0))
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
+def latest_good(run_dir: Path | str) -> Path | None:
+    """The newest checkpoint that is whole and does not follow a bad step: what weights go back to, and what is used."""
+    return next((one for one in reversed(all_of(run_dir)) if not after_bad_steps(one) and problem(one) is None), None)
 
 
 def load(folder: Path) -> Snapshot:
@@ -150,13 +199,17 @@ def read_best(run_dir: Path | str) -> dict[str, Any] | None:
 
 
 def keep(run_dir: Path | str, last: int, score: float | None) -> None:
-    """Note whether the newest checkpoint is the best (the highest score), then delete all but the last few and the best."""
+    """Note whether the newest checkpoint is the best (the highest score), then delete old ones.
+
+    The `last` newest stay, the best, and the newest that does not follow a bad step.
+    """
     folders = all_of(run_dir)
     record = read_best(run_dir)
     if score is not None and (record is None or score >= record["score"]):
-        record = {"step": int(folders[-1].name.removeprefix("step-")), "score": score}
+        record = {"step": step_of(folders[-1]), "score": score}
         write_json(Path(run_dir) / FOLDER / BEST, record)
-    kept = {*folders[-last:], *([folder_of(run_dir, record["step"])] if record else [])}
+    good = [folder for folder in folders if not after_bad_steps(folder)]
+    kept = {*folders[-last:], *good[-1:], *([folder_of(run_dir, record["step"])] if record else [])}
     for folder in folders:
         if folder not in kept:
             shutil.rmtree(folder)

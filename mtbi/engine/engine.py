@@ -15,6 +15,7 @@ from mtbi.data.loader import LoadedStep
 from mtbi.engine import memory
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
+from mtbi.engine.seeding import seed_micro_batch
 from mtbi.errors import UserError
 from mtbi.model.flops import LLMSize, count
 from mtbi.model.loss import LossOutput
@@ -112,7 +113,7 @@ class StepSums:
     weight: float  #: of every target that counted
     skipped: int  #: micro-batches left out because a loss was not finite
     stop: bool  #: some process was asked to stop
-    unreadable: int  #: utterances left out since the processes started
+    unreadable: int  #: utterances of the step left out as lost or damaged
     failed: bool  #: some process had no data, so that no weight was changed
     lost: bool  #: the gradient was not finite although the losses were: so are the weights now
     tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
@@ -163,24 +164,25 @@ class Engine:
 
         The gradient is that of Σ weight·loss over the whole global step ÷ Σ weight, whatever the split: the denominator
         comes from the plan, and DeepSpeed's mean over processes is undone. A micro-batch in which any process finds a
-        loss that is not finite is left out by all of them; a step in which all are left out changes nothing, nor does one
-        for which some process has no data (`failed`): no other step may follow that.
+        loss that is not finite, or no process a target, is left out by all of them. A step in which all are left out changes
+        nothing, weight decay included, nor does one for which some process has no data (`failed`): no other step may follow
+        that. Random draws depend on the seed, `number` and the rows alone (`mtbi.engine.seeding`).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
-        scale = self.world / step.weight_total
+        scale = self.world / step.weight_total if step.weight_total else 0.0
         total, used = Sums(self.tasks, self.device), 0
         for place, micro in enumerate(step.micro_batches, start=1):
-            batch = micro.to(self.device)
+            batch, last = micro.to(self.device), place == step.parts
+            seed_micro_batch(self.recipe.seed, number, step.first_row(place - 1))
             out = self.ds(batch)
             failed = step.loader.failure is not None
-            finite = total.add(out, stop, step.loader.unreadable, failed) if place == 1 else total.add(out, failed=failed)
+            counts = total.add(out, stop and place == 1, step.unreadable if last else 0, failed)
             if total.failed:
                 return total.result(0.0)  # gradients of earlier micro-batches stay behind: the run ends now
-            last = place == step.parts
-            if last and used and not finite:  # what came before still counts: close the step with a batch of nothing
-                out, finite = self.ds(batch.emptied()), True
-            if finite:
+            if last and used and not counts:  # what came before still counts: close the step with a batch of nothing
+                out, counts = self.ds(batch.emptied()), True
+            if counts:
                 used += 1
                 self.ds.set_gradient_accumulation_boundary(last)
                 self.ds.backward(out.loss * scale, scale_wrt_gas=False)
@@ -294,7 +296,7 @@ class Sums:
         return bool(self.total[3] > 0)
 
     def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0, failed: bool = False) -> bool:
-        """Returns whether the loss is finite on all processes; if not, the micro-batch does not count."""
+        """Returns whether the micro-batch counts: its loss is finite on all processes, and some process has a target."""
         import deepspeed.comm as dist
 
         bad = not bool(torch.isfinite(out.loss.detach()))
@@ -309,7 +311,7 @@ class Sums:
             self.total[:4] += shared[:4]
             return False
         self.total += shared
-        return True
+        return bool(shared[5] > 0)
 
     def result(self, gradient_norm: float) -> StepSums:
         """The sums as numbers."""

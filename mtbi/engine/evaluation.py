@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from itertools import takewhile
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.nn.functional import cosine_similarity
 
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.loader import Loader
-from mtbi.data.plan import Geometry, Plan
-from mtbi.data.shards import Shards
+from mtbi.data.plan import Geometry, Group, Plan
+from mtbi.data.shards import Sample, Shards
 from mtbi.engine.engine import Engine
 from mtbi.engine.metrics import Metrics
-from mtbi.errors import ElsewhereError, UserError
+from mtbi.errors import ElsewhereError
 from mtbi.model.generate import generate
 from mtbi.model.speech_llm import SpeechLLM
 from mtbi.recipe import Recipe
@@ -33,7 +35,7 @@ class Evaluation:
         packing = replace(recipe.plan, tasks=[], hours=0.0, tasks_per_utterance=0, passes_per_epoch=1)
         self.recipe = replace(recipe, interleave=plain, plan=packing, loss=replace(recipe.loss, task_weights={}))
         self.shards, self.chat, self.rank, self.world = shards, chat, rank, world
-        self.failure: UserError | None = None  #: why the last evaluation had to be given up, the same time on all processes
+        self.failure: Exception | None = None  #: why the last evaluation had to be given up, the same time on all processes
         self.plan = Plan(shards.index, self.recipe, geometry)
 
     def run(self, engine: Engine, metrics: Metrics, step: int, doing: Callable[[], None] = lambda: None) -> float:
@@ -65,15 +67,34 @@ class Evaluation:
         self.show_dialogues(engine.model, metrics, step)
         return agreement
 
+    @cached_property
+    def shown(self) -> list[Group]:
+        """The utterances of the dialogues that are shown: the first ones of the shards in the plan's first window.
+
+        What the plan leaves out, as too long for the encoder say, is not among them. Encoded shards hold no sound to show.
+        """
+        if self.shards.index.encoded or not self.recipe.train.sample_dialogues:
+            return []
+        groups = {group.utterance: group for row in self.plan.window_rows(0, 0) for group in row.groups}
+        return [groups[utterance] for utterance in sorted(groups)][: self.recipe.train.sample_dialogues]
+
     def show_dialogues(self, model: SpeechLLM, metrics: Metrics, step: int) -> None:
-        """A few dialogues and alignments, the same at every evaluation; all processes make them together, as ZeRO-3 needs."""
-        for place in range(min(self.recipe.train.sample_dialogues, len(self.shards))):
-            sample = self.shards[place]
-            if sample.features is not None:
-                return  # the encoder's output is stored in place of the sound
-            stored = sample.behaviours[place % len(sample.behaviours)]
+        """A few dialogues and alignments, the same at every evaluation; all processes make them together, as ZeRO-3 needs.
+
+        Where a process cannot read them, `failure` is set on all.
+        """
+        samples: list[Sample] = []
+        try:
+            samples = [self.shards[group.utterance] for group in self.shown]
+        except Exception as error:
+            self.failure = error
+        if happened_anywhere(self.failure is not None, next(model.adapter.parameters()).device):
+            self.failure = self.failure or ElsewhereError()
+            return
+        for place, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
+            stored = sample.behaviours[sorted(group.branches)[place % len(group.branches)]]
             prompt: list[torch.Tensor | np.ndarray] = [
-                torch.tensor(self.chat.prefix_ids),
+                torch.tensor([*self.chat.prefix_ids, *stored.lead_ids]),
                 sample.waveform,
                 torch.tensor(stored.prompt_ids),
             ]
@@ -82,9 +103,18 @@ class Evaluation:
             said = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{who}** {what}" for who, what in said.items())
             metrics.dialogue(place, text, sample.waveform, step)
-            words = sample.text.split()[:SHOWN_WORDS]
-            similar = similarity(model, sample.waveform, self.chat.word_ids(words))
-            metrics.alignment(place, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
+            if words := sample.text.split()[:SHOWN_WORDS]:
+                similar = similarity(model, sample.waveform, self.chat.word_ids(words))
+                metrics.alignment(place, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
+
+
+def happened_anywhere(here: bool, device: torch.device) -> bool:
+    """Whether something is so on any process; all must ask together."""
+    if not dist.is_initialized():
+        return here
+    flag = torch.tensor([float(here)], device=device)
+    dist.all_reduce(flag)
+    return bool(flag > 0)
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-"""Is the run still healthy? Steps without a finite loss, sudden high losses, gradients that are not finite."""
+"""Is the run still healthy? Steps without a finite loss or any target, sudden high losses, gradients that are not finite."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from statistics import median
+from typing import Any
 
 from mtbi.engine.engine import StepSums
 from mtbi.recipe import TrainConfig
@@ -16,28 +17,35 @@ SMALLEST_LOSS = 0.05
 
 
 class Guard:
-    """Judges each step; after a reason to roll back it starts anew."""
+    """Judges each step; after a reason to roll back it starts anew. `state` is what `to_state` gave to a checkpoint."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
         self.config = config
-        self.losses: deque[float] = deque(maxlen=REMEMBERED_STEPS)
-        self.bad_steps = 0  #: in a row, up to now
-        self.spikes = 0  #: steps with a sudden high loss, in all
+        self.losses: deque[float] = deque(state.get("losses", []), maxlen=REMEMBERED_STEPS)
+        self.bad_steps = int(state.get("bad_steps", 0))  #: in a row, up to now
+        self.spikes = int(state.get("spikes", 0))  #: steps with a sudden high loss, in all
+
+    def to_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run judges as an undisturbed one."""
+        return {"losses": list(self.losses), "bad_steps": self.bad_steps, "spikes": self.spikes}
 
     def judge(self, sums: StepSums, parts: int) -> str:
-        """Why the weights should go back to the newest checkpoint, or nothing."""
+        """Why the weights should go back to the newest good checkpoint, or nothing. `parts` are a process's micro-batches."""
+        empty, skipped = not sums.weight, sums.skipped == parts
         loss = sums.loss / sums.weight if sums.weight else math.nan
         spike = self._is_spike(loss)
         self.spikes += spike
-        bad = sums.skipped == parts or spike
+        bad = empty or spike
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if not bad:
             self.losses.append(loss)
         if sums.lost:
             why = "the gradient is not finite"
         elif self.bad_steps >= self.config.max_bad_steps:
-            what = f"more than {self.config.spike_factor:g} times as high as before" if spike else "not finite"
-            why = f"the loss was {what} in {self.bad_steps} steps in a row"
+            high = f"the loss was more than {self.config.spike_factor:g} times as high as before"
+            what = high if spike else "the loss was not finite" if skipped else "there was no target to learn from"
+            why = f"{what} in {self.bad_steps} steps in a row"
         else:
             return ""
         self.bad_steps = 0

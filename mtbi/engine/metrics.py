@@ -23,6 +23,7 @@ from mtbi import recipe as recipes
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.plan import Step
 from mtbi.engine.engine import StepSums
+from mtbi.engine.progress import new_counts
 from mtbi.model.flops import LLMSize
 from mtbi.recipe import Recipe
 
@@ -116,13 +117,22 @@ class Interval:
 class Metrics:
     """Writes on the first process only; on the others every call does nothing."""
 
-    def __init__(self, recipe: Recipe, tasks: list[str], first: bool, world: int, llm_size: LLMSize, device: torch.device):
+    def __init__(
+        self,
+        recipe: Recipe,
+        tasks: list[str],
+        first: bool,
+        world: int,
+        llm_size: LLMSize,
+        device: torch.device,
+        counts: dict[str, int] | None = None,
+    ) -> None:
+        """`counts` are the run's (`mtbi.engine.progress`); they are kept up to date in place."""
         steps = recipe.train.steps
         self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
         self.llm_size, self.peak = llm_size, peak_flops(device)
         self.interval = Interval()
-        #: since the processes started
-        self.counts = {"skipped_micro_batches": 0, "loss_spikes": 0, "rollbacks": 0, "failed_checkpoints": 0}
+        self.counts = new_counts() if counts is None else counts  #: since the run began
         self.writer = SummaryWriter(f"{recipe.run_dir}/tensorboard", flush_secs=15) if first else None
         if self.writer:
             self.writer.add_custom_scalars(layout(tasks))
@@ -171,7 +181,6 @@ class Metrics:
             "speed/unused_slots_share": 1 - one.used_share / one.steps,
         }
         values["speed/memory_gb"] = peak_memory_gb(self.device)
-        values["health/unreadable_utterances"] = sums.unreadable
         values |= {f"health/{what}": float(count) for what, count in self.counts.items()}
         if self.peak:
             values["speed/mfu"] = self.llm_size.computed_flops(one.tokens, one.targets) / seconds / self.world / self.peak

@@ -1,7 +1,7 @@
 """A copy of a run's checkpoints and TensorBoard files on object storage, made in the background.
 
-`latest.json` is written after a checkpoint's files, so it names a whole one. A run whose folder holds no checkpoint, on a
-new cluster say, takes the newest from there.
+`latest.json` is written after a checkpoint's files, so it names a whole one. A run whose folder holds no checkpoint, or an
+older one, on a new cluster or another node say, takes the newest from there.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from mtbi.data import store
 from mtbi.engine import checkpoint
-from mtbi.errors import UserError
+from mtbi.errors import UnavailableError, UserError
 
 log = logging.getLogger(__name__)
 LATEST = "latest.json"
@@ -28,6 +28,7 @@ class RemoteCopy:
         self.place, self.run_dir = place.rstrip("/"), run_dir
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mtbi-upload")
         self._last: Future[None] | None = None
+        self.failed = ""  #: the checkpoint whose copy failed, until a later copy succeeds
 
     def push(self, folder: Path, needed: bool = False) -> None:
         """Start to copy a checkpoint, unless the one before is still on its way; a needed one waits for that."""
@@ -46,10 +47,16 @@ class RemoteCopy:
             events = self.run_dir / TENSORBOARD
             if events.is_dir():
                 store.upload(events, sorted(path.name for path in events.iterdir()), f"{self.place}/{TENSORBOARD}")
-        except (UserError, OSError) as error:
+            self.failed = ""
+        except Exception as error:
+            self.failed = name
             log.warning("%s is not copied: %s", name, error)
         finally:
             shutil.rmtree(held, ignore_errors=True)
+
+    def finished(self, seconds: float) -> bool:
+        """Whether nothing is on its way any more; waits for it up to so many seconds."""
+        return self._last is None or not wait([self._last], timeout=seconds).not_done
 
     def close(self) -> None:
         """Wait for what is on its way."""
@@ -57,17 +64,22 @@ class RemoteCopy:
 
 
 def pull(place: str, run_dir: Path) -> Path | None:
-    """Fetch the newest copied checkpoint into a run folder that holds none; None where there is nothing to fetch.
+    """Fetch the newest copied checkpoint, unless the run's folder holds it or a later whole one; None where nothing is fetched.
 
-    Raises UserError where the store refuses, fails, or names files that are none of a checkpoint's.
+    A store that does not answer matters only where the folder holds no checkpoint. Raises UserError where the store refuses,
+    fails, or names files that are none of a checkpoint's.
     """
-    if checkpoint.all_of(run_dir):
-        return None
+    own = checkpoint.latest_valid(run_dir)
     place = place.rstrip("/")
     note = run_dir / checkpoint.FOLDER / f".{LATEST}"
     try:
         store.fetch(f"{place}/{LATEST}", note)
     except store.NotFoundError:
+        return None
+    except UnavailableError as error:
+        if own is None:
+            raise
+        log.warning("%s is not asked for a later checkpoint than %s: %s", place, own.name, error)
         return None
     try:
         record = json.loads(note.read_text(encoding="utf-8"))
@@ -77,8 +89,12 @@ def pull(place: str, run_dir: Path) -> Path | None:
         raise UserError(f"{place}/{LATEST}: damaged ({error!r}); delete it to start afresh") from error
     if set(names) != set(checkpoint.FILES) or checkpoint.folder_of(run_dir, step).name != name:
         raise UserError(f"{place}/{LATEST}: names no checkpoint ({name}, {names}); delete it to start afresh")
+    note.unlink()
+    if own and checkpoint.step_of(own) >= step:
+        return None
     partial = run_dir / checkpoint.FOLDER / f".{name}.partial"
     for one in names:
         store.fetch(f"{place}/{checkpoint.FOLDER}/{name}/{one}", partial / one)
-    note.unlink()
-    return partial.replace(checkpoint.folder_of(run_dir, step))
+    folder = checkpoint.folder_of(run_dir, step)
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+    return partial.replace(folder)

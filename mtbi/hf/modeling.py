@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import cached_file
 
 from mtbi.demo.encoder import DemoEncoder, DemoEncoderConfig
+from mtbi.hf import frozen
 from mtbi.hf.configuration import MtbiConfig
 from mtbi.model import buckets
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import Convolutional, Whisper, mel_filters
-from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
-from mtbi.recipe import LossConfig, in_use
-
-WEIGHTS = "model.safetensors"
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+from mtbi.model.speech_llm import SpeechLLM
 
 
 class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -40,6 +35,8 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         self.encoder: Any
         self.adapter: nn.Module
         self.llm: Any
+        if trained is None and not config.complete:
+            raise ValueError("this configuration is one of trained weights only: load the export with from_pretrained")
         if trained is not None:
             self.encoder, self.adapter, self.llm = trained.encoder, trained.adapter, trained.llm
         else:
@@ -49,35 +46,57 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             self.adapter = build_adapter(config.model.adapter, self.encoder.width, width, config.embedding_rms)
         self._no_split_modules = self.llm._no_split_modules
         self._tied_weights_keys: Any = [f"llm.{key}" for key in self.llm._tied_weights_keys or []]
+        # Frozen weights with their versions, which count changes in place: a changed one is saved with the trained ones.
+        self._frozen = {name: (id(value), value._version) for name, value in self.named_parameters() if not value.requires_grad}
         if trained is None:
             self.post_init()
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, config: MtbiConfig | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As for every model of transformers; `dtype` is by default the exported one.
 
-        An export of trained weights only builds the frozen parts from their own homes first, on one device (`device_map` may
-        name it). Raises UserError where these cannot be found, ValueError where the weights do not fit.
+        An export of trained weights only builds the frozen parts from their own homes first, on one device: see `frozen.load`.
         """
-        hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
-        config = config or MtbiConfig.from_pretrained(path, **hub)
-        kwargs.setdefault("dtype", kwargs.pop("torch_dtype", None) or "auto")
+        asked = kwargs.pop("torch_dtype", None)
+        kwargs["dtype"] = kwargs.get("dtype") or asked or "auto"
+        if not isinstance(config, MtbiConfig):
+            kept = {name: kwargs[name] for name in (*frozen.HUB, "quantization_config", "dtype") if name in kwargs}
+            others = {name: value for name, value in kwargs.items() if name not in ("quantization_config", "dtype")}
+            config, unused = MtbiConfig.from_pretrained(config or path, return_unused_kwargs=True, **others)
+            kwargs = {**unused, **kept}
         if config.complete:
             return super().from_pretrained(path, *args, config=config, **kwargs)
-        dtype, place = kwargs["dtype"], one_device(kwargs.get("device_map"))
-        parts = replace(in_use(config.model), trust_remote_code=bool(kwargs.get("trust_remote_code")))
-        if dtype == "auto":
-            dtype = config.dtype or torch.float32
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        built = build_speech_llm(parts, LossConfig(), dtype, place)
-        missing, unexpected = built.load_state_dict(load_file(str(cached_file(path, WEIGHTS, **hub))), strict=False)
-        lacking = sorted(set(missing) & set(built.trainable_parameters()))
-        if lacking or unexpected:
-            raise ValueError(f"{path}: {WEIGHTS} does not fit its config.json; missing {lacking}, unexpected {unexpected}")
-        built.llm.set_attn_implementation(kwargs.get("attn_implementation") or "sdpa")
-        model = cls(config, built)
-        model.generation_config = GenerationConfig.from_pretrained(path, **hub)
-        return model.eval()
+        if args:
+            raise TypeError(f"from_pretrained takes one argument without a name, the path; {len(args)} more were given")
+        return frozen.load(cls, path, config, kwargs)
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str] | None:  # type: ignore[override]
+        """For transformers: the frozen weights, which an export of trained weights leaves to their own homes."""
+        if self.config.complete:
+            return None
+        kept = {
+            name
+            for name, value in self.named_parameters()
+            if value.requires_grad or self._frozen.get(name) != (id(value), value._version)
+        }
+        return [name for name in self.state_dict() if name not in kept]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As for every model of transformers, in files of any size.
+
+        Of an export of trained weights, those are saved that train, trained once, or were changed since the export was loaded.
+        Raises ValueError for another format than safetensors.
+        """
+        if kwargs.get("safe_serialization", True) is False:
+            raise ValueError("safe_serialization=False: the weights are saved as safetensors only")
+        before = frozen.written(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        after = frozen.written(save_directory)
+        stale = [name for name in after if after[name] == before.get(name)]
+        if len(stale) < len(after):  # one file is new, so the list of several is old, or the other way round
+            for name in stale:
+                Path(save_directory, name).unlink()
 
     def get_input_embeddings(self) -> nn.Module:
         """The LLM's."""
@@ -108,10 +127,14 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         input_values: Tensor | None = None,
         input_lengths: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """What the LLM returns. `input_ids (batch, tokens)` holds `config.audio_token_id` where adapter frames of the clips
-        `input_values (clips, samples)`, in order, stand. Raises ValueError where their numbers differ."""
+        `input_values (clips, samples)`, in order, stand. Raises ValueError where their numbers differ.
+
+        `generate` counts `position_ids (batch, tokens)` from each prompt's first token: padding on the left changes nothing.
+        """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids or inputs_embeds is needed")
@@ -122,6 +145,10 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
                 if len(frames) != int(heard.sum()):
                     raise ValueError(f"{int(heard.sum())} audio tokens for {len(frames)} frames of speech: use the processor")
                 inputs_embeds = inputs_embeds.masked_scatter(heard[..., None], frames.to(inputs_embeds))
+            elif heard.shape[1] > 1 and heard.any():  # a single token is one that was generated
+                raise ValueError(f"{int(heard.sum())} audio tokens without input_values and input_lengths: use the processor")
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
         return self.llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -131,14 +158,17 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         position = kwargs.get("cache_position")
         return {**inputs, **sound} if position is None or position[0] == 0 else inputs
 
-    @staticmethod
-    def _expand_inputs_for_generation(
-        expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    def _expand_inputs_for_generation(  # type: ignore[override]  # of the model, not of the class: it looks for audio tokens
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> Any:
         sound = kwargs.get("input_values")
-        if expand_size > 1 and input_ids is not None and sound is not None and len(input_ids) != len(sound):
-            raise ValueError("several answers to a prompt need exactly one recording in each prompt")
-        return GenerationMixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        if expand_size > 1 and input_ids is not None and sound is not None:
+            heard = (input_ids == self.config.audio_token_id).any(1)
+            if len(input_ids) != len(sound) or not heard.all():
+                raise ValueError("several answers to a prompt need exactly one recording in each prompt")
+        return GenerationMixin._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
 
 
 def empty_encoder(config: MtbiConfig) -> nn.Module:
@@ -155,14 +185,3 @@ def empty_encoder(config: MtbiConfig) -> nn.Module:
     from transformers import AutoModel
 
     return Convolutional(AutoModel.from_config(sizes), config.normalise)
-
-
-def one_device(device_map: Any) -> torch.device:
-    """The device that a `device_map` means when everything lies on one. Raises ValueError for other maps."""
-    if isinstance(device_map, dict) and len(device_map) == 1:
-        [device_map] = device_map.values()
-    if device_map is None or device_map == "auto":
-        return torch.device("cuda" if device_map and torch.cuda.is_available() else "cpu")
-    if isinstance(device_map, dict):
-        raise ValueError("an export of trained weights only loads on one device; for more, `mtbi export --layout merged`")
-    return torch.device(device_map)

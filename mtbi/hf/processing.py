@@ -11,10 +11,21 @@ import torch
 from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 
 from mtbi.data import audio as sound
-from mtbi.data.audio import Recording
+from mtbi.data.waveforms import Recording, RecordingError, listed, waveform
+from mtbi.hf import parts
 from mtbi.model.geometry import FrameGeometry
 
 AUDIO_TOKEN = "<|audio|>"
+#: Arguments of other processors, and the values of theirs that mean what this one does.
+USUAL: dict[str, tuple[Any, ...]] = {
+    "audios": (None,),
+    "images": (None,),
+    "max_length": (None,),
+    "padding": (None, True, "longest"),
+    "padding_side": (None, "left"),
+    "truncation": (None, False),
+    "videos": (None,),
+}
 
 
 class MtbiFeatureExtractor(SequenceFeatureExtractor):
@@ -30,18 +41,19 @@ class MtbiFeatureExtractor(SequenceFeatureExtractor):
     def __call__(self, recordings: Sequence[Recording], sampling_rate: int | None = None) -> BatchFeature:
         """`input_values (clips, samples)` and `input_lengths (clips,)` in samples.
 
-        Raises UserError for files that cannot be decoded, ValueError for another sampling rate, more than one channel, or a
-        recording that is longer than what the model was trained on.
+        Raises RecordingError, which is a ValueError, for an unusable recording (see `mtbi.data.waveforms`), for another
+        sampling rate, and for a recording that is longer than what the model was trained on.
         """
         if sampling_rate not in (None, self.sampling_rate):
-            raise ValueError(f"waveforms at {sampling_rate} Hz: resample them to {self.sampling_rate} Hz, or give files")
-        waves = [torch.as_tensor(sound.waveform(one)) for one in recordings]
+            raise RecordingError(
+                f"waveforms at {sampling_rate} Hz: resample them to {self.sampling_rate} Hz, "
+                "or give files or {'array': …, 'sampling_rate': …}, which are resampled"
+            )
+        waves = [torch.from_numpy(waveform(one, sampling_rate)) for one in recordings]
         for wave in waves:
-            if wave.ndim != 1:
-                raise ValueError(f"a waveform is (samples,), this one has the shape {tuple(wave.shape)}")
             if len(wave) > self.max_seconds * self.sampling_rate:
                 seconds = len(wave) / self.sampling_rate
-                raise ValueError(f"{seconds:.1f} s of speech, and the model was trained on at most {self.max_seconds:g} s")
+                raise RecordingError(f"{seconds:.1f} s of speech, and the model was trained on at most {self.max_seconds:g} s")
         values = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
         return BatchFeature({"input_values": values, "input_lengths": torch.tensor([len(wave) for wave in waves])})
 
@@ -78,13 +90,18 @@ class MtbiProcessor(ProcessorMixin):
         """`input_ids` and `attention_mask (batch, tokens)`, padded on the left, and with recordings `input_values`,
         `input_lengths`. `text` is what the chat template makes, with one `<|audio|>` for each recording, in order.
 
-        Raises ValueError where these do not match, and what the feature extractor raises.
+        Raises ValueError where these do not match, for arguments that would have no effect (`USUAL`), and what the feature
+        extractor raises. Others in `kwargs` are the chat template's.
         """
+        ignored = {name: value for name, value in kwargs.items() if value not in USUAL.get(name, (value,))}
+        if ignored:
+            raise ValueError(
+                f"{ignored}: this processor pads on the left to the longest text, cuts nothing, and takes text and audio"
+            )
         if return_tensors != "pt":
             raise ValueError("only PyTorch tensors can be returned: return_tensors='pt'")
         texts = [text] if isinstance(text, str) else list(text)
-        several = isinstance(audio, (list, tuple)) and not (len(audio) and isinstance(audio[0], float))
-        recordings: Any = audio if several else [] if audio is None else [audio]
+        recordings = listed(audio)
         marks = sum(one.count(AUDIO_TOKEN) for one in texts)
         if marks != len(recordings):
             raise ValueError(f"{marks} {AUDIO_TOKEN} in the text and {len(recordings)} recordings")
@@ -109,24 +126,13 @@ class MtbiProcessor(ProcessorMixin):
         return ids
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """As for every processor. A message's content is text, or parts of the types `text` and `audio`.
+        """As for every processor. A message's content is text, or parts of the types `text` and `audio` (see `parts`).
 
-        The text after the last recording is the prompt. Recordings are files, bytes or waveforms at 16 kHz.
+        The text after the last recording is the prompt. Raises ValueError for what is neither, and for unusable recordings.
         """
-        batched = conversation and not isinstance(conversation[0], dict)
-        talks = [[self._message(one) for one in talk] for talk in (conversation if batched else [conversation])]
-        return super().apply_chat_template(talks if batched else talks[0], chat_template, **kwargs)
-
-    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        return {**message, "content": [self._part(part) for part in parts]}
-
-    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
-        if part["type"] != "audio":
-            return part
-        recording = next(part[key] for key in ("audio", "path", "url") if key in part)
-        return {"type": "audio", "audio": sound.waveform(recording)}
+        talks = [[parts.read_message(message) for message in talk] for talk in parts.conversations(conversation)]
+        single = parts.is_message(conversation[0])
+        return super().apply_chat_template(talks[0] if single else talks, chat_template, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mtbi.errors import UserError
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLM, is_partitioned
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -119,6 +119,8 @@ def complete(
             eos_token_id=end_id,
             pad_token_id=end_id,
             streamer=streamer,
+            # Every rank computes until the last one has its answer: ZeRO-3 gathers each layer from all of them.
+            synced_gpus=is_partitioned(model.llm) and torch.distributed.get_world_size() > 1,
             **decoding.settings(),
         ).tolist()
     return [answer[: answer.index(end_id)] if end_id in answer else answer for answer in answers]

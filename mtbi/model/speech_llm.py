@@ -189,7 +189,7 @@ def add_lora(model: nn.Module, config: LoraConfig, field: str) -> None:
         parameter.requires_grad = "lora_" in name or name.replace(".base_layer", "") in others
 
 
-def _is_partitioned(model: nn.Module) -> bool:
+def is_partitioned(model: nn.Module) -> bool:
     """Whether ZeRO-3 has split the parameters over the ranks."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
@@ -198,7 +198,7 @@ def embedding_rms(llm: Any) -> tuple[float, int]:
     """Root mean square and width of the LLM's embeddings, over up to 10,000 tokens of the vocabulary."""
     table = llm.get_input_embeddings()
     gathered: AbstractContextManager = nullcontext()
-    if _is_partitioned(llm):
+    if is_partitioned(llm):
         import deepspeed
 
         gathered = deepspeed.zero.GatheredParameters([table.weight])

@@ -28,12 +28,14 @@ from tqdm import tqdm
 from mtbi.data.corpus import Part, Utterance
 from mtbi.errors import UserError
 from mtbi.recipe import BehaviourConfig
-from mtbi.tasks import registry
+from mtbi.tasks import identity, registry
 from mtbi.tasks.chat import ChatFormat
 from mtbi.tasks.teacher import Answer, Teacher
 
 NOTE = "behaviour.json"
 DONE = "done"  # an empty file: everything was answered
+#: What notes that lack a setting were made with.
+FORMER = {"answers": "llm", "temperature": 0.0, "prompt_first": False}
 CHUNK_BATCHES = 4  # batches that are written together: what a kill can cost
 
 
@@ -116,8 +118,7 @@ def draw_requests(
 def note_of(config: BehaviourConfig, chat: ChatFormat) -> dict[str, object]:
     """What all answers of a folder have in common."""
     return {
-        "fingerprint": chat.fingerprint,
-        "llm": str(chat.tokenizer.name_or_path),
+        **identity.facts_of(chat),
         "top_k": config.top_k if config.answers == "llm" else 0,
         "temperature": config.temperature,
         "answers": config.answers,
@@ -125,23 +126,31 @@ def note_of(config: BehaviourConfig, chat: ChatFormat) -> dict[str, object]:
     }
 
 
-def open_folder(out: Path, note: dict[str, object]) -> None:
+def open_folder(out: Path, config: BehaviourConfig, chat: ChatFormat) -> None:
     """Make the folder's note, or refuse a folder that holds answers of another LLM or other settings."""
-    path = out / NOTE
+    path, note = out / NOTE, note_of(config, chat)
     if path.exists():
         found = read_note(out)
-        other = [key for key in note if found.get(key) != note[key]]
-        if "llm" in other and Path(str(found.get("llm"))).name == Path(str(note["llm"])).name:
-            other.remove(
-                "llm"
-            )  # the same LLM in another place; sizes of one family share vocabulary and template, not the name
-        if other:
+        if other := other_settings(found, note):
+            settings = ", ".join(f"{key}: {found.get(key)}" for key in other)
             raise UserError(
-                f"{out}: holds answers made with other settings ({', '.join(f'{key}: {found.get(key)}' for key in other)}); "
-                "choose another folder or delete this one."
+                f"{out}: holds answers made with other settings ({settings}); choose another folder or delete this one."
+            )
+        if reason := identity.difference(found, chat):
+            raise UserError(
+                f"{out}: holds answers made with other settings: {reason} than the recipe's; choose another folder or delete "
+                "this one."
             )
     else:
         write_text(path, json.dumps(note, indent=1) + "\n")
+
+
+def other_settings(found: dict[str, Any], note: dict[str, Any]) -> list[str]:
+    """In what two notes differ, but for the dialogues (`identity.difference`). The same LLM may lie in another folder."""
+    other = [key for key in note.keys() - identity.FACTS if found.get(key, FORMER.get(key)) != note[key]]
+    if Path(str(found["llm"])).name != Path(str(note["llm"])).name:
+        other.append("llm")
+    return sorted(other)
 
 
 def read_note(out: Path) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def generate(
     """
     out, tasks = Path(out), chosen_tasks(config)
     with locked(out):
-        open_folder(out, note_of(config, chat))
+        open_folder(out, config, chat)
         done = answered(out)
         wanted: Iterable[Request] = (
             request for utterance in utterances for request in draw_requests(utterance, tasks, config, chat, seed)
@@ -252,7 +261,7 @@ def with_gold(requests: list[Request], done: set[tuple[str, str, int]]) -> list[
 
 def gold_answer(request: Request, chat: ChatFormat) -> Answer:
     """The corpus's right answer, as certain as can be: no other token has a probability."""
-    ids = [*chat.text_ids(request.gold or ""), chat.end_id]
+    ids = [*chat.plain_ids(request.gold or ""), chat.end_id]
     none = np.zeros((len(ids), 0))
     return Answer(ids, False, none.astype(np.int32), none.astype(np.float16))
 
@@ -308,10 +317,11 @@ class BehaviourStore:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         folders = parts_of(self.folder)
-        notes = [read_note(one) for one in folders]
-        self.note = notes[0]
-        for one, note in zip(folders, notes, strict=True):
-            if note != self.note:
+        self.notes = [read_note(one) for one in folders]
+        self.note = self.notes[0]
+        for one, note in zip(folders, self.notes, strict=True):
+            other = other_settings(self.note, note) or identity.other_dialogues(self.note, note)
+            if other or identity.other_llm(self.note, note):
                 raise UserError(
                     f"{one}: made with other settings than {folders[0]}; delete it and run its `mtbi behave` again."
                 )

@@ -9,21 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from mtbi.errors import UserError
+from mtbi.tasks import identity
+from mtbi.tasks.tokens import Tokens
 
 if TYPE_CHECKING:
     from mtbi.recipe import Recipe
 
-MARK = "⸨mtbi⸩"  # stands for the user's words while the template is rendered
-ANSWER_MARK = "⸨answer⸩"
-#: Variables that templates ask for: no reasoning before the answer (Qwen3), and a date that is the same tomorrow (Llama 3).
-TEMPLATE_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+#: Stands for the user's words while the template is rendered: with noncharacters, which are dropped from every text, and with
+#: letters and signs that no template can rewrite unnoticed.
+MARK = "\ufdd1mtBI <&> heard\ufdd1"
+ANSWER_MARK = "\ufdd2answer\ufdd2"
+TODAY = datetime(2024, 7, 26)  # of every dialogue, whenever it is made
+#: Variables that templates ask for: no reasoning before the answer (Qwen3), and a date that is the same tomorrow.
+TEMPLATE_VARIABLES: dict[str, Any] = {"enable_thinking": False, "date_string": TODAY.strftime("%d %b %Y")}
+#: What a recipe cannot set: arguments of `apply_chat_template`, and what a template is given for the dialogue itself.
+RESERVED = {
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "tokenizer_kwargs", "strftime_now", "raise_exception",
+}  # fmt: skip
+PROBE = "Repeat it."  # a prompt whose token ids are in the fingerprint
+KEPT_PROMPTS = 4096  # prompts whose token ids are remembered
 
 
 def resolve_llm(path: str) -> str:
@@ -44,9 +59,15 @@ def load_llm_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
 
 
 class ChatFormat:
-    """Token ids of the parts of a dialogue, by the chat template of `tokenizer`. Raises UserError where it has no template."""
+    """Token ids of the parts of a dialogue, by the chat template of `tokenizer`. Raises UserError where it has no template.
 
-    def __init__(self, tokenizer: Any, system_prompt: str = "") -> None:
+    `variables` are given to the template beside those of `TEMPLATE_VARIABLES`; `llm_size` is that of `identity.llm_size`,
+    read from the tokenizer's folder where it is not given.
+    """
+
+    def __init__(
+        self, tokenizer: Any, system_prompt: str = "", variables: Mapping[str, Any] | None = None, llm_size: str | None = None
+    ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             name = getattr(tokenizer, "name_or_path", "the LLM")
             raise UserError(
@@ -55,45 +76,69 @@ class ChatFormat:
             )
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
-        self._suffixes: dict[str, list[int]] = {}
+        self.own_variables = dict(variables or {})
+        if reserved := sorted(RESERVED & set(self.own_variables)):
+            raise UserError(f"behaviour.template_variables: {reserved[0]} cannot be set; leave it out")
+        self.tokens = Tokens(tokenizer)
+        self._llm_size = llm_size
+        self.suffix_ids = lru_cache(KEPT_PROMPTS)(self._suffix_ids)
         # Some SentencePiece tokenizers put a space before every text by themselves; a second one would be a token of its own.
-        self._space = "" if self.text_ids("a a") == 2 * self.text_ids("a") else " "
+        self._space = "" if self.tokens.prefixes_space else " "
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template is given beside the messages; plain values only."""
+        return TEMPLATE_VARIABLES | self.own_variables
 
     def _render(self, messages: list[dict[str, str]], ask: bool) -> str:
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        said = self.tokens.harmless(self.system_prompt)
+        system = [{"role": "system", "content": said}] if said else []
         try:
-            return self.tokenizer.apply_chat_template(
-                [*system, *messages], tokenize=False, add_generation_prompt=ask, **TEMPLATE_VARIABLES
+            rendered = self.tokenizer.apply_chat_template(
+                [*system, *messages], tokenize=False, add_generation_prompt=ask, strftime_now=TODAY.strftime, **self.variables
             )
         except TemplateError as error:
             hint = " Leave behaviour.system_prompt empty for this LLM." if "system" in str(error).lower() else ""
             raise UserError(f"{self.tokenizer.name_or_path}: its chat template refuses the dialogue: {error}.{hint}") from error
+        if said.strip() not in rendered:
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} drops or rewrites the system message; leave "
+                "behaviour.system_prompt empty for this LLM."
+            )
+        return rendered
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of a piece of text, special tokens in it included, none added."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        """Token ids of a template's text, control tokens in it included, none added."""
+        return self.tokens.ids(text)
 
-    def _around(self, content: str) -> tuple[str, str]:
-        before, found, after = self._render([{"role": "user", "content": content}], ask=True).partition(MARK)
-        if not found:
-            raise UserError(f"the chat template of {self.tokenizer.name_or_path} drops what the user says; it cannot be used.")
-        return before, after
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of what a user or the corpus wrote: no control token, whatever it spells."""
+        return self.tokens.plain_ids(text)
+
+    def _around(self, before: str, after: str) -> tuple[str, str]:
+        """The template's text around `MARK`, where a user says the texts `before` and `after` it."""
+        content = f"{self.tokens.harmless(before)}{MARK}{self.tokens.harmless(after)}"
+        rendered = self._render([{"role": "user", "content": content}], ask=True)
+        if rendered.count(MARK) != 1 or content.strip() not in rendered:
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} drops, repeats or rewrites what the user says; it cannot "
+                "be used."
+            )
+        opening, _, closing = rendered.partition(MARK)
+        return opening, closing
 
     @cached_property
     def prefix_ids(self) -> list[int]:
         """Everything before the user's first word: start token, system message, opening of the user's turn."""
-        return self.text_ids(self._around(MARK)[0])
+        return self.text_ids(self._around("", "")[0])
 
-    def suffix_ids(self, prompt: str) -> list[int]:
+    def _suffix_ids(self, prompt: str) -> list[int]:
         """Everything after the user's speech: the prompt on a line of its own, end of the turn, opening of the answer."""
-        if prompt not in self._suffixes:
-            self._suffixes[prompt] = self.text_ids(self._around(f"{MARK}\n{prompt}" if prompt else MARK)[1])
-        return self._suffixes[prompt]
+        return self.text_ids(self._around("", f"\n{prompt}" if prompt else "")[1])
 
     def lead_ids(self, prompt: str) -> list[int]:
         """Where the prompt stands before the user's speech: the prompt, on a line of its own."""
-        before, after = self._around(f"{prompt}\n{MARK}")[0], self._around(MARK)[0]
-        return self.text_ids(before.removeprefix(after))
+        return self.text_ids(self._around(f"{prompt}\n", "")[0].removeprefix(self._around("", "")[0]))
 
     @cached_property
     def _after_answer(self) -> list[int]:
@@ -107,22 +152,40 @@ class ChatFormat:
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         return next((i for i in self._after_answer if i in special), self.tokenizer.eos_token_id)
 
-    def turn_ids(self, prompt: str) -> list[int]:
-        """From after the end token of the last answer, through a further user turn, to the opening of the next answer."""
+    def _further_turn(self, content: str) -> str:
+        """The template's text after an answer, through a further turn of the user, to the opening of the next answer."""
         talk = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": ANSWER_MARK},
-            {"role": "user", "content": prompt},
+            {"role": "user", "content": content},
         ]
-        ids = self.text_ids(self._render(talk, ask=True).partition(ANSWER_MARK)[2])
+        rendered = self._render(talk, ask=True)
+        if rendered.count(ANSWER_MARK) != 1 or content.strip() not in rendered:
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} drops, repeats or rewrites earlier turns; restart the "
+                "conversation after each answer."
+            )
+        return rendered.partition(ANSWER_MARK)[2]
+
+    def _after_end(self, ids: list[int]) -> list[int]:
+        """What follows the end token of an answer."""
         return ids[ids.index(self.end_id) + 1 :] if self.end_id in ids else ids
+
+    def turn_ids(self, prompt: str) -> list[int]:
+        """From after the end token of the last answer, through a further user turn, to the opening of the next answer."""
+        return self._after_end(self.text_ids(self._further_turn(self.tokens.harmless(prompt))))
+
+    @cached_property
+    def opening_ids(self) -> list[int]:
+        """From after the end token of the last answer to the first word of a further user turn."""
+        return self._after_end(self.text_ids(self._further_turn(MARK).partition(MARK)[0]))
 
     def word_ids(self, words: list[str]) -> list[list[int]]:
         """Token ids of each word of a transcript; every word but the first carries the space before it."""
         return [self._one_word(word, first=place == 0) for place, word in enumerate(words)]
 
     def _one_word(self, word: str, first: bool) -> list[int]:
-        return self.text_ids(word if first else f"{self._space}{word}")
+        return self.plain_ids(word if first else f"{self._space}{word}")
 
     def transcript_ids(self, text: str) -> list[int]:
         """Token ids of a transcript, word by word."""
@@ -130,7 +193,9 @@ class ChatFormat:
 
     def around_speech(self, prompt: str, prompt_first: bool) -> tuple[list[int], list[int]]:
         """What stands between `prefix_ids` and the speech, and between the speech and the answer."""
-        return (self.lead_ids(prompt), self.suffix_ids("")) if prompt_first else ([], self.suffix_ids(prompt))
+        if prompt_first:
+            return self.lead_ids(prompt) if prompt else [], self.suffix_ids("")
+        return [], self.suffix_ids(prompt)
 
     def dialogue_ids(self, transcript: str, prompt: str, prompt_first: bool = False) -> list[int]:
         """The text LLM's prompt about a transcript."""
@@ -138,12 +203,40 @@ class ChatFormat:
         return [*self.prefix_ids, *lead, *self.transcript_ids(transcript), *suffix]
 
     @cached_property
+    def llm_size(self) -> str:
+        """The size of the LLM by its configuration (`identity.llm_size`); empty where that is not known."""
+        if self._llm_size is None:
+            return identity.llm_size(str(self.tokenizer.name_or_path), local=True)
+        return self._llm_size
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Changes with the vocabulary, the chat template and the system prompt: what shards and recipe must agree on."""
-        facts = [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
-        return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]
+        """Changes with the vocabulary, the chat template, the system prompt, the template's variables and what is rendered.
+
+        Shards, answers and recipe must agree on it (`mtbi.tasks.identity`).
+        """
+        rendered = [self.prefix_ids, self.lead_ids(PROBE), self.suffix_ids(PROBE), self.suffix_ids(""), self.end_id]
+        facts = [self._basic_facts, self.own_variables, rendered]
+        return f"{identity.VERSION}-{hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]}"
+
+    @cached_property
+    def first_fingerprint(self) -> str:
+        """The fingerprint by the rule of the first version, which shards and answers of that time hold."""
+        return hashlib.sha256(json.dumps(self._basic_facts, ensure_ascii=False).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _basic_facts(self) -> list[Any]:
+        return [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the template writes today's date where nobody fixes it."""
+        return "strftime_now" in json.dumps(self.tokenizer.chat_template)
 
 
 def read_chat(recipe: Recipe) -> ChatFormat:
     """The chat format of a recipe's LLM."""
-    return ChatFormat(load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code), recipe.behaviour.system_prompt)
+    tokenizer = load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code)
+    behaviour = recipe.behaviour
+    size = identity.llm_size(resolve_llm(recipe.model.llm))
+    return ChatFormat(tokenizer, behaviour.system_prompt, behaviour.template_variables, size)

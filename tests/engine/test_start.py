@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mtbi import recipe as recipes
-from mtbi.engine.start import check_same_plan, open_shards
+from mtbi.engine.start import changed_fields, check_same_plan, open_shards
 from mtbi.errors import UserError
 from mtbi.tasks.chat import ChatFormat
 
@@ -14,6 +14,14 @@ def test_a_run_goes_on_with_the_plan_it_began_with() -> None:
     for change in ("plan.row_tokens=512", "interleave.share=0.1", "seed=5"):
         with pytest.raises(UserError, match=change.split("=")[0]):
             check_same_plan(recipes.load("demo", [change]), before)
+
+
+def test_every_changed_field_is_reported_with_both_values() -> None:
+    before = recipes.to_dict(recipes.load("demo", []))
+    del before["train"]["beta2"]  # a field that the version of the checkpoint did not have
+    del before["data"]
+    now = recipes.load("demo", ["train.learning_rate=0.001", "loss.ce=0.5", "data.workers=7", "run_dir=elsewhere"])
+    assert changed_fields(now, before) == ["loss.ce from 0.0 to 0.5", "train.learning_rate from 0.004 to 0.001"]
 
 
 def test_shards_of_another_llm_are_refused(shard_folder: object, chat: ChatFormat) -> None:

@@ -41,3 +41,76 @@ def test_nearness_is_by_the_scorer() -> None:
     assert scoring.nearness("wer", "a b", "a c") == 0.5
     assert scoring.nearness("wer", "a b c d", "a") == 0
     assert 0.3 < scoring.nearness("similarity", "the cat sat", "the cats sat down") < 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("दिन", "दीन"),  # day, poor
+        ("ปี", "ปู"),  # year, crab
+        ("كَتَبَ", "كُتِبَ"),  # he wrote, it was written
+        ("-5", "5"),
+        ("−5", "5"),
+        ("C++", "C"),
+        ("C#", "C"),
+        ("50%", "50"),
+        ("$5", "5"),
+        ("₹500", "500"),
+        ("$5", "€5"),
+        ("10²", "102"),
+        ("½", "1 2"),
+        ("#1", "1"),
+    ],
+)
+def test_signs_and_marks_that_change_the_meaning_count(answer: str, reference: str) -> None:
+    assert not scoring.exact_match(answer, reference)
+    for scorer in ("wer", "wer_english", "cer"):
+        assert scoring.nearness(scorer, answer, reference) < 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("cafe\u0301", "Café."),
+        ("50 %", "50%"),
+        ("5 €", "5€"),
+        ("–5", "-5"),
+        ("3-5", "3 5"),
+        ("ＡＢＣ", "abc"),
+        ("今天，天气！", "今天 天气"),
+        ("我用 iPhone", "我用iPhone。"),
+        ("İstanbul", "istanbul"),
+        ("ΟΔΟΣ", "οδος"),
+        ("❤️ soft\u00adly", "softly"),
+        ("# Title", "title"),
+    ],
+)
+def test_spellings_of_the_same_text_are_equal(answer: str, reference: str) -> None:
+    assert scoring.exact_match(answer, reference)
+    assert scoring.nearness("wer", answer, reference) == 1
+
+
+def test_without_spaces_characters_are_counted() -> None:
+    answer, reference = "今天天气怎么样我很坏", "今天天气怎么样，我很好。"
+    assert scoring.cer([answer], [reference]) == pytest.approx(1 / 10)
+    assert scoring.wer([answer], [reference]) == pytest.approx(1 / 10)
+    assert scoring.nearness("wer", answer, reference) == pytest.approx(0.9)
+    assert scoring.wer(["我用 Android 打电话"], ["我用 iPhone 打电话"]) == pytest.approx(1 / 6)
+    assert scoring.cer(["abcd"], ["abce"]) == pytest.approx(1 / 4)
+    assert scoring.cer(["x"], ["[noise]"]) is None
+    by_script = {reference: "cer", "दिन": "wer", "ประเทศ": "cer", "in 東京 we are": "wer"}
+    assert {text: scoring.fitting("wer", text) for text in by_script} == by_script
+
+
+def test_bleu_cuts_a_text_as_its_script_needs() -> None:
+    from sacrebleu import corpus_bleu
+
+    english = ["the cat, sat on (the) mat.", "It's 3.5% of U.S. men"], ["the cat sat on the mat!", "It is 3.5% of U.S. men"]
+    assert scoring.bleu(*english) == pytest.approx(corpus_bleu(english[0], [english[1]]).score / 100)
+    chinese = ["今天天气怎么样我很坏"], ["今天天气怎么样我很好"]
+    assert scoring.bleu(*chinese) == pytest.approx(corpus_bleu(chinese[0], [chinese[1]], tokenize="zh").score / 100)
+    assert scoring.bleu(["ประเทศไทย"], ["ประเทศไทย"]) == pytest.approx(1)
+
+
+def test_a_form_is_met_in_any_unicode_form() -> None:
+    assert scoring.follows("cafe\u0301", "caf\u00e9")

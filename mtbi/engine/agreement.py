@@ -1,0 +1,197 @@
+"""What all processes of a run must have in common, and how all of them end where one fails.
+
+Every process of a run computes a part of each step from the same plan and the same state. Processes that differ in either
+would train something that nobody asked for, without an error. So they compare what they hold before the first step, and
+whoever cannot read something tells the others why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from launcher.ranks import Ranks
+from mtbi.engine.checkpoint import Snapshot
+from mtbi.errors import UnavailableError, UserError
+
+T = TypeVar("T")
+Facts = dict[str, dict[str, Any]]  #: topic → name → value that JSON can hold
+SHOWN_CHARACTERS = 60  #: longer values are compared by their digest
+SHOWN_GROUPS = 3  #: of processes that say the same, in a message
+REMEDIES = {
+    "recipe": "Start all processes with the same recipe and overrides.",
+    "data": "All nodes must see the same shards in the same order. Delete old copies in data.cache_dir.",
+    "evaluation": "All nodes must see the same data.eval_shards. Delete old copies in data.cache_dir.",
+    "software": "Use one environment on all nodes.",
+    "checkpoint": "Start again; if it happens again, check the network with launcher/preflight.py.",
+}
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[T]):
+    """What a piece of work gave, or why it failed."""
+
+    value: T | None = None
+    error: Exception | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """The error in words."""
+        if isinstance(self.error, OSError) and self.error.strerror:
+            return f"{self.error.filename or 'a file'}: {self.error.strerror}"
+        if self.error is None or isinstance(self.error, UserError):
+            return str(self.error) if self.error else None
+        return f"{type(self.error).__name__}: {self.error}"
+
+    def get(self) -> T:
+        """The value. Raises the error; one of the operating system as UserError."""
+        if isinstance(self.error, OSError):
+            raise UserError(f"{self.reason}") from self.error
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]
+
+
+def attempt(work: Callable[[], T]) -> Attempt[T]:
+    """Do something that may fail on this process alone; `settle` tells the others."""
+    try:
+        return Attempt(value=work())
+    except Exception as error:
+        return Attempt(error=error)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one process tells the others."""
+
+    rank: int
+    host: str
+    reason: str | None = None  #: why it failed
+    unavailable: bool = False  #: something outside failed: another start may succeed
+    facts: dict[str, dict[str, str]] | None = None
+
+
+def gather(ranks: Ranks, report: Report) -> list[Report]:
+    """Everybody's report, in the order of ranks."""
+    reports: list[Any] = [report]
+    if ranks.world > 1:
+        reports = [None] * ranks.world
+        dist.all_gather_object(reports, report)
+    return reports
+
+
+def settle(ranks: Ranks, done: Attempt[T]) -> T:
+    """The value, once every process has one. Where some failed, raises UserError on all, with their names and reasons."""
+    if ranks.world == 1:
+        return done.get()
+    unavailable = isinstance(done.error, UnavailableError)
+    reports = gather(ranks, Report(ranks.rank, socket.gethostname(), done.reason, unavailable))
+    failed = [report for report in reports if report.reason is not None]
+    if done.error is not None and not isinstance(done.error, UserError | OSError):
+        raise done.error  # a defect: its traceback is wanted
+    if failed:
+        raise failure(failed, ranks.world) from done.error
+    return done.get()
+
+
+def failure(failed: list[Report], world: int) -> UserError:
+    """One message for what failed on some processes."""
+    kind = UnavailableError if all(report.unavailable for report in failed) else UserError
+    reasons: dict[str, list[Report]] = {}
+    for report in failed:
+        reasons.setdefault(str(report.reason), []).append(report)
+    if len(reasons) == 1 and len(failed) == world:
+        return kind(next(iter(reasons)))
+    told = [f"{name(reports)} failed: {reason}" for reason, reports in list(reasons.items())[:SHOWN_GROUPS]]
+    more = f" (and {len(reasons) - SHOWN_GROUPS} other reasons)" if len(reasons) > SHOWN_GROUPS else ""
+    return kind("; ".join(told) + more)
+
+
+def name(reports: list[Report]) -> str:
+    """Processes in words: `processes 0-3, 6 on gpu01, gpu02`."""
+    numbers = sorted(report.rank for report in reports)
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    spans = [str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)]
+    hosts = list(dict.fromkeys(report.host for report in reports))
+    shown = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more hosts" if len(hosts) > 4 else "")
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(spans)} on {shown}"
+
+
+def compare(ranks: Ranks, facts: Facts) -> None:
+    """Raises UserError on all processes, with the name of the first fact that is not the same everywhere."""
+    own = {topic: {what: digest(value) for what, value in values.items()} for topic, values in facts.items()}
+    reports = gather(ranks, Report(ranks.rank, socket.gethostname(), facts=own))
+    for topic in REMEDIES:
+        told = [(report.facts or {}).get(topic, {}) for report in reports]
+        for what in dict.fromkeys(what for values in told for what in values):
+            groups: dict[str, list[Report]] = {}
+            for report, values in zip(reports, told, strict=True):
+                groups.setdefault(values.get(what, "nothing"), []).append(report)
+            if len(groups) > 1:
+                sides = [f"{value} on {name(group)}" for value, group in list(groups.items())[:SHOWN_GROUPS]]
+                raise UserError(f"the processes do not agree on {what} ({topic}): {', '.join(sides)}. {REMEDIES[topic]}")
+
+
+def digest(value: Any) -> str:
+    """A short value as JSON, a long one as the first 16 digits of its SHA-256."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return text if len(text) <= SHOWN_CHARACTERS else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- one checkpoint for all --------------------------------------------------------------------------------------------
+
+
+Chosen = tuple[Path, Snapshot]
+
+
+def share(ranks: Ranks, device: torch.device, choose: Callable[[], Chosen | None]) -> Chosen | None:
+    """The checkpoint that the first process chooses and reads, on all processes; None where there is none.
+
+    Tensors travel by broadcast, one after the other, so only the first process needs to see the folder, and a large job reads
+    it once. Raises UserError on all processes where the first one cannot read it.
+    """
+    first = ranks.rank == 0
+    done = attempt(choose) if first else Attempt[Chosen | None]()
+    if ranks.world == 1:
+        return done.get()
+    settle(ranks, done)
+    header: list[Any] = [None]
+    if done.value:
+        folder, snapshot = done.value
+        shapes = [{key: tuple(tensor.shape) for key, tensor in part.items()} for part in (snapshot.trainable, snapshot.moments)]
+        header = [(str(folder), snapshot.state, *shapes)]
+    dist.broadcast_object_list(header, src=0)
+    if header[0] is None:
+        return None
+    place, state, trainable, moments = header[0]
+    if not done.value:
+        done = Attempt((Path(place), Snapshot({}, {}, state)))
+    assert done.value
+    folder, snapshot = done.value
+    for part, shapes in ((snapshot.trainable, trainable), (snapshot.moments, moments)):
+        for key, shape in shapes.items():
+            tensor = part[key].to(device) if first else torch.empty(shape, device=device)
+            dist.broadcast(tensor, src=0)
+            part[key] = tensor.cpu()
+    held = {"step": snapshot.state.get("step"), "state": snapshot.state, "weights": sum_of(snapshot)}
+    compare(ranks, {"checkpoint": {"checkpoint": folder.name, **held}})
+    return folder, snapshot
+
+
+def sum_of(snapshot: Snapshot) -> str:
+    """SHA-256 over the names and values of all tensors."""
+    total = hashlib.sha256()
+    for part in (snapshot.trainable, snapshot.moments):
+        for key, tensor in sorted(part.items()):
+            total.update(key.encode())
+            total.update(tensor.contiguous().numpy())
+    return total.hexdigest()
