@@ -269,21 +269,24 @@ def serve(options: Options) -> None:
     try:
         import uvicorn
 
+        from mtbi.serve.limits import Limits, read_api_key
         from mtbi.serve.mix import choose_aligner
-        from mtbi.serve.server import Limits, make_app
+        from mtbi.serve.server import make_app
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'mtbi[serve]'") from error
     from mtbi.trained import open_run
 
     check_address(options.host, options.port)
+    api_key = read_api_key(options.api_key_file)
     run = open_run(options.run, options.checkpoint, options.device)
     aligner = choose_aligner(options.aligner, run)
     limits = Limits(megabytes=options.max_megabytes, waiting=options.max_waiting, new_tokens=options.max_new_tokens)
+    app = make_app(run, limits, aligner, api_key, options.allow_origin)
     print(
         f"{run.recipe.name} ({run.checkpoint.name}) at http://{options.host}:{options.port}/  API: …/v1/chat/completions",
         flush=True,
     )
-    uvicorn.run(make_app(run, limits, aligner), host=options.host, port=options.port, log_level="warning")
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
 
 def check_address(host: str, port: int) -> None:
@@ -577,6 +580,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--aligner", default="", metavar="MODEL", help=aligner)
     command.add_argument("--max-new-tokens", type=at_least(1), default=512, help="longest answer (default: 512)")
     command.add_argument("--max-megabytes", type=above_zero, default=25, help="largest request (default: 25)")
+    command.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="clients must send the key in it (or in MTBI_API_KEY; default: none)"
+    )
+    origins = "a web site whose pages may use the API, such as http://localhost:3000; may be repeated; '*': any"
+    command.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=origins)
     command.add_argument("--max-waiting", type=at_least(1), default=8, help="requests at once, others get 429 (default: 8)")
 
     group = commands.add_parser("recipe", help="look at recipes").add_subparsers(required=True, metavar="COMMAND")

@@ -27,11 +27,10 @@ LARGEST_KERNEL = 2**25  # numbers in the resampling filter bank; common rates ne
 LARGEST_SAMPLE = 8.0  # float files may overshoot 1.0 a little; far more means integers stored as floats
 
 
-def load(source: str | Path | bytes, max_seconds: float = math.inf, max_samples: float = math.inf) -> tuple[np.ndarray, int]:
+def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
     """Decode a file, or its bytes, as it is: samples `(samples, channels)` float32 and the sampling rate in Hz.
 
-    A file whose header says that it is longer than `max_seconds`, or has more than `max_samples` in all its channels, is
-    refused before it is decoded: an hour costs no memory.
+    A file whose header says that it is longer than `max_seconds` is refused before it is decoded: an hour costs no memory.
     Raises UserError when it cannot be opened or decoded, is empty, truncated or too long, or holds samples that are not finite.
     """
     size, start = _size_and_start(source)
@@ -47,9 +46,6 @@ def load(source: str | Path | bytes, max_seconds: float = math.inf, max_samples:
                 raise UserError("length unknown: the header does not give the number of samples; convert the file again")
             if frames / rate > max_seconds:
                 raise UserError(f"too long: {frames / rate:.1f} s, more than {max_seconds:g} s")
-            if frames * file.channels > max_samples:
-                much = f"{frames} samples of {file.channels} channel(s) at {rate} Hz"
-                raise UserError(f"too large: {much}, more than {max_samples} in all; convert it to 16 kHz mono first")
             samples = file.read(dtype="float32", always_2d=True)
     except (RuntimeError, TypeError, ValueError) as error:  # libsndfile's errors are RuntimeErrors; TypeError: a .raw file
         reason = str(getattr(error, "error_string", error)).strip()

@@ -28,6 +28,7 @@ from mtbi.trained import TrainedRun
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 SLICE = 10_000  #: characters that are tokenised at once to count them
+CHARACTERS_A_TOKEN = 32  #: no text has more on average
 #: Of an assistant's message: what the model cannot be told.
 NOT_TOLD = ("tool_calls", "function_call", "audio", "refusal")
 
@@ -174,8 +175,11 @@ class Answerer:
 
     def check_text(self, texts: list[str]) -> None:
         """Raises ApiError 400 where the texts alone fill the context: before they are tokenised, which takes memory."""
-        if self.context is None or sum(map(len, texts)) < self.context:
+        characters = sum(map(len, texts))
+        if self.context is None or characters < self.context:
             return
+        if characters > self.context * CHARACTERS_A_TOKEN:
+            raise self.too_long(f"the text alone has {characters} characters")
         tokens = 0
         for text in texts:
             for start in range(0, len(text), SLICE):

@@ -6,6 +6,7 @@ A parameter that would change the answer and is not supported is an error; one t
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtbi.serve.mix import Word
 
+log = logging.getLogger("uvicorn.error")  # shown without any configuration
 #: Parameters without any effect on an answer.
 WITHOUT_EFFECT = {
     "metadata",
@@ -68,6 +70,12 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The answer to the request."""
         return JSONResponse(self.body, self.status, self.headers)
+
+
+def failed(what: str) -> ApiError:
+    """The error about the exception that is being handled, which goes to the server's log and not to the client."""
+    log.exception(what)
+    return ApiError(500, "the server failed to answer; its log says why", "internal_error")
 
 
 class InputAudio(BaseModel):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 from pydantic import BaseModel
@@ -14,8 +16,10 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtbi.serve.api_types import ApiError
+from mtbi.errors import UserError
+from mtbi.serve.api_types import ApiError, failed
 
+KEY_VARIABLE = "MTBI_API_KEY"  #: of the environment
 IN_MEMORY_BYTES = 256 * 1024  #: of an upload that waits; the rest lies in a temporary file
 DRAIN_SECONDS = 2.0  #: for which the rest of a refused upload is read, so that the client reads the reason
 
@@ -42,8 +46,11 @@ class Limits(BaseModel):
 
     @property
     def decoded_samples(self) -> int:
-        """Of a recording, channels counted, and of all waveforms of a request: as float32 half the largest request."""
-        return self.body_bytes // 8
+        """Of a recording with all its channels, and of all waveforms of a request: as float32 half the largest request.
+
+        Half a minute at 16 kHz is always possible.
+        """
+        return max(500_000, self.body_bytes // 8)
 
 
 class RequestLimits:
@@ -59,7 +66,7 @@ class RequestLimits:
             return
         most, received = self.limits.body_bytes, 0
         announced = Headers(scope=scope).get("content-length", "")
-        whole, answered = asyncio.Event(), asyncio.Event()
+        whole, begun, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def take() -> Message:
             message = await receive()
@@ -78,8 +85,10 @@ class RequestLimits:
             return message
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope["method"] == "POST" and not whole.is_set():
-                await drain()
+            if message["type"] == "http.response.start":
+                begun.set()
+                if scope["method"] == "POST" and not whole.is_set():
+                    await drain()
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 answered.set()
             await send(message)
@@ -106,8 +115,14 @@ class RequestLimits:
         finally:
             watcher.cancel()
             handler.cancel()  # of no effect where it has ended
-        if not handler.cancelled():
+        if handler.cancelled():
+            return
+        try:
             handler.result()
+        except Exception:
+            if begun.is_set():
+                raise
+            await failed("a request failed").response()(scope, receive, answer)  # the connection stays usable
 
 
 class ApiKey:
@@ -134,6 +149,22 @@ def too_large(most: int, size: int | None = None) -> ApiError:
     """The error about a request of so many bytes; None: nobody knows how many."""
     end = f", this one has {size / 1e6:.1f} MB" if size else ""
     return ApiError(413, f"a request may have {most / 1e6:g} MB{end}", "request_too_large")
+
+
+def read_api_key(file: Path | None) -> str:
+    """The key that clients of `mtbi serve` must send: what a file holds, or MTBI_API_KEY; empty: none.
+
+    Raises UserError for what no client can send.
+    """
+    if file is None and KEY_VARIABLE not in os.environ:
+        return ""
+    source = KEY_VARIABLE if file is None else f"--api-key-file {file}"
+    key = (os.environ[KEY_VARIABLE] if file is None else file.read_text(encoding="utf-8", errors="replace")).strip()
+    if not key:
+        raise UserError(f"{source}: empty; put a key there, or leave it out to let everybody in")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"{source}: a key is one line of letters, digits and signs without spaces")
+    return key
 
 
 @asynccontextmanager

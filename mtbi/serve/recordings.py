@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+import soundfile
 
 from mtbi.data import audio
 from mtbi.errors import UserError
@@ -20,11 +21,14 @@ from mtbi.serve.api_types import ApiError, AudioUrl, InputAudio
 from mtbi.serve.limits import Limits
 
 MOST_STRUCTURE = 50_000  #: brackets and commas of a request without its recordings
-LARGEST_KERNEL = 2**20  #: numbers in the resampling filter bank; those of the common rates have under 300,000
-BLOCK = 2**20
+LARGEST_KERNEL = 2**19  #: numbers in the resampling filter bank; the common rates need under 300,000
+BLOCK = 2**20  #: characters of base64
+SECONDS_AT_ONCE = 4  #: that are resampled
 _KEY = re.compile(rb'"(?:data|url)"\s*:\s*"')  # cannot occur within a string of JSON, where quotes are escaped
 _NOT_BASE64 = re.compile(rb"[^\x20-\x7e]|\\(?![nrt/])")
-_ESCAPED = {b"\\n": b"", b"\\r": b"", b"\\t": b"", b"\\/": b"/"}
+_ADDRESS = re.compile(rb"\w+:\\?/")
+_WRAPPED = re.compile(rb"[ \\]")
+_ESCAPED = {b" ": b"", b"\\n": b"", b"\\r": b"", b"\\t": b"", b"\\/": b"/"}
 
 
 def cut_out(body: bytes, limits: Limits) -> tuple[bytes, dict[str, bytes | ApiError]]:
@@ -35,7 +39,7 @@ def cut_out(body: bytes, limits: Limits) -> tuple[bytes, dict[str, bytes | ApiEr
     kept, recordings, end, view = [], dict[str, bytes | ApiError](), 0, memoryview(body)
     for key in _KEY.finditer(body):
         start, stop = key.end(), body.find(b'"', key.end())
-        if stop < 0 or _NOT_BASE64.search(body, start, stop):
+        if stop < 0 or _ADDRESS.match(body, start) or _NOT_BASE64.search(body, start, stop):
             continue
         name = f"#{len(recordings)}"
         kept += [view[end:start], name.encode()]
@@ -66,21 +70,40 @@ def from_base64(text: memoryview) -> bytes:
         if not comma or not head.endswith(b";base64"):
             raise ValueError("a data: URI must begin as in data:audio/wav;base64,")
         text = text[len(head) + 1 :]
-    out, rest, ended = io.BytesIO(), b"", False
+    if not _WRAPPED.search(text):
+        return binascii.a2b_base64(text, strict_mode=True)
+    decoded, rest, ended = list[bytes](), b"", False
     for start in range(0, len(text), BLOCK):
         piece = rest + bytes(text[start : start + BLOCK])
         piece, rest = (piece[:-1], b"\\") if piece.endswith(b"\\") else (piece, b"")
         for escape, character in _ESCAPED.items():
             piece = piece.replace(escape, character)
-        piece = piece.replace(b" ", b"")
         if start + BLOCK < len(text):
             whole = len(piece) // 4 * 4
             piece, rest = piece[:whole], piece[whole:] + rest
         if ended and piece:
             raise ValueError("Excess data after padding")
+        if piece.strip(b"=") == b"" != piece:
+            raise ValueError("Excess padding")
         ended = piece.endswith(b"=")
-        out.write(binascii.a2b_base64(piece, strict_mode=True))
-    return out.getvalue()
+        decoded.append(binascii.a2b_base64(piece, strict_mode=True))
+    return b"".join(decoded)
+
+
+def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    """As `audio.standardise`, a few seconds at once: its temporary arrays are several times as large as its input.
+
+    A second on each side is resampled with them, which is much longer than the filter.
+    """
+    if rate_hz == audio.SAMPLE_RATE:
+        return audio.standardise(samples, rate_hz)
+    waves = []
+    for first in range(0, -(-len(samples) // rate_hz), SECONDS_AT_ONCE):
+        begin = max(0, first - 1)
+        wave = audio.standardise(samples[begin * rate_hz : (first + SECONDS_AT_ONCE + 1) * rate_hz], rate_hz)
+        skipped = (first - begin) * audio.SAMPLE_RATE
+        waves.append(wave[skipped : skipped + SECONDS_AT_ONCE * audio.SAMPLE_RATE])
+    return np.concatenate(waves)
 
 
 class Listener:
@@ -101,38 +124,46 @@ class Listener:
         """A recording as `(samples,)` at 16 kHz. Raises ApiError 400 about `where`."""
         if isinstance(recording, AudioUrl):
             field, text = "audio_url.url", recording.url
-            if text.partition(":")[0] in ("http", "https", "file", "ftp", "s3"):
-                raise ApiError(
-                    400, f"{where}: {field}: nothing is fetched; send the recording itself as input_audio, in base64"
-                )
+            if ":/" in text[:40]:
+                reason = "nothing is fetched; send the recording itself as input_audio, in base64"
+                raise ApiError(400, f"{where}: {field}: {reason}")
         else:
             field, text = "input_audio.data", recording.data
-        data = self.recordings.pop(text, None)
-        if data is None:
+        if text not in self.recordings:
             raise ApiError(400, f"{where}: {field} is not base64: it holds characters that base64 does not have")
-        if isinstance(data, ApiError):
-            raise ApiError(400, f"{where}: {field} is {data.message}")
+        if isinstance(error := self.recordings[text], ApiError):
+            raise ApiError(400, f"{where}: {field} is {error.message}")
         try:
-            return self._decode(data)
+            wave = standardise(*self._load(text))
+            self._samples += len(wave)
+            if self._samples > self.limits.decoded_samples:
+                seconds = self.limits.decoded_samples / audio.SAMPLE_RATE
+                raise UserError(f"too long: the recordings of a request may have {seconds:.0f} s together")
         except UserError as error:
             raise ApiError(400, f"{where}: {error}") from error
+        self.room(len(wave))
+        return wave
 
-    def _decode(self, data: bytes) -> np.ndarray:
-        """Raises UserError for what cannot be read or would take too much memory."""
-        samples, rate = audio.load(data, self.max_seconds, self.limits.decoded_samples)
-        del data
-        channels = samples.shape[1]
+    def _load(self, name: str) -> tuple[np.ndarray, int]:
+        """As `audio.load`. Raises UserError also for what would take too much memory to decode or to resample."""
+        data = self.recordings.pop(name)
+        assert isinstance(data, bytes)
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                channels, rate = file.channels, file.samplerate
+        except (RuntimeError, TypeError, ValueError):  # `load` says what is wrong with it
+            channels, rate = self.limits.channels, self.limits.rates_hz[1]
+            return audio.load(data, self.limits.decoded_samples / (rate * channels))
         if channels > self.limits.channels:
             raise UserError(f"{channels} channels: at most {self.limits.channels} are read; mix them down first")
         least, most = self.limits.rates_hz
-        if not least <= rate <= most:
-            raise UserError(f"odd sampling rate: {rate} Hz, but {least} to {most} Hz are read; convert the recording to 16 kHz")
         common = math.gcd(rate, audio.SAMPLE_RATE)
-        if (rate // common) * (audio.SAMPLE_RATE // common) > LARGEST_KERNEL:
+        if not least <= rate <= most or (rate // common) * (audio.SAMPLE_RATE // common) > LARGEST_KERNEL:
             raise UserError(f"odd sampling rate: {rate} Hz; convert the recording to 16 kHz")
-        wave = audio.standardise(samples, rate)
-        self._samples += len(wave)
-        if self._samples > self.limits.decoded_samples:
-            raise UserError(f"too large: the recordings of a request may have {self.limits.decoded_samples} samples at 16 kHz")
-        self.room(len(wave))
-        return wave
+        seconds = self.limits.decoded_samples / (rate * channels)
+        try:
+            return audio.load(data, min(self.max_seconds, seconds))
+        except UserError as error:
+            if seconds >= self.max_seconds or not str(error).startswith("too long"):
+                raise
+            raise UserError(f"{error} with {channels} channel(s) at {rate} Hz; convert it to 16 kHz mono") from error

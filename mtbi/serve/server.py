@@ -9,7 +9,6 @@ always in the API's form. `docs/serve.md` says what is supported.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -22,14 +21,12 @@ from starlette.types import Receive, Scope, Send
 
 from mtbi.data.align import CtcAligner
 from mtbi.serve.answerer import Answerer, Reply, unknown_model
-from mtbi.serve.api_types import ApiError, ChatRequest, Completion, event, usage
+from mtbi.serve.api_types import ApiError, ChatRequest, Completion, event, failed, usage
 from mtbi.serve.limits import ApiKey, Limits, RequestLimits, upload
 from mtbi.serve.queue import RequestQueue
 from mtbi.trained import TrainedRun
 
 PAGE = Path(__file__).with_name("page.html")
-log = logging.getLogger("uvicorn.error")  # shown without any configuration
-FAILED = ApiError(500, "the server failed to answer; its log says why", "internal_error")
 
 
 class EventStream(Response):
@@ -72,8 +69,7 @@ async def events(completion: Completion, texts: AsyncIterator[str], reply: Reply
         async for text in texts:
             yield completion.chunk({"content": text})
     except Exception:
-        log.exception("an answer failed while it was streamed")
-        yield event(FAILED.body)
+        yield event(failed("an answer failed while it was streamed").body)
         return
     yield completion.chunk({}, reply.writer.finish)
     if completion.with_usage:
@@ -154,7 +150,6 @@ def make_app(
         )
     app.add_exception_handler(ApiError, respond)
     app.add_exception_handler(HTTPException, respond)
-    app.add_exception_handler(Exception, respond)
     app.get("/")(lambda: FileResponse(PAGE))
     app.get("/health")(lambda: {"status": "ok"})
     app.get("/v1/models")(lambda: {"object": "list", "data": [api.model]})
@@ -168,4 +163,5 @@ async def respond(_request: Request, error: Exception) -> Response:
     """Any error in the API's form."""
     if isinstance(error, HTTPException):  # no such path, another method
         error = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-    return (error if isinstance(error, ApiError) else FAILED).response()
+    assert isinstance(error, ApiError)
+    return error.response()
