@@ -75,19 +75,19 @@ class Conversation:
 
     def asked(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
         """All that the model gets for an answer to a prompt about what is `said`: token ids and waveforms in order."""
-        return [*self.parts, *self.turn(self._heard(said), prompt)]
+        return [*self.parts, *self._turn(self._heard(said), prompt)]
 
     def recall(self, said: Sequence[str | Recording], prompt: str, answer: str) -> None:
         """A turn that happened before, with the answer that was given."""
         chat = self.run.chat
-        self.parts = [*self.parts, *self.turn(self._heard(said), prompt), torch.tensor([*chat.text_ids(answer), chat.end_id])]
+        self.parts = [*self.parts, *self._turn(self._heard(said), prompt), torch.tensor([*chat.text_ids(answer), chat.end_id])]
 
     def _next_opening(self) -> list[int]:
         """What stands between an answer and the user's next words: the part of `turn_ids` that does not depend on them."""
         pairs = zip(self.run.chat.turn_ids("0"), self.run.chat.turn_ids("A"), strict=False)
         return [left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
-    def turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
+    def _turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
         """A user turn from the first token that is its own to the opening of the answer."""
         chat = self.run.chat
         parts: list[Tensor | np.ndarray] = [torch.tensor(self._next_opening() if self.parts else chat.prefix_ids)]

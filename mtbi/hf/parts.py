@@ -55,17 +55,15 @@ def read_part(part: Any) -> dict[str, Any]:
         return dict(part)
     if kind in AUDIO:
         return {"type": "audio", "audio": recording_of(part)}
-    shown = f"with the keys {sorted(map(str, part))} and the type {kind!r}" if isinstance(part, Mapping) else f"{part!r:.60}"
-    raise ValueError(f"a part {shown} of a message: {UNDERSTOOD}")
+    shown = f"the keys {sorted(map(str, part))}" if isinstance(part, Mapping) else f"the type {type(part).__name__}"
+    raise ValueError(f"a part of a message has {shown}{f' and says type {kind!r}' if kind else ''}: {UNDERSTOOD}")
 
 
 def recording_of(part: Mapping[str, Any]) -> np.ndarray:
     """The recording in a part: a path, bytes or samples, `{"url": …}`, or base64 as `{"data": …}`."""
     given = [part[key] for key in KEYS if part.get(key) is not None]
     if len(given) != 1:
-        raise ValueError(
-            f"a part with audio has {len(given)} recordings, under the keys {sorted(map(str, part))}: {UNDERSTOOD}"
-        )
+        raise ValueError(f"a part of a message has {len(given)} recordings and the keys {sorted(map(str, part))}: {UNDERSTOOD}")
     [recording] = given
     if isinstance(recording, Mapping) and recording.get("url") is not None:
         recording = recording["url"]

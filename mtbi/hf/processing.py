@@ -17,7 +17,7 @@ from mtbi.model.geometry import FrameGeometry
 
 AUDIO_TOKEN = "<|audio|>"
 #: Arguments of other processors, and the values of theirs that mean what this one does.
-USUAL: dict[str, tuple[Any, ...]] = {
+USUAL: dict[str, tuple[bool | str | None, ...]] = {
     "audios": (None,),
     "images": (None,),
     "max_length": (None,),
@@ -26,6 +26,11 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "truncation": (None, False),
     "videos": (None,),
 }
+
+
+def is_usual(name: str, value: Any) -> bool:
+    """Whether an argument asks for nothing else than what the processor does."""
+    return any(value is usual or (isinstance(value, str) and value == usual) for usual in USUAL[name])
 
 
 class MtbiFeatureExtractor(SequenceFeatureExtractor):
@@ -93,14 +98,15 @@ class MtbiProcessor(ProcessorMixin):
         Raises ValueError where these do not match, for arguments that would have no effect (`USUAL`), and what the feature
         extractor raises. Others in `kwargs` are the chat template's.
         """
-        ignored = {name: value for name, value in kwargs.items() if value not in USUAL.get(name, (value,))}
+        ignored = [name for name in USUAL if not is_usual(name, kwargs.get(name))]
         if ignored:
             raise ValueError(
-                f"{ignored}: this processor pads on the left to the longest text, cuts nothing, and takes text and audio"
+                f"{', '.join(ignored)}: the processor takes `text` and `audio`, pads texts on their left to the longest, "
+                "and cuts nothing"
             )
-        if return_tensors != "pt":
-            raise ValueError("only PyTorch tensors can be returned: return_tensors='pt'")
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError("`text` is a text or a list of texts, as the chat template makes it")
         recordings = listed(audio)
         marks = sum(one.count(AUDIO_TOKEN) for one in texts)
         if marks != len(recordings):
