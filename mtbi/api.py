@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mtbi.chat import Conversation
 from mtbi.data import audio as sound
 from mtbi.data.audio import Recording
-from mtbi.model.generate import Piece, generate
+from mtbi.model.generate import generate
 from mtbi.recipe import Recipe
 from mtbi.trained import TrainedRun, open_run
+from mtbi.turn import user_turn
 
 
 class SpeechLLM:
@@ -42,10 +42,9 @@ class SpeechLLM:
 
     def ask_many(self, questions: Sequence[tuple[Recording, str]], max_new_tokens: int = 256) -> list[str]:
         """Answers to many (recording, prompt) pairs in one batch."""
-        chat, fit = self.run.chat, self.conversation().fit
-        prompts: list[list[Piece]] = [
-            [torch.tensor(chat.prefix_ids), fit(self.read(audio)), torch.tensor(chat.suffix_ids(prompt))]
-            for audio, prompt in questions
+        chat, fit, prompt_first = self.run.chat, self.conversation().fit, self.recipe.behaviour.prompt_first
+        prompts = [
+            user_turn(chat, chat.prefix_ids, [fit(self.read(audio))], prompt, prompt_first) for audio, prompt in questions
         ]
         answers = generate(self.run.model, prompts, max_new_tokens, chat.end_id)
         return [chat.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]

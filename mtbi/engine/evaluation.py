@@ -73,7 +73,7 @@ class Evaluation:
                 return  # the encoder's output is stored in place of the sound
             stored = sample.behaviours[place % len(sample.behaviours)]
             prompt: list[torch.Tensor | np.ndarray] = [
-                torch.tensor(self.chat.prefix_ids),
+                torch.tensor([*self.chat.prefix_ids, *stored.lead_ids]),
                 sample.waveform,
                 torch.tensor(stored.prompt_ids),
             ]

@@ -13,6 +13,7 @@ from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 from mtbi.data import audio as sound
 from mtbi.data.audio import Recording
 from mtbi.model.geometry import FrameGeometry
+from mtbi.tasks.tokens import APART, Tokens
 
 AUDIO_TOKEN = "<|audio|>"
 
@@ -100,22 +101,27 @@ class MtbiProcessor(ProcessorMixin):
 
     def _ids(self, text: str, counts: Iterator[int]) -> list[int]:
         """Each stretch of text is tokenised by itself, as in training."""
+        tokens = Tokens(self.tokenizer)
         ids: list[int] = []
         for piece in re.split(f"({re.escape(AUDIO_TOKEN)})", text):
             if piece == AUDIO_TOKEN:
                 ids += [self.audio_token_id] * next(counts)
             elif piece:
-                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+                ids += tokens.ids(piece)
         return ids
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As for every processor. A message's content is text, or parts of the types `text` and `audio`.
 
-        The text after the last recording is the prompt. Recordings are files, bytes or waveforms at 16 kHz.
+        The text after the last recording is the prompt, or where there is none the text before the first one. Recordings are
+        files, bytes or waveforms at 16 kHz. No text becomes a control token.
         """
         batched = conversation and not isinstance(conversation[0], dict)
         talks = [[self._message(one) for one in talk] for talk in (conversation if batched else [conversation])]
-        return super().apply_chat_template(talks if batched else talks[0], chat_template, **kwargs)
+        made = super().apply_chat_template(talks if batched else talks[0], chat_template, **kwargs)
+        if isinstance(made, str):
+            return made.replace(APART, "")
+        return [one.replace(APART, "") if isinstance(one, str) else one for one in made] if isinstance(made, list) else made
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message["content"]
@@ -124,7 +130,7 @@ class MtbiProcessor(ProcessorMixin):
 
     def _part(self, part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] != "audio":
-            return part
+            return {**part, "text": Tokens(self.tokenizer).harmless(part["text"])} if "text" in part else part
         recording = next(part[key] for key in ("audio", "path", "url") if key in part)
         return {"type": "audio", "audio": sound.waveform(recording)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mtbi.model.speech_llm import SpeechLLM
+from mtbi.tasks.teacher import all_end_ids
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -26,8 +28,9 @@ def generate(
     end_id: int,
     streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
-    """Token ids of each answer, without the end token. A streamer (one prompt only) gets tokens as they come.
+    """Token ids of each answer, without the end token: `end_id`, or another at which the LLM may end an answer.
 
+    A streamer (one prompt only) gets tokens as they come.
     Under ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ.
     """
     training = model.training
@@ -49,16 +52,17 @@ def complete(
     streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """Answers as `generate`, to prompts that are embedded: `(prompts, tokens, hidden)`, their mask `(prompts, tokens)`."""
+    ends = all_end_ids(model.llm.generation_config, end_id)
     answers = model.llm.generate(
         inputs_embeds=embeddings,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=end_id,
+        eos_token_id=ends,
         pad_token_id=end_id,
         streamer=streamer,
     ).tolist()
-    return [answer[: answer.index(end_id)] if end_id in answer else answer for answer in answers]
+    return [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
 
 
 @torch.no_grad()

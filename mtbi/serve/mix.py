@@ -91,7 +91,8 @@ class Mixer:
     def answer(self, talk: Conversation, mix: Mix, prompt: str, streamer: BaseStreamer | None = None) -> str:
         """The answer to a prompt about a mix, in a conversation without earlier turns. Its tokens are the only `talk.parts`."""
         chat, model = self.run.chat, self.run.model
-        before, after = self._text(chat.prefix_ids), self._text(chat.suffix_ids(prompt.strip()))
+        lead, closing = chat.around_speech(prompt.strip(), self.run.recipe.behaviour.prompt_first)
+        before, after = self._text([*chat.prefix_ids, *lead]), self._text(closing)
         embeddings = torch.cat([before, *(span.to(before.dtype) for span in self.embed(mix)), after])[None]
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         [answer] = complete(model, embeddings, mask, talk.max_new_tokens, chat.end_id, streamer)

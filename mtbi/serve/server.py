@@ -1,9 +1,9 @@
 """The OpenAI chat-completions API with speech in it, over HTTP, and word times for the page.
 
 A user message is text, or parts of text and `input_audio` as in the public API. The text after the last recording is the
-prompt; what stands before belongs to what was said. Of our own: `input_audio.words`, as `POST /v1/align` gives them, each with
-`read`: true where the model shall get the word as text (`mtbi.serve.mix`). Answers are greedy. Mistakes are answered with
-4xx and a reason.
+prompt, or where there is none the text before the first one; other text is read as if it were heard. Of our own:
+`input_audio.words`, as `POST /v1/align` gives them, each with `read`: true where the model shall get the word as text
+(`mtbi.serve.mix`). Answers are greedy. Mistakes are answered with 4xx and a reason.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mtbi.data.align import CtcAligner
 from mtbi.errors import UserError
 from mtbi.serve.mix import Mix, Mixer, Word, align_words
 from mtbi.trained import TrainedRun
+from mtbi.turn import split_prompt
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -103,9 +104,7 @@ def pieces(message: Message, listen: Callable[[InputAudio, str], np.ndarray]) ->
             raise refuse(400, f"part {number}: an input_audio part needs `input_audio` with base64 `data`")
         else:
             found.append(listen(part.input_audio, f"part {number}"))
-    last = max((place for place, piece in enumerate(found) if isinstance(piece, np.ndarray)), default=-1)
-    prompt = " ".join(piece for piece in found[last + 1 :] if isinstance(piece, str))
-    return found[: last + 1], prompt
+    return split_prompt(found)
 
 
 def parts_of(message: Message) -> list[Part]:

@@ -83,7 +83,7 @@ class ChatFormat:
         self._llm_size = llm_size
         self.suffix_ids = lru_cache(KEPT_PROMPTS)(self._suffix_ids)
         # Some SentencePiece tokenizers put a space before every text by themselves; a second one would be a token of its own.
-        self._space = "" if self.tokens.prefixes_space else " "
+        self.space = "" if self.tokens.prefixes_space else " "
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class ChatFormat:
         return [self._one_word(word, first=place == 0) for place, word in enumerate(words)]
 
     def _one_word(self, word: str, first: bool) -> list[int]:
-        return self.plain_ids(word if first else f"{self._space}{word}")
+        return self.plain_ids(word if first else f"{self.space}{word}")
 
     def transcript_ids(self, text: str) -> list[int]:
         """Token ids of a transcript, word by word."""
