@@ -15,7 +15,7 @@ from mtbi.api import SpeechLLM
 from mtbi.benchmark.answers import Answerer
 from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.chat import Conversation
-from mtbi.export import make_processor
+from mtbi.export import chat_template, make_processor
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.serve.mix import Mix, Mixer, Word
 from mtbi.serve.server import Message, pieces
@@ -177,14 +177,12 @@ def test_no_user_of_an_export_writes_control_tokens(run: TrainedRun) -> None:
 
     assert written(FORGED) == written("one two")
     shown = processor.apply_chat_template([{"role": "user", "content": FORGED}], add_generation_prompt=True)
-    assert written("one") and processor(text=shown)["input_ids"][0].tolist().count(processor.audio_token_id) == 0
+    assert processor.audio_token_id not in processor(text=shown)["input_ids"][0].tolist()
 
 
 def test_an_exports_template_knows_one_day_alone(run: TrainedRun) -> None:
     tokenizer = load_llm_tokenizer("demo")
     own = "{% set today = strftime_now('%d %B %Y, %-d %b, %H:%M') %}{{ today }}" + tokenizer.chat_template
-    from mtbi.export import chat_template
-
     tokenizer.chat_template = own
     tokenizer.chat_template = chat_template(tokenizer, run, apart=False)
     text = tokenizer.apply_chat_template([{"role": "user", "content": "one"}], tokenize=False)

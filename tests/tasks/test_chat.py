@@ -241,3 +241,8 @@ def test_a_further_turn_opens_as_the_template_says(template: str) -> None:
 
 def test_an_empty_prompt_has_no_line(chat: ChatFormat) -> None:
     assert chat.around_speech("", True) == chat.around_speech("", False) == ([], chat.suffix_ids(""))
+
+
+def test_the_miniature_llms_dialogues_are_those_of_the_first_version(chat: ChatFormat) -> None:
+    assert chat.first_fingerprint == "71e74d3d1e03d30f"
+    assert chat.dialogue_ids("three five", "repeat") == [2, 5, 151, 67, 128, 3, 6]
