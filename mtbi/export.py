@@ -155,7 +155,7 @@ def chat_template(tokenizer: Any, run: TrainedRun, apart: bool) -> str:
         "AUDIO": AUDIO_TOKEN,
         "PROMPT_FIRST": behaviour.prompt_first,
         "APART": APART if apart else "",
-        "SPACE": run.chat.space if apart else " ",
+        "SPACE": "" if apart and run.chat.tokens.prefixes_space else " ",
     }
     lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in constants.items()]
     said = run.chat.tokens.harmless(behaviour.system_prompt)

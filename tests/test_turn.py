@@ -18,7 +18,6 @@ from mtbi.chat import Conversation
 from mtbi.export import chat_template, make_processor
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.serve.mix import Mix, Mixer, Word
-from mtbi.serve.server import Message, pieces
 from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 from mtbi.trained import TrainedRun
 from mtbi.turn import split_prompt, user_turn
@@ -52,6 +51,8 @@ def test_which_text_is_the_prompt(given: list, said: list, prompt: str) -> None:
 
 
 def test_the_server_takes_openais_order() -> None:
+    from mtbi.serve.server import Message, pieces
+
     parts = [{"type": "text", "text": "now"}, {"type": "input_audio", "input_audio": {"data": ""}}]
     said, prompt = pieces(Message(role="user", content=parts), lambda *_: A)  # type: ignore[arg-type]
     assert (len(said), prompt) == (1, "now")

@@ -33,7 +33,7 @@ def llm_size(path: str, local: bool = False) -> str:
         found, _ = PretrainedConfig.get_config_dict(path, local_files_only=local or Path(path).exists())
         if found.get("model_type") in CONFIG_MAPPING:
             found = AutoConfig.for_model(**found).get_text_config().to_dict()
-    except (OSError, ValueError, TypeError, AttributeError):  # of a folder without one, or a damaged one
+    except Exception:  # there is none, or it is damaged: loading the LLM says so, and better
         return ""
     values = found.get("text_config") or found
     return ", ".join(f"{name} {values[name]}" for name in SIZES if values.get(name) is not None)
