@@ -107,8 +107,7 @@ def data_encode(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
-    cache = recipe.data.cache_dir or f"{recipe.run_dir}/cache"
-    shards = Shards(options.shards, cache, several_teachers=recipe.behaviour.allow_other_teacher)
+    shards = Shards(options.shards, recipe.data.cache_dir or f"{recipe.run_dir}/cache")
     written = features.write(
         shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), features.encoder_name(recipe), options.out
     )

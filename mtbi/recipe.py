@@ -88,13 +88,13 @@ class BehaviourConfig:
     )
     prompt_first: bool = False  #: the prompt stands before the speech, so branches share no audio; False = after it
     system_prompt: str = ""  #: system message before every dialogue; empty = none
-    template_variables: dict[str, Any] = field(default_factory=dict)  #: what the LLM's chat template is given, such as a date
-    allow_other_teacher: bool = False  #: train on answers of an LLM of another size than model.llm, with the same vocabulary
     top_k: int = 32  #: teacher log-probabilities kept per answer token
     max_new_tokens: int = 128  #: longest answer; a longer one is cut off and tagged
     batch_size: int = 64  #: dialogues generated together
     backend: str = "transformers"  #: `transformers` or `vllm`
     temperature: float = 0.0  #: 0 = greedy
+    template_variables: dict[str, Any] = field(default_factory=dict)  #: what the LLM's chat template is given, such as a date
+    allow_other_teacher: bool = False  #: train on answers of an LLM of another size than model.llm, with the same vocabulary
 
 
 @dataclass
@@ -474,5 +474,5 @@ def reference(kind: type = Recipe, path: str = "") -> Iterator[FieldNote]:
         if is_dataclass(hint):
             yield from reference(hint, where)  # type: ignore[arg-type]
         else:
-            label = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+            label = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")
             yield FieldNote(where, label, getattr(default, name), notes.get(name, ""))

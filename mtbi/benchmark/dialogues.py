@@ -98,11 +98,12 @@ def stored_dialogue(group: str, sample: Sample, stored: Behaviour, task: Task | 
 
 
 def turned(turn: Turn) -> Turn:
-    """The same question with the prompt before the speech; the text LLM has not answered that one yet."""
-    return replace(turn, dialogue=replace(turn.dialogue, prompt_first=True, answers={}), stored=None)
+    """The same question with the prompt on the other side of the speech; the text LLM has not answered that one yet."""
+    dialogue = turn.dialogue
+    return replace(turn, dialogue=replace(dialogue, prompt_first=not dialogue.prompt_first, answers={}), stored=None)
 
 
-def from_jsonl(group: str, path: Path) -> Iterator[Turn]:
+def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[Turn]:
     """Items with `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`.
 
     `id`, `label`, `metric` and `dataset` may be there: this is the form of Speech-IFEval (Lu et al. 2025). Relative audio
@@ -137,7 +138,7 @@ def from_jsonl(group: str, path: Path) -> Iterator[Turn]:
             wording=0,
             prompt=str(prompt),
             heldout=True,
-            prompt_first=False,
+            prompt_first=prompt_first,
             transcript=str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or ""),
             gold=None if item.get("label") is None else str(item["label"]),
             scorer="wer_english" if item.get("metric") == "wer" else "exact",

@@ -31,7 +31,7 @@ class Settings:
     dialogues: int = 2000  #: about so many of each group; 0 = all
     batch_size: int = 64
     controls: tuple[str, ...] = CONTROLS
-    prompt_first: bool = True  #: ask some dialogues with the prompt before the speech too
+    prompt_first: bool = True  #: ask some dialogues with the prompt on the other side of the speech too
     transcribe: Transcriber | None = None  #: a recogniser, for the cascade
     judge: Judge | None = None
 
@@ -87,15 +87,15 @@ def evaluate(run: TrainedRun, settings: Settings) -> Report:
 
 
 def list_turns(name: str, place: str, run: TrainedRun, tasks: dict[str, registry.Task], settings: Settings) -> Iterator[Turn]:
-    """The dialogues of a place; some are asked a second time with the prompt before the speech."""
+    """The dialogues of a place; some are asked a second time with the prompt on the other side of the speech."""
     if place.endswith(".jsonl"):
-        return dialogues.from_jsonl(name, Path(place))
+        return dialogues.from_jsonl(name, Path(place), run.recipe.behaviour.prompt_first)
     turns = dialogues.from_shards(name, open_shards(place, run), tasks, settings.dialogues)
     return with_turned(turns) if settings.prompt_first else turns
 
 
 def with_turned(turns: Iterator[Turn]) -> Iterator[Turn]:
-    """Each utterance's dialogues, and after those of every second utterance the same with the prompt first."""
+    """Each utterance's dialogues, and after those of every second utterance the same with the prompt moved."""
     for number, (_, group) in enumerate(groupby(turns, key=lambda turn: turn.dialogue.utterance)):
         asked = list(group)
         yield from asked

@@ -14,6 +14,7 @@ from mtbi.data import audio as sound
 from mtbi.data.waveforms import Recording, RecordingError, listed, waveform
 from mtbi.hf import parts
 from mtbi.model.geometry import FrameGeometry
+from mtbi.tasks.tokens import APART, Tokens
 
 AUDIO_TOKEN = "<|audio|>"
 #: Arguments of other processors, and the values of theirs that mean what this one does.
@@ -123,22 +124,28 @@ class MtbiProcessor(ProcessorMixin):
 
     def _ids(self, text: str, counts: Iterator[int]) -> list[int]:
         """Each stretch of text is tokenised by itself, as in training."""
+        tokens = Tokens(self.tokenizer)
         ids: list[int] = []
         for piece in re.split(f"({re.escape(AUDIO_TOKEN)})", text):
             if piece == AUDIO_TOKEN:
                 ids += [self.audio_token_id] * next(counts)
             elif piece:
-                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+                ids += tokens.ids(piece)
         return ids
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As for every processor. A message's content is text, or parts of the types `text` and `audio` (see `parts`).
 
-        The text after the last recording is the prompt. Raises ValueError for what is neither, and for unusable recordings.
+        The text after the last recording is the prompt, or where there is none the text before the first one. No text becomes a
+        control token. Raises ValueError for what is neither text nor audio, and for unusable recordings.
         """
-        talks = [[parts.read_message(message) for message in talk] for talk in parts.conversations(conversation)]
+        harmless = Tokens(self.tokenizer).harmless
+        talks = [[parts.read_message(message, harmless) for message in talk] for talk in parts.conversations(conversation)]
         single = parts.is_message(conversation[0])
-        return super().apply_chat_template(talks[0] if single else talks, chat_template, **kwargs)
+        made = super().apply_chat_template(talks[0] if single else talks, chat_template, **kwargs)
+        if isinstance(made, str):
+            return made.replace(APART, "")
+        return [one.replace(APART, "") if isinstance(one, str) else one for one in made] if isinstance(made, list) else made
 
     @property
     def model_input_names(self) -> list[str]:

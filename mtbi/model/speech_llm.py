@@ -158,7 +158,9 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     if config.compile:
         compile_layers(llm)
-    llm.generation_config = GenerationConfig()  # greedy: no penalty or temperature that came with the weights
+    # All that is kept of what came with the weights: no penalty, no temperature.
+    ends = getattr(llm.generation_config, "eos_token_id", None)
+    llm.generation_config = GenerationConfig(eos_token_id=ends)
     return llm if partitioning else llm.to(device)
 
 

@@ -95,7 +95,8 @@ class Mixer:
     def asked(self, talk: Conversation, mix: Mix, prompt: str) -> Tensor:
         """The LLM's input for the whole dialogue, `(positions, hidden)`."""
         chat = talk.run.chat
-        before, after = self._text(chat.prefix_ids), self._text(chat.suffix_ids(prompt.strip()))
+        lead, closing = chat.around_speech(prompt.strip(), self.run.recipe.behaviour.prompt_first)
+        before, after = self._text([*chat.prefix_ids, *lead]), self._text(closing)
         return torch.cat([before, *(span.to(before.dtype) for span in self.embed(mix)), after])
 
     @torch.no_grad()

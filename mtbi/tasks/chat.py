@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class ChatFormat:
             raise UserError(f"behaviour.template_variables: {reserved[0]} cannot be set; leave it out")
         self.tokens = Tokens(tokenizer)
         self._llm_size = llm_size
-        self.suffix_ids = lru_cache(KEPT_PROMPTS)(self._suffix_ids)
+        self._kept: dict[tuple[str, bool], list[int]] = {}
         # Some SentencePiece tokenizers put a space before every text by themselves; a second one would be a token of its own.
         self._space = "" if self.tokens.prefixes_space else " "
 
@@ -132,13 +132,27 @@ class ChatFormat:
         """Everything before the user's first word: start token, system message, opening of the user's turn."""
         return self.text_ids(self._around("", "")[0])
 
-    def _suffix_ids(self, prompt: str) -> list[int]:
+    def suffix_ids(self, prompt: str) -> list[int]:
         """Everything after the user's speech: the prompt on a line of its own, end of the turn, opening of the answer."""
-        return self.text_ids(self._around("", f"\n{prompt}" if prompt else "")[1])
+        return self._remembered(prompt, first=False)
 
     def lead_ids(self, prompt: str) -> list[int]:
         """Where the prompt stands before the user's speech: the prompt, on a line of its own."""
-        return self.text_ids(self._around(f"{prompt}\n", "")[0].removeprefix(self._around("", "")[0]))
+        return self._remembered(prompt, first=True)
+
+    def _remembered(self, prompt: str, first: bool) -> list[int]:
+        """Token ids of a prompt before or after the speech; the same few are asked for again and again."""
+        ids = self._kept.get((prompt, first))
+        if ids is None:
+            if first:
+                text = self._around(f"{prompt}\n", "")[0].removeprefix(self._around("", "")[0])
+            else:
+                text = self._around("", f"\n{prompt}" if prompt else "")[1]
+            ids = self.text_ids(text)
+            if len(self._kept) >= KEPT_PROMPTS:
+                self._kept.clear()
+            self._kept[prompt, first] = ids
+        return ids
 
     @cached_property
     def _after_answer(self) -> list[int]:

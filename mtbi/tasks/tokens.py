@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 CUT = "\ufdd0"  # a Unicode noncharacter: no text holds it
+APART = "\ufdd3"  # another: what stands before it and after it is tokenised by itself
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 #: How an added token looks that means something to the template; others (`\n\n` of Gemma, a name of the user's) are words.
 MARKUP = re.compile(r"▁?[<\[{].*[>\]}]", re.DOTALL)
@@ -56,8 +57,11 @@ class Tokens:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a template's text, its control tokens included; what `harmless` has cut is tokenised apart."""
-        first, *others = text.split(CUT)
-        return [*self._encode(first), *(i for other in others if other for i in self._continued(other))]
+        found = []
+        for stretch in text.split(APART):
+            first, *others = stretch.split(CUT)
+            found += self._encode(first) + [i for other in others if other for i in self._continued(other)]
+        return found
 
     def _forged(self, ids: list[int], text: str) -> bool:
         """Whether control tokens are among the ids of a user's text. The unknown token is one where the text spells it."""
