@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from mtbi.data import audio
+from mtbi.data import audio, text_units
 from mtbi.errors import UserError
 from mtbi.model.generate import generate
 from mtbi.trained import TrainedRun
@@ -64,7 +64,11 @@ class Conversation:
     def recall(self, said: Sequence[str | np.ndarray], prompt: str, answer: str) -> None:
         """A turn that happened before, with the answer that was given."""
         chat = self.run.chat
-        self.parts = [*self.parts, *self._turn(said, prompt), torch.tensor([*chat.text_ids(answer), chat.end_id])]
+        self.parts = [
+            *self.parts,
+            *self._turn(said, prompt),
+            torch.tensor([*chat.text_ids(text_units.nfc(answer)), chat.end_id]),
+        ]
 
     def _next_opening(self) -> list[int]:
         """What stands between an answer and the user's next words: the part of `turn_ids` that does not depend on them."""
@@ -78,12 +82,11 @@ class Conversation:
         for piece in said:
             if isinstance(piece, np.ndarray):
                 parts.append(piece)
-            elif words := piece.split():
-                # A space stands before all words but the first.
-                spaced = chat.word_ids(["x", *words])[1:] if len(parts) > 1 else chat.word_ids(words)
-                parts.append(torch.tensor([token for ids in spaced for token in ids]))
+            elif words := text_units.units(piece):
+                read = chat.word_ids(words, continues=len(parts) > 1)
+                parts.append(torch.tensor([token for ids in read for token in ids]))
         if len(parts) == 1:  # no speech: the message itself is the content
-            parts.append(torch.tensor(chat.text_ids(prompt.strip())))
+            parts.append(torch.tensor(chat.text_ids(text_units.nfc(prompt.strip()))))
             prompt = ""
         return [*parts, torch.tensor(chat.suffix_ids(prompt.strip()))]
 

@@ -69,6 +69,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
         + (f"going on from {newest}" if newest else "from the start")
     )
 
+    if recipe.interleave.share and inputs.coverage.possible < inputs.coverage.utterances:
+        metrics.say(f"interleaving: {inputs.coverage}")
+
     def doing(what: str) -> None:
         watchdog.at(progress.step + 1, what)
 

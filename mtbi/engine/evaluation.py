@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
+from mtbi.data import text_units
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.loader import Loader
 from mtbi.data.plan import Geometry, Plan
@@ -82,8 +83,9 @@ class Evaluation:
             said = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{who}** {what}" for who, what in said.items())
             metrics.dialogue(place, text, sample.waveform, step)
-            words = sample.text.split()[:SHOWN_WORDS]
-            similar = similarity(model, sample.waveform, self.chat.word_ids(words))
+            word_ids = self.chat.word_ids(text_units.units(sample.text)[:SHOWN_WORDS])
+            similar = similarity(model, sample.waveform, word_ids)
+            words = [self.chat.tokenizer.decode(one).strip() for one in word_ids]
             metrics.alignment(place, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
 
 
