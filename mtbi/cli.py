@@ -219,7 +219,7 @@ def evaluate(options: Options) -> None:
         shown = report.cells if options.tasks else report.summary
         print(as_json({"folder": str(report.folder), "cells": [cells.to_json(cell) for cell in shown]}))
         return
-    print(cells.render(report.cells) if options.tasks else report)
+    print(f"{cells.render(report.cells)}\n\n{cells.notes(report.cells)}" if options.tasks else report)
     print(f"\n{report.folder}: report.json, table.md, answers.jsonl")
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtbi.benchmark.cells import Estimate
+from mtbi.benchmark.intervals import OverSeeds
 from mtbi.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Curve = list[tuple[float, Estimate]]  #: (minutes of speech, accuracy)
+Curve = list[tuple[float, OverSeeds]]  #: (minutes of speech, accuracy)
 
 
 def figure(width: float, height: float) -> tuple[Figure, Any]:
@@ -38,7 +38,9 @@ def accuracy_by_speech(curves: dict[str, Curve], references: dict[str, float], t
     for label, curve in curves.items():
         minutes = [point for point, _ in curve]
         line = axes.plot(minutes, [100 * one.value for _, one in curve], marker="o", label=label)[0]
-        low, high = [100 * one.low for _, one in curve], [100 * one.high for _, one in curve]
+        # A point of one seed has no interval, and the band has a gap there.
+        low = [float("nan") if one.low is None else 100 * one.low for _, one in curve]
+        high = [float("nan") if one.high is None else 100 * one.high for _, one in curve]
         axes.fill_between(minutes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for (label, value), dashes in zip(references.items(), ("--", ":", "-."), strict=False):
         axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1, label=label)
@@ -46,7 +48,7 @@ def accuracy_by_speech(curves: dict[str, Curve], references: dict[str, float], t
     ticks = sorted({point for curve in curves.values() for point, _ in curve})
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="minutes of speech in the training corpus", ylabel="right answers, %", title=title)
+    axes.set(xlabel="minutes of speech in the training corpus", ylabel="right answers, %", title=title, ylim=(0, 105))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     finish(made, path)
