@@ -50,18 +50,19 @@ class OverSeeds:
     seeds: int
     above: int  #: seeds whose value is above zero
     p: float | None  #: of the mean's being zero, two-sided; None without an interval
+    values: tuple[float, ...] = ()  #: of each seed
 
     @classmethod
     def of(cls, values: Sequence[float]) -> OverSeeds:
         """Of the values of each seed, at least one."""
         mean, seeds, above = fmean(values), len(values), sum(value > 0 for value in values)
         if seeds < 2:
-            return cls(mean, None, None, seeds, above, None)
+            return cls(mean, None, None, seeds, above, None, tuple(values))
         error = stdev(values) / math.sqrt(seeds)
         reach = t_quantile(LEVEL, seeds - 1) * error
         # Seeds that agree to the last digit have no spread to compare with: that is no evidence.
         p = 1 - t_two_sided(abs(mean) / error, seeds - 1) if error else 1.0
-        return cls(mean, mean - reach, mean + reach, seeds, above, p)
+        return cls(mean, mean - reach, mean + reach, seeds, above, p, tuple(values))
 
 
 def holm(p_values: Sequence[float | None], alpha: float = 1 - LEVEL) -> list[bool]:

@@ -33,15 +33,13 @@ def finish(made: Figure, path: Path) -> None:
 
 
 def accuracy_by_speech(curves: dict[str, Curve], references: dict[str, float], title: str, path: Path) -> None:
-    """Accuracy against minutes of speech, one line with its 95% band for each arm; references are horizontal lines."""
+    """Accuracy against minutes of speech, a line and the points of the seeds for each arm; references are horizontal lines."""
     made, axes = figure(7.5, 4.8)
     for label, curve in curves.items():
         minutes = [point for point, _ in curve]
         line = axes.plot(minutes, [100 * one.value for _, one in curve], marker="o", label=label)[0]
-        # A point of one seed has no interval, and the band has a gap there.
-        low = [float("nan") if one.low is None else 100 * one.low for _, one in curve]
-        high = [float("nan") if one.high is None else 100 * one.high for _, one in curve]
-        axes.fill_between(minutes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        each = [(point, 100 * value) for point, one in curve for value in one.values]
+        axes.scatter(*zip(*each, strict=True), color=line.get_color(), alpha=0.5, s=14)
     for (label, value), dashes in zip(references.items(), ("--", ":", "-."), strict=False):
         axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1, label=label)
     axes.set_xscale("log")

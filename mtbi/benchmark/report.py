@@ -202,7 +202,8 @@ def save_numbers(grid: Grid, full: dict[str, list[RunResult]], results: list[Run
     def numbers(runs: list[RunResult], group: str, axis: str) -> dict[str, Any]:
         measures = {"accuracy": collect.accuracy, "kept": collect.kept, "of_cascade": collect.of_cascade}
         found = {name: collect.measure(runs, (group, axis), what) for name, what in measures.items()}
-        return {name: asdict(one) for name, one in found.items() if one}
+        # The values of the seeds follow from `runs`.
+        return {name: {k: v for k, v in asdict(one).items() if k != "values"} for name, one in found.items() if one}
 
     record = {
         "arms": {
