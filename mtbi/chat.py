@@ -66,7 +66,7 @@ class Conversation:
         """The answer to a prompt about what is `said`, in order: a `str` is text, all else a recording, as `waveform` takes it.
 
         Without anything said the prompt is the whole message.
-        Raises UserError for an unusable recording, ContextError where the conversation has become longer than the LLM's context.
+        Raises UserError for an unusable recording, ContextError where the conversation is longer than the LLM's context.
         """
         chat = self.run.chat
         parts = self.asked(said, prompt)

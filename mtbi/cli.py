@@ -149,6 +149,7 @@ def behave(options: Options) -> None:
 def plan(options: Options) -> None:
     """Print what one epoch of a recipe looks like, or with --gpus how much memory and time it needs, without training."""
     from mtbi import recipe as recipes
+    from mtbi.data.interleave import Coverage
     from mtbi.data.plan import Plan, Position
     from mtbi.engine.start import open_shards
     from mtbi.model.geometry import FrameGeometry
@@ -180,14 +181,21 @@ def plan(options: Options) -> None:
         used += step.used_share
         utterances += sum(len(row.groups) for row in step.rows)
     share, epochs, there = used / steps, recipe.train.steps / steps, len(shards.index.utterances)
+    coverage = Coverage.of(shards.index.utterances["words"])
     if options.json:
         numbers = {"steps_per_epoch": steps, "utterances": utterances, "utterances_in_shards": there}
-        print(as_json({**numbers, "left_out": asdict(out), "used_share": share, "epochs": epochs}))
+        print(
+            as_json(
+                {**numbers, "left_out": asdict(out), "interleaving": asdict(coverage), "used_share": share, "epochs": epochs}
+            )
+        )
         return
     print(f"steps an epoch  {steps}")
     print(f"utterances      {utterances} of {there}")
     if out.too_long or out.too_big or out.unanswered:
         print(f"left out        {out.too_long} too long, {out.too_big} too big for a row, {out.unanswered} without an answer")
+    if recipe.interleave.share:
+        print(f"interleaving    {coverage}")
     print(f"slots used      {share:.1%} of {recipe.plan.rows_per_step} rows of {recipe.plan.row_tokens} tokens")
     print(f"epochs          {epochs:.2f} in {recipe.train.steps} steps")
 
@@ -214,7 +222,7 @@ def evaluate(options: Options) -> None:
         shown = report.cells if options.tasks else report.summary
         print(as_json({"folder": str(report.folder), "cells": [cells.to_json(cell) for cell in shown]}))
         return
-    print(cells.render(report.cells) if options.tasks else report)
+    print(f"{cells.render(report.cells)}\n\n{cells.notes(report.cells)}" if options.tasks else report)
     print(f"\n{report.folder}: report.json, table.md, answers.jsonl")
 
 

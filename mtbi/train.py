@@ -80,6 +80,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     )
     if progress.step >= config.steps:
         keeper.copy_again()
+    if recipe.interleave.share and inputs.coverage.possible < inputs.coverage.utterances:
+        metrics.say(f"interleaving: {inputs.coverage}")
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     with Loader(

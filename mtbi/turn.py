@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtbi.data import text_units
 from mtbi.tasks.chat import ChatFormat
 
 
@@ -39,7 +40,7 @@ def user_turn(
     With `prompt_first` the prompt stands before what is said. Where nothing is said the prompt is the whole message.
     """
     prompt = prompt.strip()
-    said = [piece for piece in said if isinstance(piece, np.ndarray) or piece.split()]
+    said = [piece for piece in said if isinstance(piece, np.ndarray) or text_units.units(piece)]
     if not said:
         return [torch.tensor(part) for part in (opening, chat.plain_ids(prompt), chat.suffix_ids(""))]
     lead, closing = chat.around_speech(prompt, prompt_first)
@@ -48,8 +49,6 @@ def user_turn(
         if isinstance(piece, np.ndarray):
             parts.append(piece)
         else:
-            words = piece.split()
-            # A space stands before all words but the first.
-            spaced = chat.word_ids(["x", *words])[1:] if place else chat.word_ids(words)
-            parts.append(torch.tensor([token for ids in spaced for token in ids]))
+            words = chat.word_ids(text_units.units(piece), continues=place > 0)
+            parts.append(torch.tensor([token for ids in words for token in ids]))
     return [*parts, torch.tensor(closing)]

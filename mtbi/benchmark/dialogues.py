@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mtbi.data import audio
 from mtbi.data.shards import Sample, Shards
+from mtbi.data.text_units import nfc
 from mtbi.errors import UserError
 from mtbi.tasks.behaviour import Behaviour
 from mtbi.tasks.registry import Task
@@ -41,6 +43,17 @@ class Dialogue:
     token_divergence: float = 0.0
     tokens: int = 0
     judged: float | None = None  #: by another LLM, between 0 and 1
+    recording: str = ""  #: file of an item without an utterance of its own: several questions may be about one
+
+    @property
+    def cluster(self) -> str:
+        """What dialogues share whose answers are not independent: the recording."""
+        return self.recording or self.utterance
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Dialogue:
+        """A saved dialogue; fields of other versions of this code are left out."""
+        return cls(**{name: record[name] for name in (one.name for one in fields(cls)) if name in record})
 
 
 @dataclass
@@ -133,14 +146,15 @@ def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[T
         dialogue = Dialogue(
             group=group,
             utterance=str(item.get("id", number)),
+            recording=str(recording),
             speaker=str(item.get("speaker", "")),
             task=task,
             wording=0,
-            prompt=str(prompt),
+            prompt=nfc(str(prompt)),
             heldout=True,
             prompt_first=prompt_first,
-            transcript=str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or ""),
-            gold=None if item.get("label") is None else str(item["label"]),
+            transcript=nfc(str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or "")),
+            gold=None if item.get("label") is None else nfc(str(item["label"])),
             scorer="wer_english" if item.get("metric") == "wer" else "exact",
         )
         yield Turn(dialogue, waveform, waveform[::-1].copy() if other is None else other, None)

@@ -51,7 +51,7 @@ class Report:
 
     def __str__(self) -> str:
         """The summary as a table."""
-        return cells.render(self.summary)
+        return f"{cells.render(self.summary)}\n\n{cells.notes(self.summary)}"
 
 
 def group_name(place: str) -> str:
@@ -126,8 +126,9 @@ def save(report: Report, run: TrainedRun) -> None:
     """`report.json` (every number), `table.md` and `answers.jsonl` (every dialogue); the first one comes last."""
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
+    table = f"{cells.render(report.cells)}\n\n{cells.notes(report.cells)}\n"
     (report.folder / "answers.jsonl").write_text("".join(answers), encoding="utf-8")
-    (report.folder / "table.md").write_text(cells.render(report.cells) + "\n", encoding="utf-8")
+    (report.folder / "table.md").write_text(table, encoding="utf-8")
     numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(cells.to_json, report.cells))}
     temporary = report.folder / ".report.json"
     temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -141,7 +142,7 @@ def load(run: TrainedRun) -> Report | None:
     if not numbers.is_file() or numbers.stat().st_mtime < weights.stat().st_mtime:
         return None
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    return Report(folder, load_cells(folder), [Dialogue(**json.loads(line)) for line in lines])
+    return Report(folder, load_cells(folder), [Dialogue.from_record(json.loads(line)) for line in lines])
 
 
 def load_cells(folder: Path) -> list[Cell]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from mtbi.data import audio
+from mtbi.data import audio, text_units
+from mtbi.data.text_units import nfc
 from mtbi.errors import UserError
 
 #: Why a record was left out: `id`, `audio` and `reason`; the part of the reason before the colon is what summaries count.
@@ -44,7 +45,7 @@ class Utterance:
     language: str = ""
     sample_rate: int = 0  #: Hz of the file; 0 = not measured
     split: str = ""
-    words: list[tuple[str, float, float]] | None = None  #: (word, start, end) in seconds; the spans tile the utterance
+    words: list[tuple[str, float, float]] | None = None  #: (unit, start, end) in seconds; the spans tile the utterance
     answers: dict[str, str] = field(default_factory=dict)  #: right answers by task, where known
     extra: dict[str, Any] = field(default_factory=dict)  #: keys of the manifest that we do not know
 
@@ -63,7 +64,8 @@ class Limits:
     min_sample_rate_hz: int = 8000  #: telephone speech
     max_channels: int = 2  #: two are mixed down; more are a microphone array or one speaker a channel
     min_peak_dbfs: float = -60.0  #: after mixing down; below it a recording is silence. `-inf` keeps silence
-    max_words: int = 500  #: about 3 minutes of speech: a longer transcript belongs to another recording
+    #: About 3 minutes of speech: a longer transcript belongs to another recording. Of scripts without spaces, characters.
+    max_words: int = 500
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -96,10 +98,13 @@ def parse(record: Any) -> Utterance:
     known |= {name: str(known[name]) for name in ("id", "speaker") if name in known}
     if "words" in known:
         try:
-            known["words"] = [(str(word), float(start), float(end)) for word, start, end in known["words"]]
+            known["words"] = [(nfc(str(word)), float(start), float(end)) for word, start, end in known["words"]]
         except (TypeError, ValueError) as error:
             raise UserError("bad record: words must be a list of [word, start seconds, end seconds]") from error
-    return Utterance(**{"text": "", **known}, extra=values)
+    known["text"] = nfc(known.get("text", ""))
+    if "answers" in known:
+        known["answers"] = {task: nfc(one) if isinstance(one, str) else one for task, one in known["answers"].items()}
+    return Utterance(**known, extra=values)
 
 
 def decode_text(data: bytes) -> str:
@@ -221,7 +226,7 @@ def check(
 
 def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
     """The utterance with its measured duration and rate. Raises UserError with the reason why it is unfit."""
-    words = len(utterance.text.split())
+    words = text_units.count(utterance.text)
     if not re.search(r"\w", utterance.text):
         raise UserError("no transcript: the text is empty or has no word")
     if words > limits.max_words:

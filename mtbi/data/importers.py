@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtbi import plugins
+from mtbi.data import text_units
 from mtbi.data.corpus import (
     Limits,
     Rejected,
@@ -144,9 +145,14 @@ class Summary:
     hours: float  #: of the utterances kept
     speakers: int
     reasons: dict[str, int]  #: records rejected by reason, the commonest first
+    single: int = 0  #: utterances of one word, or one character where the script has no spaces
 
     def __str__(self) -> str:
         lines = [f"kept {self.kept} utterances ({self.hours:.2f} h, {self.speakers} speakers), rejected {self.rejected}"]
+        if self.single:
+            lines.append(
+                f"{self.single} of them ({self.single / self.kept:.1%}) have one word only: they cannot be interleaved"
+            )
         return "\n".join(lines + [f"  {count:8d}  {reason}" for reason, count in self.reasons.items()])
 
 
@@ -189,15 +195,15 @@ def import_corpus(
         raise UserError(f"{source}: none of the {len(rejected)} records can be used ({reasons}); see {out / 'rejected.jsonl'}")
     write_manifest(out / "manifest.jsonl", (relocate(utterance, base, out) for utterance in good))
     hours = sum(utterance.duration_s for utterance in good) / 3600
-    return Summary(len(good), len(rejected), hours, len({u.speaker for u in good}), reasons)
+    single = sum(text_units.count(utterance.text) == 1 for utterance in good)
+    return Summary(len(good), len(rejected), hours, len({u.speaker for u in good}), reasons, single)
 
 
 def restyle(utterance: Utterance, write: TextStyle) -> Utterance:
-    """The transcript in another spelling, single spaces between words; word times are kept if the number of words is."""
-    text = " ".join(write(utterance.text).split())
-    words = utterance.words
-    if words is not None and len(words) == len(text.split()):
-        words = [(new, start, end) for new, (_, start, end) in zip(text.split(), words, strict=True)]
-    elif words is not None:
-        words = None
+    """The transcript in another spelling, in NFC, with single spaces; word times are kept if the words or their number are."""
+    text = text_units.join(text_units.units(write(utterance.text)))
+    words, units = utterance.words, text_units.units(text)
+    if words is not None and text_units.join([text_units.nfc(word) for word, _, _ in words]) != text:
+        same = len(words) == len(units)
+        words = [(new, start, end) for new, (_, start, end) in zip(units, words, strict=True)] if same else None
     return replace(utterance, text=text, words=words)

@@ -19,6 +19,7 @@ import torch
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
 from mtbi.data import features
+from mtbi.data.interleave import Coverage
 from mtbi.data.plan import Plan, Position, Step
 from mtbi.data.shards import Shards
 from mtbi.engine import checkpoint, digest, remote
@@ -62,6 +63,11 @@ class Inputs:
     plan: Plan
     first_step: Step  #: of the first epoch
 
+    @property
+    def coverage(self) -> Coverage:
+        """Which of the utterances can be interleaved."""
+        return Coverage.of(self.shards.index.utterances["words"])
+
 
 @dataclass
 class Start:
@@ -79,14 +85,23 @@ def open_inputs(recipe: Recipe) -> Inputs:
     """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
     chat = read_chat(recipe)
     shards = open_shards(recipe.data.shards, recipe, chat)
-    if recipe.interleave.share and not len(shards.index.words):
-        raise UserError(
-            f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards has word times: run "
-            "`mtbi data align` and make the shards again, or set interleave.share=0."
-        )
+    check_interleaving(recipe, Coverage.of(shards.index.utterances["words"]))
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
     return Inputs(chat, shards, geometry, plan, next(plan.steps()))
+
+
+def check_interleaving(recipe: Recipe, coverage: Coverage) -> None:
+    """Raises UserError where the recipe interleaves and no utterance can be."""
+    if not recipe.interleave.share or coverage.possible:
+        return
+    asked = f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards"
+    if coverage.single:
+        raise UserError(
+            f"{asked} can be interleaved: {coverage.single} of {coverage.utterances} have one word only, the others no word "
+            "times. Align transcripts of whole sentences with `mtbi data align`, or set interleave.share=0."
+        )
+    raise UserError(f"{asked} has word times: run `mtbi data align` and make the shards again, or set interleave.share=0.")
 
 
 def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation | None:

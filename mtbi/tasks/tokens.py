@@ -11,6 +11,8 @@ import re
 from functools import cached_property
 from typing import Any
 
+from mtbi.data import text_units
+
 CUT = "\ufdd0"  # a Unicode noncharacter: no text holds it
 APART = "\ufdd3"  # another: what stands before it and after it is tokenised by itself
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
@@ -70,8 +72,8 @@ class Tokens:
         return bool(found - {unknown}) or (unknown in found and str(self.tokenizer.unk_token) in text)
 
     def harmless(self, text: str) -> str:
-        """A user's text for `ids`, cut wherever it would become a control token; other text as it is."""
-        text = NONCHARACTERS.sub("", text)
+        """A user's text for `ids`, in NFC, cut wherever it would become a control token."""
+        text = NONCHARACTERS.sub("", text_units.nfc(text))
         if not self._forged(self._encode(text), text):
             return text
         cut = self._spelt.sub(lambda found: f"{found[0][0]}{CUT}{found[0][1:]}", text)
