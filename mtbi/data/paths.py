@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from mtbi.data import foreign
@@ -34,6 +35,7 @@ class Walk:
     unread: list[tuple[Path, str]] = field(default_factory=list)  #: folders that were not read, and why
 
 
+@lru_cache(maxsize=1)  # an import looks twice: for its records, and for files that none of them names
 def walk(folder: Path) -> Walk:
     """Every file at any depth. Linked folders are entered, each folder once: under its own name if it lies below `folder`."""
     found = Walk()
