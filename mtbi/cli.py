@@ -52,7 +52,16 @@ def data_import(options: Options) -> None:
     """Make a checked manifest of a speech corpus."""
     from mtbi.data.importers import import_corpus
 
-    print(import_corpus(options.kind, options.source, options.out, options.text_style, allow_outside=options.allow_outside))
+    summary = import_corpus(
+        options.kind,
+        options.source,
+        options.out,
+        options.text_style,
+        allow_outside=options.allow_outside,
+        splits=options.split,
+        strip_tags=options.strip_tags,
+    )
+    print(summary)
 
 
 def data_check(options: Options) -> None:
@@ -442,6 +451,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--text-style", default="none", help="spelling of the transcripts: none, lower, sentence, or an installed one"
     )
     command.add_argument("--allow-outside", action="store_true", help="accept recordings outside the source folder")
+    command.add_argument("--split", action="append", default=[], help="keep only this split, such as train; may be repeated")
+    command.add_argument("--strip-tags", action="store_true", help="remove tags such as [noise] and <unk> from transcripts")
     command = add(data, "check", data_check)
     command.add_argument("manifest", type=Path)
     command = add(
