@@ -60,7 +60,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
 
     # --- model and state --------------------------------------------------------------------------------------------
     tasks, progress = inputs.shards.index.tasks, Progress.of(snapshot)
-    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
+    longest = start.longest_dialogue(inputs, evaluation)
+    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot, longest)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device)
     keeper, guard, stopped = Keeper(recipe, ranks, engine, metrics), Guard(config), False
     metrics.say(

@@ -16,6 +16,7 @@ import torch
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
 from mtbi.data import features
+from mtbi.data.longest import longest_tokens
 from mtbi.data.plan import Plan
 from mtbi.data.shards import Shards
 from mtbi.engine import checkpoint, remote
@@ -61,6 +62,11 @@ def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation 
         return None
     shards = open_shards(recipe.data.eval_shards, recipe, inputs.chat)
     return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks.rank, ranks.world)
+
+
+def longest_dialogue(inputs: Inputs, evaluation: Evaluation | None) -> int:
+    """LLM positions of the longest dialogue that is trained on or evaluated."""
+    return max(longest_tokens(one.plan) for one in (inputs, evaluation) if one is not None)
 
 
 def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:

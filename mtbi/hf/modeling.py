@@ -74,7 +74,8 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         lacking = sorted(set(missing) & set(built.trainable_parameters()))
         if lacking or unexpected:
             raise ValueError(f"{path}: {WEIGHTS} does not fit its config.json; missing {lacking}, unexpected {unexpected}")
-        built.llm.set_attn_implementation(kwargs.get("attn_implementation") or "sdpa")
+        usual = "sdpa" if built.llm._supports_sdpa else "eager"
+        built.llm.set_attn_implementation(kwargs.get("attn_implementation") or usual)
         model = cls(config, built)
         model.generation_config = GenerationConfig.from_pretrained(path, **hub)
         return model.eval()
