@@ -16,6 +16,7 @@ from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import build_encoder, set_trainable
 from mtbi.model.last_layer import LastLayer, decoder_layers
 from mtbi.model.loss import AnswerHead, LossOutput
+from mtbi.model.zero3_loading import loaded_weights_only
 from mtbi.recipe import LoraConfig, LossConfig, ModelConfig
 
 #: Given where a mask is expected, so that transformers builds none: packed rows make their own.
@@ -140,7 +141,7 @@ def load_llm(
         fp8.check(device)
     attention.register()
     path = str(resolve_llm(config.llm))
-    shape = back_end.LLMShape.of(back_end.read_config(config))
+    shape = back_end.LLMShape.of(back_end.read_config(config, "load"))
     back_end.check_config(shape)
     chosen, _ = back_end.choose(config.attention, device, dtype, shape, longest_tokens)
     if chosen == "flash" and device.type == "cuda":
@@ -151,9 +152,10 @@ def load_llm(
 
         partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft look for it while it lives
     try:
-        llm: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=back_end.NAMES[chosen], trust_remote_code=config.trust_remote_code
-        )
+        with loaded_weights_only() if partitioning else nullcontext():
+            llm: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation=back_end.NAMES[chosen], trust_remote_code=config.trust_remote_code
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"model.llm: cannot load {config.llm!r}: {error}") from error
     back_end.check_model(llm)

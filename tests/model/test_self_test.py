@@ -76,8 +76,9 @@ def wrong_back_end():
     attention.register()
 
 
-def test_sinks_that_are_left_out_are_caught(wrong_back_end) -> None:
-    llm = families.build(families.RIGHT["gpt_oss"](), DENSE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sinks_that_are_left_out_are_caught(wrong_back_end, dtype: torch.dtype) -> None:
+    llm = families.build(families.RIGHT["gpt_oss"](), DENSE).to(dtype)
     right = attention._as_back_end(attention.dense_attention)
     wrong_back_end(DENSE, lambda *arguments, s_aux=None, **kwargs: right(*arguments, **kwargs))
     with pytest.raises(UserError, match=r"model.llm: 'mine' \(GptOssForCausalLM\) gives hidden states .* off for packed rows"):
@@ -97,7 +98,7 @@ def test_answers_without_sinks_are_caught(wrong_back_end) -> None:
 
 
 def test_a_layer_that_mixes_dialogues_is_caught_also_where_no_configuration_says_so() -> None:
-    llm = families.build(families.REFUSED["lfm2"][0](), DENSE)
+    llm = families.build(families.REFUSED["minimax"][0](), DENSE)
     with pytest.raises(UserError, match="off for packed rows"):
         self_test.check(llm, "mine")
 
