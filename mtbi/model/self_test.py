@@ -47,7 +47,7 @@ def check(llm: Any, name: str) -> None:
 
 @torch.no_grad()
 def differences(llm: Any) -> tuple[float, float]:
-    """How much (`_relative`) the hidden states at the answers differ from those of each dialogue alone under transformers' eager
+    """How much (`_relative`) hidden states at the answers differ from those of each dialogue alone under transformers' eager
     attention: in a packed row, and in dialogues alone under the LLM's own back end.
     """
     device = llm.get_input_embeddings().weight.device

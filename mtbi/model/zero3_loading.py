@@ -13,8 +13,8 @@ from torch import nn
 def loaded_weights_only() -> Iterator[None]:
     """For a while, transformers gives no random values to modules whose weights the checkpoint holds.
 
-    Before reading a checkpoint, transformers 4.57 gives some of them random values that the checkpoint's then replace: those with
-    a buffer beside their weights, such as Gemma 3's embedding. Partitioned weights are not there to be filled (IndexError).
+    Before reading a checkpoint, transformers 4.57 gives some of them random values that the checkpoint's then replace: those
+    with a buffer beside their weights, such as Gemma 3's embedding. Partitioned weights cannot be filled (IndexError).
     """
     from transformers import PreTrainedModel
 
