@@ -319,7 +319,7 @@ def export(options: Options) -> None:
     from mtbi.export import export as write
     from mtbi.trained import open_run
 
-    write(open_run(options.run, options.checkpoint, "cpu"), options.out, options.layout)
+    write(open_run(options.run, options.checkpoint, "cpu", as_trained=True), options.out, options.layout)
     print(f"{options.out}: {options.out}/README.md says how to use it")
 
 

@@ -63,15 +63,15 @@ class ModelConfig:
     llm_lora: LoraConfig = field(default_factory=LoraConfig)
     encoder_lora: LoraConfig = field(default_factory=LoraConfig)
     llm_fp8: bool = False  #: train with the frozen LLM's linear layers as 8-bit floats: half the memory, for H100 and newer
-    attention: str = "auto"  #: `dense`, `flash`, `flex`, or `auto` (flash on a GPU, dense elsewhere)
+    attention: str = "auto"  #: `dense`, `flash`, `flex`, or `auto` (what suits the LLM: flash or flex on a GPU, else dense)
     activation_checkpointing: str = "auto"  #: recompute the LLM's activations: `on`, `off`, `auto` (where GPU memory needs it)
     compile: bool = False  #: compile the frozen LLM's layers (torch.compile); no faster on CPUs; not with ZeRO-3
     trust_remote_code: bool = False  #: run Python code that comes with the LLM or encoder; leave off unless you have read it
 
 
 def in_use(model: ModelConfig) -> ModelConfig:
-    """The same without what only training has: the LLM in its own precision, and not compiled."""
-    return replace(model, llm_fp8=False, compile=False)
+    """The same without what only training has: the LLM in its own precision, not compiled, with no kernels for packed rows."""
+    return replace(model, llm_fp8=False, compile=False, attention="dense")
 
 
 @dataclass

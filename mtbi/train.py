@@ -69,7 +69,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     def doing(what: str) -> None:
         watchdog.at(progress.step + 1, what)
 
-    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
+    longest = start.longest_dialogue(inputs, evaluation)
+    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot, longest)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
     keeper = Keeper(recipe, ranks, engine, metrics, begin.lease, doing)
     guard, stopped = Guard(config, progress.guard), False

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtbi import plugins
-from mtbi.data import paths
+from mtbi.data import paths, text_units
 from mtbi.data.corpus import (
     Limits,
     Rejected,

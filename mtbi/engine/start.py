@@ -20,16 +20,18 @@ from launcher.ranks import Ranks
 from mtbi import recipe as recipes
 from mtbi.data import features
 from mtbi.data.interleave import Coverage
+from mtbi.data.longest import longest_tokens
 from mtbi.data.plan import Plan, Position, Step
 from mtbi.data.shards import Shards
 from mtbi.engine import checkpoint, digest, remote
 from mtbi.engine.agreement import Attempt, Facts, attempt, compare, settle, share
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.engine import precision_of, read_config
+from mtbi.engine.engine import read_config
 from mtbi.engine.evaluation import Evaluation
 from mtbi.engine.lease import Lease
 from mtbi.engine.progress import Progress
 from mtbi.errors import UserError
+from mtbi.model import precision
 from mtbi.model.geometry import FrameGeometry
 from mtbi.recipe import Recipe
 from mtbi.tasks import identity
@@ -112,6 +114,11 @@ def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation 
     return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks.rank, ranks.world)
 
 
+def longest_dialogue(inputs: Inputs, evaluation: Evaluation | None) -> int:
+    """LLM positions of the longest dialogue that is trained on or evaluated."""
+    return max(longest_tokens(one.plan) for one in (inputs, evaluation) if one is not None)
+
+
 def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
     """Shards of the recipe's LLM. Raises UserError where there are none or they are another's."""
     if not places:
@@ -162,7 +169,7 @@ def facts_of(
     recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, inputs: Inputs, evaluation: Evaluation | None
 ) -> Facts:
     """What must be the same on all processes: each of them computes its own part of what follows from it."""
-    config = read_config(ds_config, recipe, ranks.world, precision_of(recipe, device))
+    config = read_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
     fields = {note.path: attrgetter(note.path)(recipe) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)}
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from mtbi.errors import UserError
+from mtbi.model import back_end
+from mtbi.model import precision as precisions
 from mtbi.recipe import BehaviourConfig, ModelConfig
 from mtbi.tasks.chat import load_llm_tokenizer, resolve_llm
 
@@ -79,7 +81,7 @@ class TransformersTeacher:
         # No repetition penalty or the like that came with the weights.
         self.llm.generation_config = GenerationConfig(eos_token_id=self.end_ids)
         self.end_id = end_id
-        self.top_k = min(top_k, llm.config.vocab_size)
+        self.top_k = min(top_k, llm.config.get_text_config().vocab_size)
         self.temperature = temperature
 
     @torch.no_grad()
@@ -144,15 +146,17 @@ class VllmTeacher:
 
 
 def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """The text LLM. Raises UserError where it cannot be read."""
+    """The text LLM. Raises UserError where it cannot be read, or no speech LLM can be made of it."""
     from transformers import AutoModelForCausalLM
 
+    back_end.check_config(back_end.LLMShape.of(back_end.read_config(config)))
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(
             resolve_llm(config.llm), dtype=dtype, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.llm: no language model can be read from {config.llm!r}: {error}") from error
+    back_end.check_model(llm)  # before hours of answers that nothing could be trained on
     return llm.to(device)
 
 
@@ -180,6 +184,5 @@ def build_teacher(model: ModelConfig, config: BehaviourConfig, precision: str = 
     if config.backend != "transformers":
         raise UserError(f"behaviour.backend: {config.backend!r} is not one of transformers, vllm")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    half = precision == "bf16" or (precision == "auto" and device == "cuda")
-    llm = load_llm(model, torch.bfloat16 if half else torch.float32, device)
+    llm = load_llm(model, precisions.of(precision, device), device)
     return TransformersTeacher(llm, end_id, config.top_k, config.temperature)
