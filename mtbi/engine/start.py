@@ -24,7 +24,7 @@ from mtbi.data.longest import longest_tokens
 from mtbi.data.plan import Plan, Position, Step
 from mtbi.data.shards import Shards
 from mtbi.engine import checkpoint, digest, remote
-from mtbi.engine.agreement import Attempt, Facts, attempt, compare, settle, share
+from mtbi.engine.agreement import Attempt, Facts, Report, attempt, compare, gather, name_of, settle, share
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.engine import read_config
 from mtbi.engine.evaluation import Evaluation
@@ -154,6 +154,7 @@ def agree(recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, op
     lease = settle(ranks, attempt(lambda: Lease.take(recipe.run_dir) if ranks.rank == 0 else None))
     try:
         newest, snapshot = share(ranks, device, lambda: choose_checkpoint(recipe)) or (None, None)
+        refuse_later(recipe, ranks)
         progress = progress_of(recipe, snapshot, facts)
         if ranks.rank == 0 and snapshot:
             note_changes(recipe, snapshot.state, progress)
@@ -194,6 +195,21 @@ def choose_checkpoint(recipe: Recipe) -> tuple[Path, Snapshot] | None:
         print(f"{fetched.name} comes from {recipe.train.copy_to}", flush=True)
     newest = checkpoint.newest(run_dir)
     return (newest, checkpoint.load(newest)) if newest else None
+
+
+def refuse_later(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises UserError on all processes where some node's folder of the run holds a later checkpoint than the first process's.
+
+    The folder lies on each node's own disk then, and the job started again with its nodes in another order, say.
+    """
+    newest = max((folder.name for folder in checkpoint.all_of(recipe.run_dir)), default="no checkpoint")
+    reports = gather(ranks, Report(ranks.rank, socket.gethostname(), facts={"checkpoint": {"newest": newest}}))
+    seen = [(report.facts or {})["checkpoint"]["newest"] for report in reports]
+    if later := [report for report, name in zip(reports, seen, strict=True) if name > seen[0]]:
+        raise UserError(
+            f"{recipe.run_dir}: {max(seen)} is there for {name_of(later)}, {seen[0]} for {name_of(reports[:1])}, which writes "
+            "them: this is not one folder. Put run_dir on a file system that all nodes share, or set train.copy_to."
+        )
 
 
 def progress_of(recipe: Recipe, snapshot: Snapshot | None, facts: Facts) -> Progress:

@@ -72,6 +72,7 @@ def main() -> None:
     if first:
         for step in (4, 8):
             checkpoint.save(own, step, snapshot(step))
+        checkpoint.save(Path(work) / "later1", 8, snapshot(8))
         damaged = checkpoint.save(Path(work) / "damaged", 4, snapshot(4))
         (damaged / checkpoint.TRAINABLE).write_bytes(b"x")
     refused = OSError(116, "Stale file handle", "/data/branches.npy")
@@ -92,6 +93,7 @@ def main() -> None:
         "another plan": lambda: begun(ranks, f"[{shards}]", own.with_name("run"), f"plan.row_tokens={256 + 64 * ranks.rank}"),
         "shards that one does not see": lambda: begun(ranks, f"[{shards if first else '/nowhere'}]", own.with_name("run")),
         "shards twice on one": lambda: begun(ranks, f"[{shards}]" if first else f"[{shards},{copy}]", own.with_name("run")),
+        "a later checkpoint on another node": lambda: begun(ranks, f"[{shards}]", Path(work) / f"later{ranks.rank}"),
         "a folder that cannot be written": lambda: begun(ranks, f"[{shards}]", Path("/proc/run")),
     }
     met: dict[str, Any] = {}
