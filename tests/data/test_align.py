@@ -152,3 +152,21 @@ def test_models_that_cannot_align_are_refused(ctc_folder: Path, tmp_path: Path) 
     HubertModel(HubertConfig(**SIZES)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="the CTC head is not trained"):
         HuggingFaceAligner(str(tmp_path))
+
+
+def test_scripts_without_spaces_are_aligned_character_by_character(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Characters(LoudTones):
+        def labels(self, word: str) -> list[int]:
+            return [{"低": 1, "高": 2}[letter] for letter in word if letter in "低高"]
+
+    time = np.arange(16000) / 16000
+    wave = np.zeros(32000, np.float32)
+    wave[4800:8000] = 0.5 * np.sin(2 * np.pi * 400 * time[:3200])
+    wave[16000:19200] = 0.5 * np.sin(2 * np.pi * 2000 * time[:3200])
+    (tmp_path / "a.flac").write_bytes(audio.encode(wave))
+    texts = {"two": "低高。", "one": "低"}
+    found = list(align([Utterance(name, "a.flac", text) for name, text in texts.items()], tmp_path, Characters()))
+    words = found[0].words or []
+    assert [word for word, _, _ in words] == ["低", "高。"]
+    assert words[0][2] == words[1][1] == pytest.approx(0.75, abs=0.03)
+    assert "1 aligned utterances have one word only" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -129,6 +130,21 @@ def test_word_times_follow_the_new_spelling(speech: Path, tmp_path: Path) -> Non
     import_corpus("jsonl", tmp_path / "in.jsonl", tmp_path / "out", text_style="sentence")
     (utterance,) = read_manifest(tmp_path / "out/manifest.jsonl")
     assert utterance.words == [("Yes", 0.0, 0.5), ("I.", 0.5, 1.0)]
+
+
+def test_transcripts_are_in_one_unicode_form_and_what_cannot_be_interleaved_is_counted(speech: Path, tmp_path: Path) -> None:
+    shutil.copy(speech / "an4_mini/audio/an4-an251-fash-b.flac", tmp_path / "a.flac")
+    texts = {"a": unicodedata.normalize("NFD", "größe und Straße"), "b": "今天天气", "c": "天"}
+    lines = [{"id": name, "audio": "a.flac", "text": text} for name, text in texts.items()]
+    lines[0]["answers"] = {"repeat": texts["a"]}
+    lines[1]["words"] = [["今天", 0, 0.5], ["天气", 0.5, 1.0]]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = import_corpus("jsonl", tmp_path / "in.jsonl", tmp_path / "out")
+    assert summary.single == 1
+    assert "1 of them (33.3%) have one word only: they cannot be interleaved" in str(summary)
+    first, second, _ = read_manifest(tmp_path / "out/manifest.jsonl")
+    assert first.text == first.answers["repeat"] == unicodedata.normalize("NFC", texts["a"])
+    assert second.words == [("今天", 0.0, 0.5), ("天气", 0.5, 1.0)]
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -56,3 +56,12 @@ def test_slices_tile_the_frames() -> None:
 def test_contradictory_settings_are_explained() -> None:
     with pytest.raises(UserError, match=r"text_share_min .* is above text_share_max"):
         interleave.check(dataclasses.replace(ALWAYS, text_share_min=0.9))
+
+
+def test_coverage_says_which_utterances_can_be_interleaved() -> None:
+    coverage = interleave.Coverage.of(np.array([0, 1, 1, 2, 9], np.uint16))
+    assert (coverage.utterances, coverage.unaligned, coverage.single, coverage.possible) == (5, 1, 2, 2)
+    assert str(coverage) == "40.0% of the utterances can be interleaved, 20.0% have no word times, 40.0% one word only"
+    mixed = interleave.draw_many(np.array([0, 1, 1, 2, 9] * 200), np.random.default_rng(0), ALWAYS)
+    owner = np.repeat(np.arange(1000) % 5, [0, 1, 1, 2, 9] * 200)
+    assert set(owner[mixed].tolist()) == {3, 4}

@@ -12,12 +12,13 @@ import torch
 
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
+from mtbi.data.interleave import Coverage
 from mtbi.data.plan import Position
 from mtbi.data.shards import INDEX_NAME, Shards
 from mtbi.engine import agreement, checkpoint, start
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.progress import Progress
-from mtbi.engine.start import Start, changed_fields, check_same_plan, open_shards
+from mtbi.engine.start import Start, changed_fields, check_interleaving, check_same_plan, open_shards
 from mtbi.errors import UserError
 from mtbi.tasks.chat import ChatFormat
 
@@ -205,3 +206,13 @@ def test_shards_of_the_version_before_stay_usable(shard_folder: Path, chat: Chat
 def test_the_recipe_says_where_the_prompts_of_its_shards_stand(shard_folder: Path, chat: ChatFormat) -> None:
     with pytest.raises(UserError, match=r"prompts stand after the speech.*set behaviour\.prompt_first=false"):
         open_shards([str(shard_folder)], recipes.load("demo", ["behaviour.prompt_first=true"]), chat)
+
+
+def test_a_corpus_that_cannot_be_interleaved_stops_a_run_that_interleaves() -> None:
+    single, unaligned = Coverage(5, 1, 4), Coverage(5, 5, 0)
+    with pytest.raises(UserError, match=r"interleave.share is 0.5, but .* can be interleaved: 4 of 5 have one word only"):
+        check_interleaving(recipes.load("demo", []), single)
+    with pytest.raises(UserError, match=r"no utterance of data\.shards has word times: run `mtbi data align`"):
+        check_interleaving(recipes.load("demo", []), unaligned)
+    check_interleaving(recipes.load("demo", ["interleave.share=0"]), single)
+    check_interleaving(recipes.load("demo", []), Coverage(5, 1, 3))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mtbi.data import text_units
 from mtbi.errors import UserError
 from mtbi.tasks.chat import ANSWER_MARK, MARK, ChatFormat, load_llm_tokenizer
 
@@ -246,3 +248,60 @@ def test_an_empty_prompt_has_no_line(chat: ChatFormat) -> None:
 def test_the_miniature_llms_dialogues_are_those_of_the_first_version(chat: ChatFormat) -> None:
     assert chat.first_fingerprint == "71e74d3d1e03d30f"
     assert chat.dialogue_ids("three five", "repeat") == [2, 5, 151, 67, 128, 3, 6]
+
+
+CHINESE = "今天天气好吗？我用 iPhone 打电话"
+
+
+def chinese(kind: str) -> ChatFormat:
+    """A tokenizer with tokens of several characters ("今天", "天气"), and of parts of one where it works on bytes."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else [*map(chr, range(33, 127)), *set(CHINESE) - {" "}]
+    if kind == "bytes":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    size = 264 if kind == "bytes" else 4
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(set(alphabet)) + 4 + size, special_tokens=["<unk>", "<s>", "<e>", "<h>"], initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(["今天", "天气", "今天", "天气", "iPhone"] * 5, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<e>", unk_token="<unk>")
+    made.chat_template = TEMPLATES["qwen"]
+    return ChatFormat(made)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_without_spaces_the_llm_reads_the_text_as_it_is(kind: str) -> None:
+    chat = chinese(kind)
+    units = text_units.units(CHINESE)
+    assert chat.transcript_ids(CHINESE) == chat.text_ids(CHINESE)
+    found = chat.stretches(units)
+    assert sum(count for count, _ in found) == len(units)
+    assert [count for count, _ in found] == [2, 2, *[1] * 8]  # "今天" is one token, so it is given as a whole
+    assert [token for _, ids in found for token in ids] == chat.text_ids(CHINESE)
+    assert not any("�" in chat.tokenizer.decode(ids) for _, ids in found)
+
+
+def test_a_stretch_lasts_from_its_first_character_to_its_last() -> None:
+    chat = chinese("sentencepiece")
+    ids, spans = chat.timed_ids([("今", 0.0, 0.2), ("天", 0.2, 0.5), ("好", 0.5, 1.0)])
+    assert spans == [(0.0, 0.5), (0.5, 1.0)]
+    assert [token for stretch in ids for token in stretch] == chat.text_ids("今天好")
+    assert chat.timed_ids([]) == ([], [])
+
+
+def test_words_that_continue_a_text_carry_the_space_that_their_script_has(chat: ChatFormat) -> None:
+    assert chat.word_ids(["five", "nine"], continues=True) == chat.word_ids(["three", "five", "nine"])[1:]
+    bytewise = chinese("bytes")
+    assert bytewise.word_ids(["好"], continues=True) == [bytewise.text_ids("好")]
+    assert bytewise.word_ids(["iPhone"], continues=True) == [bytewise.text_ids(" iPhone")]
+
+
+def test_prompts_and_transcripts_typed_in_another_unicode_form_are_the_same() -> None:
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.chat_template = TEMPLATES["qwen"]
+    chat = ChatFormat(tokenizer)
+    decomposed = unicodedata.normalize("NFD", TEXT)
+    assert decomposed != TEXT
+    assert chat.dialogue_ids(decomposed, decomposed) == chat.dialogue_ids(TEXT, TEXT)
