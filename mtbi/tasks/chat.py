@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,8 @@ class ChatFormat:
     read from the tokenizer's folder where it is not given.
     """
 
+    today = TODAY
+
     def __init__(
         self, tokenizer: Any, system_prompt: str = "", variables: Mapping[str, Any] | None = None, llm_size: str | None = None
     ) -> None:
@@ -95,7 +97,11 @@ class ChatFormat:
         system = [{"role": "system", "content": said}] if said else []
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [*system, *messages], tokenize=False, add_generation_prompt=ask, strftime_now=TODAY.strftime, **self.variables
+                [*system, *messages],
+                tokenize=False,
+                add_generation_prompt=ask,
+                strftime_now=self.today.strftime,
+                **self.variables,
             )
         except TemplateError as error:
             hint = " Leave behaviour.system_prompt empty for this LLM." if "system" in str(error).lower() else ""
@@ -242,10 +248,12 @@ class ChatFormat:
     def _basic_facts(self) -> list[Any]:
         return [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
 
-    @property
+    @cached_property
     def reads_clock(self) -> bool:
-        """Whether the template writes today's date where nobody fixes it."""
-        return "strftime_now" in json.dumps(self.tokenizer.chat_template)
+        """Whether the template would write another text tomorrow, if the day were not fixed."""
+        tomorrow = ChatFormat(self.tokenizer, self.system_prompt, self.own_variables, self.llm_size)
+        tomorrow.today = self.today + timedelta(days=400, hours=1, minutes=1)
+        return tomorrow._around("", "") != self._around("", "")
 
 
 def read_chat(recipe: Recipe) -> ChatFormat:
