@@ -12,7 +12,7 @@ import hashlib
 import json
 from bisect import bisect
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -69,6 +69,8 @@ class ChatFormat:
     read from the tokenizer's folder where it is not given.
     """
 
+    today = TODAY
+
     def __init__(
         self, tokenizer: Any, system_prompt: str = "", variables: Mapping[str, Any] | None = None, llm_size: str | None = None
     ) -> None:
@@ -99,7 +101,11 @@ class ChatFormat:
         system = [{"role": "system", "content": said}] if said else []
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [*system, *messages], tokenize=False, add_generation_prompt=ask, strftime_now=TODAY.strftime, **self.variables
+                [*system, *messages],
+                tokenize=False,
+                add_generation_prompt=ask,
+                strftime_now=self.today.strftime,
+                **self.variables,
             )
         except TemplateError as error:
             hint = " Leave behaviour.system_prompt empty for this LLM." if "system" in str(error).lower() else ""
@@ -283,10 +289,12 @@ class ChatFormat:
     def _basic_facts(self) -> list[Any]:
         return [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
 
-    @property
+    @cached_property
     def reads_clock(self) -> bool:
-        """Whether the template writes today's date where nobody fixes it."""
-        return "strftime_now" in json.dumps(self.tokenizer.chat_template)
+        """Whether the template would write another text tomorrow, if the day were not fixed."""
+        tomorrow = ChatFormat(self.tokenizer, self.system_prompt, self.own_variables, self.llm_size)
+        tomorrow.today = self.today + timedelta(days=400, hours=1, minutes=1)
+        return tomorrow._around("", "") != self._around("", "")
 
 
 def read_chat(recipe: Recipe) -> ChatFormat:

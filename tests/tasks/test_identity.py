@@ -64,6 +64,14 @@ def test_answers_of_an_older_version_with_todays_date_in_them_are_refused() -> N
     assert "another date" in identity.difference({"fingerprint": chat.first_fingerprint, "llm": "demo"}, chat)
 
 
+def test_a_date_that_the_version_before_fixed_already_is_no_obstacle() -> None:
+    tokenizer = load_llm_tokenizer("demo")
+    llama = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+    tokenizer.chat_template = llama + tokenizer.chat_template
+    chat = ChatFormat(tokenizer)
+    assert identity.difference({"fingerprint": chat.first_fingerprint, "llm": "demo"}, chat) == ""
+
+
 def test_another_teacher_may_be_meant(chat: ChatFormat) -> None:
     made = identity.facts_of(chat) | {"llm_size": "hidden_size 4096"}
     assert "another size (hidden_size 4096; set behaviour.allow_other_teacher=true" in identity.difference(made, chat)
