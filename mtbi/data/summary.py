@@ -27,7 +27,7 @@ class Summary:
     no_sound: dict[str, int] = field(default_factory=dict)  #: files that are no sound, by ending
     splits: dict[str, int] = field(default_factory=dict)  #: utterances kept by split
     tagged: int = 0  #: transcripts kept with tags such as [noise] in them
-    shared: int = 0  #: utterances kept whose recording another one has, too
+    shared: int = 0  #: utterances kept whose recording another one has already
 
     def __str__(self) -> str:
         lines = [f"kept {self.kept} utterances ({self.hours:.2f} h, {self.speakers} speakers), rejected {self.rejected}"]
@@ -43,7 +43,7 @@ class Summary:
         if self.tagged:
             lines.append(f"{self.tagged} transcripts hold tags such as [noise]; --strip-tags takes them out")
         if self.shared:
-            lines.append(f"{self.shared} utterances have a recording that another one has, too")
+            lines.append(f"{self.shared} utterances repeat the recording of another one")
         return "\n".join(lines)
 
 
@@ -54,7 +54,8 @@ def counted(numbers: Mapping[str, int]) -> str:
 
 def endings(files: Iterable[Path]) -> dict[str, int]:
     """How many files have each ending."""
-    return dict(Counter(path.suffix.lower() or "without an ending" for path in files).most_common())
+    names = (path.suffix.lower().encode(errors="replace").decode() or "without an ending" for path in files)
+    return dict(Counter(names).most_common())
 
 
 def unique(utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Rejected]]:
