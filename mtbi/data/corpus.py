@@ -119,7 +119,9 @@ def parse(record: Any) -> Utterance:
 
 def decode_text(data: bytes) -> str:
     """UTF-8 text, a byte order mark dropped. Raises UserError that names the offending byte, or UTF-16."""
-    wide = next((name for mark, name in WIDE_MARKS.items() if data.startswith(mark)), "UTF-16" if b"\0" in data else "")
+    wide = next((name for mark, name in WIDE_MARKS.items() if data.startswith(mark)), "")
+    if not wide and b"\0" in data:  # the same without a mark: for Latin letters every other byte is 0
+        wide = "UTF-16BE" if data[::2].count(0) > data[1::2].count(0) else "UTF-16LE"
     if wide:
         raise UserError(f"not UTF-8: the text is {wide}; convert the file: iconv -f {wide} -t UTF-8")
     try:
@@ -179,7 +181,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             start = file.read(4)
             file.seek(0)
-            if any(start.startswith(mark) for mark in WIDE_MARKS):
+            if b"\0" in start or any(start.startswith(mark) for mark in WIDE_MARKS):
                 decode_text(start)
             with gzip.open(file) if start.startswith(GZIP_MARK) else file as lines:
                 yield from lines
@@ -266,6 +268,13 @@ def check(
     return [r for r in results if isinstance(r, Utterance)], [r for r in results if not isinstance(r, Utterance)]
 
 
+def refuse_other_duration(utterance: Utterance, seconds: float) -> None:
+    """Raises UserError where the record gives another duration than that of the recording: it is about a part of it."""
+    given = utterance.duration_s
+    if 0 < given < math.inf and not records.same_duration(given, seconds):
+        raise UserError(f"duration differs: {given:.2f} s in the record, {seconds:.2f} s in the file; cut the file first")
+
+
 def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
     """The utterance with its measured duration and rate. Raises UserError with the reason why it is unfit."""
     records.refuse_characters(utterance.to_json())
@@ -287,10 +296,7 @@ def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
         raise UserError(f"too many channels: {samples.shape[1]}, more than {limits.max_channels}")
     if samples.shape[1] > 1 and "channel" in utterance.extra:
         raise UserError(f"channel given: one of {samples.shape[1]} channels cannot be chosen; write the channels as files")
-    if 0 < utterance.duration_s < math.inf and not records.same_duration(utterance.duration_s, duration):
-        raise UserError(
-            f"duration differs: {utterance.duration_s:.2f} s in the record, {duration:.2f} s in the file; cut the file first"
-        )
+    refuse_other_duration(utterance, duration)
     peak = float(np.abs(samples.mean(axis=1)).max())
     level = 20 * math.log10(peak) if peak else -math.inf
     if level < limits.min_peak_dbfs:

@@ -47,6 +47,7 @@ DEMUXERS = (
     "ac3,eac3,dts,mpegts,mpeg,g722,qcp,oma,gsm,wav,mp3,caf"
 )
 CUT_MARKS = ("partial file", "truncated", "ended prematurely", "invalid data found", "error reading")
+HEADERLESS = ("RAW", "PCM")
 TIMEOUT_SECONDS = 600
 LONGEST_SECONDS = 24 * 3600
 
@@ -65,6 +66,11 @@ def to_wav(path: Path, kind: str, max_seconds: float = math.inf) -> bytes:
 
     Raises UserError where ffmpeg is not installed, fails, or reports that the file is cut.
     """
+    if kind in HEADERLESS:
+        raise UserError(
+            f"no header: a file .{kind.lower()} does not say its rate and format; if it is 16 bit at 16 kHz, convert it: "
+            f"sox -t raw -r 16000 -e signed -b 16 -c 1 {path.name} {path.stem}.flac"
+        )
     program = shutil.which("ffmpeg")
     if program is None:
         raise UserError(

@@ -196,7 +196,7 @@ def import_corpus(
     if not records:
         expected = " ".join((importer.__doc__ or "").split())
         there = f" There are {len(walk.files)} files: {counted(endings(walk.files))}." if walk.files else ""
-        hint = f"{there}{other_layout(walk)}"
+        hint = f"{there}{other_layout(walk, kind)}"
         raise UserError(f"{source}: nothing found. The kind {kind!r} expects: {expected}{hint}")
     base = source.parent if source.is_file() else source
     chosen, rejected = sort_out(records, base, allow_outside, splits)
@@ -216,10 +216,11 @@ def import_corpus(
     return summarise(good, rejected, walk, base, 0 if strip_tags else sum(utterance.id in ids for utterance in tagged))
 
 
-def other_layout(walk: paths.Walk) -> str:
+def other_layout(walk: paths.Walk, kind: str) -> str:
     """What is known about a layout that no importer reads; empty for an unknown one."""
     names = {path.name for path in walk.files}
     marks = {
+        "manifest.jsonl": "a manifest",
         "transcripts.txt": "Multilingual LibriSpeech",
         "wav.scp": "Kaldi",
         "metadata.csv": "LJ Speech",
@@ -229,7 +230,9 @@ def other_layout(walk: paths.Walk) -> str:
     known = next((layout for name, layout in marks.items() if name in names), "")
     known = known or ("LibriTTS" if any(name.endswith(".normalized.txt") for name in names) else "")
     known = known or ("LibriSpeech" if any(name.endswith(".trans.txt") for name in names) else "")
-    return f" This looks like {known}: choose its kind, or write a manifest and use the kind 'jsonl'." if known else ""
+    if not known or known.replace(" ", "").lower() == kind:
+        return ""
+    return f" This looks like {known}: choose its kind, or write a manifest and use the kind 'jsonl'."
 
 
 def sort_out(

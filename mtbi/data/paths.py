@@ -42,10 +42,9 @@ def walk(folder: Path) -> Walk:
     read: dict[tuple[int, int], Path] = {}
     linked = [folder]
     while linked:
-        pending, waiting = sorted(linked), []
-        linked = []
+        pending, linked = sorted(linked, reverse=True), []
         while pending:
-            place = pending.pop(0)
+            place = pending.pop()
             try:
                 about = place.stat()
                 known = read.setdefault((about.st_dev, about.st_ino), place)
@@ -56,14 +55,15 @@ def walk(folder: Path) -> Walk:
             except OSError as error:
                 found.unread.append((place, f"cannot be opened: {error.strerror}"))
                 continue
+            folders = []
             for entry in entries:
                 if not _is_folder(entry):
                     found.files.append(Path(entry.path))
                 elif entry.is_symlink():
                     linked.append(Path(entry.path))
                 else:
-                    waiting.append(Path(entry.path))
-            pending, waiting = waiting + pending, []
+                    folders.append(Path(entry.path))
+            pending += reversed(folders)
     found.files.sort()
     return found
 

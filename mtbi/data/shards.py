@@ -27,7 +27,7 @@ from safetensors.numpy import save as save_tensors
 from tqdm import tqdm
 
 from mtbi.data import audio, store
-from mtbi.data.corpus import Utterance
+from mtbi.data.corpus import Utterance, refuse_other_duration
 from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.tasks import identity
 from mtbi.tasks.behaviour import Behaviour, BehaviourStore
@@ -255,6 +255,7 @@ def write_local(
                 path = Path(folder) / utterance.audio
                 try:
                     wave = audio.read(path)
+                    refuse_other_duration(utterance, len(wave) / audio.SAMPLE_RATE)
                 except UserError as error:
                     raise UserError(
                         f"{path} (utterance {utterance.id}): {error}. Sort such files out with `mtbi data import jsonl`."

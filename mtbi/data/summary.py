@@ -27,7 +27,7 @@ class Summary:
     no_sound: dict[str, int] = field(default_factory=dict)  #: files that are no sound, by ending
     splits: dict[str, int] = field(default_factory=dict)  #: utterances kept by split
     tagged: int = 0  #: transcripts kept with tags such as [noise] in them
-    shared: int = 0  #: utterances kept whose recording another one has, too
+    shared: int = 0  #: utterances kept whose recording another one has already
     single: int = 0  #: utterances kept that have one word, or one character where the script has no spaces
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Summary:
         if self.tagged:
             lines.append(f"{self.tagged} transcripts hold tags such as [noise]; --strip-tags takes them out")
         if self.shared:
-            lines.append(f"{self.shared} utterances have a recording that another one has, too")
+            lines.append(f"{self.shared} utterances repeat the recording of another one")
         if self.single:
             share = self.single / self.kept
             lines.append(f"{self.single} utterances ({share:.1%}) have one word only: they cannot be interleaved")
@@ -58,7 +58,8 @@ def counted(numbers: Mapping[str, int]) -> str:
 
 def endings(files: Iterable[Path]) -> dict[str, int]:
     """How many files have each ending."""
-    return dict(Counter(path.suffix.lower() or "without an ending" for path in files).most_common())
+    names = (path.suffix.lower().encode(errors="replace").decode() or "without an ending" for path in files)
+    return dict(Counter(names).most_common())
 
 
 def unique(utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Rejected]]:

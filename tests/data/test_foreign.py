@@ -37,6 +37,12 @@ def test_without_ffmpeg_the_format_and_the_remedy_are_named(name: str, tmp_path:
     assert str(caught.value).endswith(f"ffmpeg -i {name} {Path(name).stem}.flac")
 
 
+def test_sound_without_a_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(bytes(3200))
+    with pytest.raises(UserError, match=r"no header: a file \.raw does not say .* a\.raw a\.flac"):
+        audio.load(tmp_path / "a.raw")
+
+
 def test_bytes_never_reach_ffmpeg() -> None:
     with pytest.raises(UserError, match="not readable as audio: MP4 or M4A is not among"):
         audio.load(STARTS["a.m4a"][0])

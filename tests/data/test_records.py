@@ -188,8 +188,13 @@ def test_other_cuts_are_refused_by_name(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_wide_text_is_named(encoding: str) -> None:
     text = json.dumps(GOOD) + "\n"
-    with pytest.raises(UserError, match=r"not UTF-8: the text is UTF-(16|32).*iconv -f UTF-(16|32) -t UTF-8"):
+    with pytest.raises(
+        UserError, match=r"not UTF-8: the text is UTF-(16|32)([LB]E)?; convert the file: iconv -f UTF-(16|32)([LB]E)? -t UTF-8"
+    ):
         corpus.decode_text(text.encode(encoding))
+    if encoding.endswith("e"):
+        with pytest.raises(UserError, match=f"UTF-16{encoding[-2:].upper()} -t"):
+            corpus.decode_text(text.encode(encoding))
     Path("m.jsonl").write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match="UTF-"):
         corpus.read_manifest("m.jsonl")

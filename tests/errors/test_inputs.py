@@ -139,6 +139,12 @@ RECORDINGS = [
         both(lines("m.jsonl", {**GOOD, "offset": 0.0, "duration": 2.0}), file("a.wav", tone(6))),
     ),
     Case(
+        "a part of a recording, not imported",
+        "data shard m.jsonl $answers out",
+        ("a.wav (utterance a): duration differs: 2.00 s in the record, 6.00 s in the file", "mtbi data import jsonl"),
+        both(lines("m.jsonl", {**GOOD, "duration": 2.0}), file("a.wav", tone(6))),
+    ),
+    Case(
         "a part of a recording",
         "data stats m.jsonl",
         ("start_s given", "cut the file first", "line 1 of m.jsonl"),
