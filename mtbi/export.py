@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import transformers
 import yaml
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -130,7 +131,8 @@ def make_processor(run: TrainedRun, apart: bool = True) -> MtbiProcessor:
     """Tokenizer, chat template and lengths of a run."""
     model = run.recipe.model
     tokenizer = load_llm_tokenizer(model.llm, model.trust_remote_code)
-    tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_additional_special_tokens=False)
+    extra = "extra_special_tokens" if transformers.__version__ >= "5" else "additional_special_tokens"
+    tokenizer.add_special_tokens({extra: [AUDIO_TOKEN]}, **{f"replace_{extra}": False})
     tokenizer.chat_template = chat_template(tokenizer, run, apart)
     extractor = MtbiFeatureExtractor(max_seconds=run.recipe.plan.max_audio_seconds)
     geometry = asdict(FrameGeometry.from_config(model))

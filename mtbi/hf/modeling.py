@@ -46,10 +46,13 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             self.adapter = build_adapter(config.model.adapter, self.encoder.width, width, config.embedding_rms)
         self._no_split_modules = self.llm._no_split_modules
         self._tied_weights_keys: Any = [f"llm.{key}" for key in self.llm._tied_weights_keys or []]
+        self._keys_to_ignore_on_save: Any  #: transformers leaves these out of what it saves
         # Frozen weights with their versions, which count changes in place: a changed one is saved with the trained ones.
         self._frozen = {name: (id(value), value._version) for name, value in self.named_parameters() if not value.requires_grad}
         if trained is None:
             self.post_init()
+        elif not config.complete:
+            self._keys_to_ignore_on_save = self.frozen_keys()
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -70,11 +73,8 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             raise TypeError(f"from_pretrained takes one argument without a name, the path; {len(args)} more were given")
         return frozen.load(cls, path, config, kwargs)
 
-    @property
-    def _keys_to_ignore_on_save(self) -> list[str] | None:  # type: ignore[override]
-        """For transformers: the frozen weights, which an export of trained weights leaves to their own homes."""
-        if self.config.complete:
-            return None
+    def frozen_keys(self) -> list[str]:
+        """Names of the frozen weights, which an export of trained weights leaves to their own homes."""
         kept = {
             name
             for name, value in self.named_parameters()
@@ -90,6 +90,8 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         """
         if kwargs.get("safe_serialization", True) is False:
             raise ValueError("safe_serialization=False: the weights are saved as safetensors only")
+        if not self.config.complete:
+            self._keys_to_ignore_on_save = self.frozen_keys()
         before = frozen.written(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
         after = frozen.written(save_directory)
@@ -155,8 +157,9 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         """Speech is heard once, before the first new token."""
         sound = {name: kwargs.pop(name, None) for name in ("input_values", "input_lengths")}
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        position = kwargs.get("cache_position")
-        return {**inputs, **sound} if position is None or position[0] == 0 else inputs
+        position, first = kwargs.get("cache_position"), kwargs.get("is_first_iteration")  # of transformers 4 and 5
+        begins = position[0] == 0 if position is not None else first is not False
+        return {**inputs, **sound} if begins else inputs
 
     def _expand_inputs_for_generation(  # type: ignore[override]  # of the model, not of the class: it looks for audio tokens
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
