@@ -97,7 +97,5 @@ def difference(made: Mapping[str, Any], chat: ChatFormat, allow_other_teacher: b
     if other_dialogues(made, today):
         return "another beginning or end of the dialogues (perhaps a date that the chat template writes)"
     if not allow_other_teacher and other_llm(made, today):
-        return (
-            f"an LLM of another size ({made.get('llm_size') or made['llm']}; behaviour.allow_other_teacher=true if that is meant)"
-        )
+        return f"an LLM of another size ({made.get('llm_size') or made['llm']}; behaviour.allow_other_teacher=true if that is meant)"
     return ""
