@@ -64,7 +64,7 @@ class SpeechLLM:
         """A question as the model reads it. Raises UserError that names its number."""
         talk = self.conversation()
         try:
-            return talk.turn([talk.fit(self.read(audio))] if audio is not None else [], prompt)
+            return talk._turn([talk.fit(self.read(audio))] if audio is not None else [], prompt)
         except UserError as error:
             raise UserError(f"question {number}: {error}") from error
 

@@ -1,7 +1,7 @@
 """Talking to a trained speech LLM: several turns, each with any mix of speech and text.
 
-A message is text in which `<FILE>` stands for a recording: `<a.flac> what is the last digit`. The text after the last
-recording is the prompt; text before it belongs to what was said, as if it had been heard.
+A message is text in which `<FILE>` stands for a recording: `<a.flac> what is the last digit`. Which text is the prompt
+says `mtbi.turn.split_prompt`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from mtbi.data.waveforms import Recording, listed, waveform
 from mtbi.errors import UserError
 from mtbi.model.generate import GREEDY, Decoding, generate
 from mtbi.trained import TrainedRun
+from mtbi.turn import split_prompt, user_turn
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -50,10 +50,11 @@ class Conversation:
 
         Raises UserError for an unusable recording. A message that fails leaves the conversation as it was.
         """
-        *said, prompt = RECORDING.split(message)  # text, file, text, file, …, text
-        heard: list[str | np.ndarray] = [self._listen(recording) for recording in listed(recordings)]
-        heard += [self._listen(Path(piece)) if place % 2 else piece for place, piece in enumerate(said)]
-        return self.say(heard, prompt, streamer)
+        pieces: list[str | np.ndarray] = [self._listen(recording) for recording in listed(recordings)]
+        for place, piece in enumerate(RECORDING.split(message)):  # text, file, text, file, …, text
+            pieces.append(self._listen(Path(piece)) if place % 2 else piece)
+        said, prompt = split_prompt(pieces)
+        return self.say(said, prompt, streamer)
 
     def say(
         self,
@@ -64,7 +65,8 @@ class Conversation:
     ) -> str:
         """The answer to a prompt about what is `said`, in order: a `str` is text, all else a recording, as `waveform` takes it.
 
-        Raises UserError for an unusable recording, ContextError where the conversation has become longer than the LLM's context.
+        Without anything said the prompt is the whole message.
+        Raises UserError for an unusable recording, ContextError where the conversation is longer than the LLM's context.
         """
         chat = self.run.chat
         parts = self.asked(said, prompt)
@@ -75,33 +77,18 @@ class Conversation:
 
     def asked(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
         """All that the model gets for an answer to a prompt about what is `said`: token ids and waveforms in order."""
-        return [*self.parts, *self.turn(self._heard(said), prompt)]
+        return [*self.parts, *self._turn(self._heard(said), prompt)]
 
     def recall(self, said: Sequence[str | Recording], prompt: str, answer: str) -> None:
         """A turn that happened before, with the answer that was given."""
         chat = self.run.chat
-        self.parts = [*self.parts, *self.turn(self._heard(said), prompt), torch.tensor([*chat.text_ids(answer), chat.end_id])]
+        self.parts = [*self.parts, *self._turn(self._heard(said), prompt), torch.tensor([*chat.plain_ids(answer), chat.end_id])]
 
-    def _next_opening(self) -> list[int]:
-        """What stands between an answer and the user's next words: the part of `turn_ids` that does not depend on them."""
-        pairs = zip(self.run.chat.turn_ids("0"), self.run.chat.turn_ids("A"), strict=False)
-        return [left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
-
-    def turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
+    def _turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
         """A user turn from the first token that is its own to the opening of the answer."""
         chat = self.run.chat
-        parts: list[Tensor | np.ndarray] = [torch.tensor(self._next_opening() if self.parts else chat.prefix_ids)]
-        for piece in said:
-            if isinstance(piece, np.ndarray):
-                parts.append(piece)
-            elif words := piece.split():
-                # A space stands before all words but the first.
-                spaced = chat.word_ids(["x", *words])[1:] if len(parts) > 1 else chat.word_ids(words)
-                parts.append(torch.tensor([token for ids in spaced for token in ids]))
-        if len(parts) == 1:  # no speech: the message itself is the content
-            parts.append(torch.tensor(chat.text_ids(prompt.strip())))
-            prompt = ""
-        return [*parts, torch.tensor(chat.suffix_ids(prompt.strip()))]
+        opening = chat.opening_ids if self.parts else chat.prefix_ids
+        return user_turn(chat, opening, said, prompt, self.run.recipe.behaviour.prompt_first)
 
     def _heard(self, said: Sequence[str | Recording]) -> list[str | np.ndarray]:
         """Text as it is, recordings as `(samples,)` at 16 kHz."""

@@ -52,7 +52,16 @@ def data_import(options: Options) -> None:
     """Make a checked manifest of a speech corpus."""
     from mtbi.data.importers import import_corpus
 
-    print(import_corpus(options.kind, options.source, options.out, options.text_style, allow_outside=options.allow_outside))
+    summary = import_corpus(
+        options.kind,
+        options.source,
+        options.out,
+        options.text_style,
+        allow_outside=options.allow_outside,
+        splits=options.split,
+        strip_tags=options.strip_tags,
+    )
+    print(summary)
 
 
 def data_check(options: Options) -> None:
@@ -107,8 +116,7 @@ def data_encode(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
-    cache = recipe.data.cache_dir or f"{recipe.run_dir}/cache"
-    shards = Shards(options.shards, cache, several_teachers=recipe.behaviour.allow_other_teacher)
+    shards = Shards(options.shards, recipe.data.cache_dir or f"{recipe.run_dir}/cache")
     written = features.write(
         shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), features.encoder_name(recipe), options.out
     )
@@ -150,6 +158,7 @@ def behave(options: Options) -> None:
 def plan(options: Options) -> None:
     """Print what one epoch of a recipe looks like, or with --gpus how much memory and time it needs, without training."""
     from mtbi import recipe as recipes
+    from mtbi.data.interleave import Coverage
     from mtbi.data.plan import Plan, Position
     from mtbi.engine.start import open_shards
     from mtbi.model.geometry import FrameGeometry
@@ -181,14 +190,21 @@ def plan(options: Options) -> None:
         used += step.used_share
         utterances += sum(len(row.groups) for row in step.rows)
     share, epochs, there = used / steps, recipe.train.steps / steps, len(shards.index.utterances)
+    coverage = Coverage.of(shards.index.utterances["words"])
     if options.json:
         numbers = {"steps_per_epoch": steps, "utterances": utterances, "utterances_in_shards": there}
-        print(as_json({**numbers, "left_out": asdict(out), "used_share": share, "epochs": epochs}))
+        print(
+            as_json(
+                {**numbers, "left_out": asdict(out), "interleaving": asdict(coverage), "used_share": share, "epochs": epochs}
+            )
+        )
         return
     print(f"steps an epoch  {steps}")
     print(f"utterances      {utterances} of {there}")
     if out.too_long or out.too_big or out.unanswered:
         print(f"left out        {out.too_long} too long, {out.too_big} too big for a row, {out.unanswered} without an answer")
+    if recipe.interleave.share:
+        print(f"interleaving    {coverage}")
     print(f"slots used      {share:.1%} of {recipe.plan.rows_per_step} rows of {recipe.plan.row_tokens} tokens")
     print(f"epochs          {epochs:.2f} in {recipe.train.steps} steps")
 
@@ -215,7 +231,7 @@ def evaluate(options: Options) -> None:
         shown = report.cells if options.tasks else report.summary
         print(as_json({"folder": str(report.folder), "cells": [cells.to_json(cell) for cell in shown]}))
         return
-    print(cells.render(report.cells) if options.tasks else report)
+    print(f"{cells.render(report.cells)}\n\n{cells.notes(report.cells)}" if options.tasks else report)
     print(f"\n{report.folder}: report.json, table.md, answers.jsonl")
 
 
@@ -303,7 +319,7 @@ def export(options: Options) -> None:
     from mtbi.export import export as write
     from mtbi.trained import open_run
 
-    write(open_run(options.run, options.checkpoint, "cpu"), options.out, options.layout)
+    write(open_run(options.run, options.checkpoint, "cpu", as_trained=True), options.out, options.layout)
     print(f"{options.out}: {options.out}/README.md says how to use it")
 
 
@@ -435,6 +451,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--text-style", default="none", help="spelling of the transcripts: none, lower, sentence, or an installed one"
     )
     command.add_argument("--allow-outside", action="store_true", help="accept recordings outside the source folder")
+    command.add_argument("--split", action="append", default=[], help="keep only this split, such as train; may be repeated")
+    command.add_argument("--strip-tags", action="store_true", help="remove tags such as [noise] and <unk> from transcripts")
     command = add(data, "check", data_check)
     command.add_argument("manifest", type=Path)
     command = add(

@@ -26,7 +26,9 @@ from mtbi.model.encoder import Convolutional, Whisper
 from mtbi.model.geometry import FrameGeometry
 from mtbi.model.speech_llm import embedding_rms
 from mtbi.recipe import LoraConfig, Recipe
-from mtbi.tasks.chat import TEMPLATE_VARIABLES, load_llm_tokenizer
+from mtbi.tasks.chat import TEMPLATE_VARIABLES, TODAY, load_llm_tokenizer
+from mtbi.tasks.teacher import all_end_ids
+from mtbi.tasks.tokens import APART
 from mtbi.trained import TrainedRun
 
 PRIVATE = ("run_dir", "data")  # of the recipe: places on the machine that trained
@@ -53,24 +55,35 @@ vllm serve … --trust-remote-code   # runs ultravox_processing.py of this folde
 """
 USE = {"trained": TRANSFORMERS, "merged": TRANSFORMERS, "ultravox": VLLM}
 
-#: Before the LLM's own template: parts become text in which each recording is one token, as `mtbi.tasks.chat` lays them out.
+#: Before the LLM's own template: parts become text in which each recording is one token, as `mtbi.turn` lays them out. What
+#: training tokenises by itself stands between two `APART`.
 FLATTEN = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
 {%- if message['content'] is string -%}
 {%- set flat.messages = flat.messages + [message] -%}
 {%- else -%}
-{%- set made = namespace(text='', last=-1) -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'audio' -%}{%- set made.last = loop.index0 -%}{%- endif -%}
-{%- endfor -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'audio' -%}{%- set made.text = made.text + AUDIO -%}
-{%- elif made.text == '' -%}{%- set made.text = part['text'] | trim + LEAD * (loop.index0 < made.last) -%}
-{%- else -%}{%- set made.text = made.text + (' ' if loop.index0 < made.last else '\\n') + part['text'] | trim -%}
+{%- set made = namespace(first=-1, last=-1, before='', after='', said='') -%}
+{%- for part in message['content'] if part['type'] == 'audio' or part['text'] | trim -%}
+{%- if part['type'] == 'audio' -%}
+{%- if made.first < 0 -%}{%- set made.first = loop.index0 -%}{%- endif -%}
+{%- set made.last = loop.index0 -%}{%- set made.after = '' -%}
+{%- elif made.first < 0 -%}{%- set made.before = made.before + ' ' + part['text'] -%}
+{%- else -%}{%- set made.after = made.after + ' ' + part['text'] -%}
 {%- endif -%}
 {%- endfor -%}
-{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': made.text}] -%}
+{%- for part in message['content'] if part['type'] == 'audio' or part['text'] | trim -%}
+{%- if part['type'] == 'audio' -%}{%- set made.said = made.said + AUDIO -%}
+{%- elif loop.index0 < made.last and (made.after or loop.index0 > made.first) -%}
+{%- set made.said = made.said + (APART + SPACE if made.said else '') + part['text'].split() | join(APART + SPACE) -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set prompt = (made.after or made.before) | trim -%}
+{%- if not (made.said and prompt) -%}{%- set text = made.said + prompt + APART -%}
+{%- elif PROMPT_FIRST -%}{%- set text = prompt + '\\n' + APART + made.said + APART -%}
+{%- else -%}{%- set text = made.said + APART + '\\n' + prompt -%}
+{%- endif -%}
+{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': APART + text}] -%}
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = flat.messages -%}
@@ -94,7 +107,7 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
     folder = out.with_name(f".{out.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    processor = make_processor(run)
+    processor = make_processor(run, apart=layout != "ultravox")
     if layout != "trained":
         merge_lora(run.model)
     if layout == "ultravox":
@@ -104,7 +117,8 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
         MtbiForConditionalGeneration(config, run.model).save_pretrained(folder)
         processor.save_pretrained(folder)
     end = run.chat.end_id
-    GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
+    ends = all_end_ids(run.model.llm.generation_config, end)
+    GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=ends, pad_token_id=end).save_pretrained(folder)
     (folder / "recipe.yaml").write_text(shown_recipe(run.recipe), encoding="utf-8")
     (folder / "README.md").write_text(card(run, layout), encoding="utf-8")
     if out.exists():
@@ -112,24 +126,43 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
     folder.rename(out)
 
 
-def make_processor(run: TrainedRun) -> MtbiProcessor:
+def make_processor(run: TrainedRun, apart: bool = True) -> MtbiProcessor:
     """Tokenizer, chat template and lengths of a run."""
     model = run.recipe.model
     tokenizer = load_llm_tokenizer(model.llm, model.trust_remote_code)
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_additional_special_tokens=False)
-    tokenizer.chat_template = chat_template(tokenizer, run.recipe)
+    tokenizer.chat_template = chat_template(tokenizer, run, apart)
     extractor = MtbiFeatureExtractor(max_seconds=run.recipe.plan.max_audio_seconds)
     geometry = asdict(FrameGeometry.from_config(model))
     return MtbiProcessor(extractor, tokenizer, tokenizer.chat_template, geometry)
 
 
-def chat_template(tokenizer: Any, recipe: Recipe) -> str:
-    """The LLM's template, for messages with recordings, the recipe's system prompt and its fixed variables."""
-    own = tokenizer.get_chat_template()
-    constants = {**TEMPLATE_VARIABLES, "AUDIO": AUDIO_TOKEN, "LEAD": "\n" if recipe.behaviour.prompt_first else ""}
+def chat_template(tokenizer: Any, run: TrainedRun, apart: bool) -> str:
+    """The LLM's template, for messages with recordings, with the recipe's order of prompt and speech, system prompt, variables.
+
+    With `apart` for `MtbiProcessor`, which tokenises the parts of a dialogue as training does.
+    """
+    own, behaviour = tokenizer.get_chat_template(), run.recipe.behaviour
+    constants = {
+        **TEMPLATE_VARIABLES,
+        **behaviour.template_variables,
+        "AUDIO": AUDIO_TOKEN,
+        "PROMPT_FIRST": behaviour.prompt_first,
+        "APART": APART if apart else "",
+        "SPACE": "" if apart and run.chat.tokens.prefixes_space else " ",
+    }
     lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in constants.items()]
-    system = SYSTEM.replace("PROMPT", json.dumps(recipe.behaviour.system_prompt)) if recipe.behaviour.system_prompt else ""
-    return "".join(lines) + FLATTEN + system + own
+    said = run.chat.tokens.harmless(behaviour.system_prompt)
+    system = SYSTEM.replace("PROMPT", json.dumps(said)) if said else ""
+    return "".join(lines) + (fixed_clock() if "strftime_now" in own else "") + FLATTEN + system + own
+
+
+def fixed_clock() -> str:
+    """A macro in the place of the function by which templates read the clock: the day of training, for ever."""
+    letters = "aAbBcdDeFgGhHIjmMnpStTuUVwWxXyYZ"
+    codes = [f"%-{letter}" for letter in "dmHIMSjyY"] + [f"%{letter}" for letter in letters]
+    written = "".join(f" | replace({json.dumps(code)}, {json.dumps(TODAY.strftime(code))})" for code in codes)
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{written} }}}}{{%- endmacro -%}}\n"
 
 
 def make_config(run: TrainedRun, audio_token_id: int, merged: bool) -> MtbiConfig:
@@ -146,6 +179,7 @@ def make_config(run: TrainedRun, audio_token_id: int, merged: bool) -> MtbiConfi
         audio_token_id=audio_token_id,
         embedding_rms=embedding_rms(model.llm)[0],
         normalise=getattr(model.encoder, "normalise", True),
+        prompt_first=run.recipe.behaviour.prompt_first,
         dtype=model.dtype,
         architectures=[MtbiForConditionalGeneration.__name__],
         eos_token_id=run.chat.end_id,

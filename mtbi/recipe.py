@@ -63,15 +63,15 @@ class ModelConfig:
     llm_lora: LoraConfig = field(default_factory=LoraConfig)
     encoder_lora: LoraConfig = field(default_factory=LoraConfig)
     llm_fp8: bool = False  #: train with the frozen LLM's linear layers as 8-bit floats: half the memory, for H100 and newer
-    attention: str = "auto"  #: `dense`, `flash`, `flex`, or `auto` (flash on a GPU, dense elsewhere)
+    attention: str = "auto"  #: `dense`, `flash`, `flex`, or `auto` (what suits the LLM: flash or flex on a GPU, else dense)
     activation_checkpointing: str = "auto"  #: recompute the LLM's activations: `on`, `off`, `auto` (where GPU memory needs it)
     compile: bool = False  #: compile the frozen LLM's layers (torch.compile); no faster on CPUs; not with ZeRO-3
     trust_remote_code: bool = False  #: run Python code that comes with the LLM or encoder; leave off unless you have read it
 
 
 def in_use(model: ModelConfig) -> ModelConfig:
-    """The same without what only training has: the LLM in its own precision, and not compiled."""
-    return replace(model, llm_fp8=False, compile=False)
+    """The same without what only training has: the LLM in its own precision, not compiled, with no kernels for packed rows."""
+    return replace(model, llm_fp8=False, compile=False, attention="dense")
 
 
 @dataclass
@@ -88,13 +88,13 @@ class BehaviourConfig:
     )
     prompt_first: bool = False  #: the prompt stands before the speech, so branches share no audio; False = after it
     system_prompt: str = ""  #: system message before every dialogue; empty = none
-    template_variables: dict[str, Any] = field(default_factory=dict)  #: what the LLM's chat template is given, such as a date
-    allow_other_teacher: bool = False  #: train on answers of an LLM of another size than model.llm, with the same vocabulary
     top_k: int = 32  #: teacher log-probabilities kept per answer token
     max_new_tokens: int = 128  #: longest answer; a longer one is cut off and tagged
     batch_size: int = 64  #: dialogues generated together
     backend: str = "transformers"  #: `transformers` or `vllm`
     temperature: float = 0.0  #: 0 = greedy
+    template_variables: dict[str, Any] = field(default_factory=dict)  #: what the LLM's chat template is given, such as a date
+    allow_other_teacher: bool = False  #: train on answers of an LLM of another size than model.llm, with the same vocabulary
 
 
 @dataclass
@@ -474,5 +474,5 @@ def reference(kind: type = Recipe, path: str = "") -> Iterator[FieldNote]:
         if is_dataclass(hint):
             yield from reference(hint, where)  # type: ignore[arg-type]
         else:
-            label = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+            label = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")
             yield FieldNote(where, label, getattr(default, name), notes.get(name, ""))

@@ -69,7 +69,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     def doing(what: str) -> None:
         watchdog.at(progress.step + 1, what)
 
-    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot)
+    longest = start.longest_dialogue(inputs, evaluation)
+    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot, longest)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
     keeper = Keeper(recipe, ranks, engine, metrics, begin.lease, doing)
     guard, stopped = Guard(config, progress.guard), False
@@ -80,6 +81,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     )
     if progress.step >= config.steps:
         keeper.copy_again()
+    if recipe.interleave.share and inputs.coverage.possible < inputs.coverage.utterances:
+        metrics.say(f"interleaving: {inputs.coverage}")
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     with Loader(
@@ -137,8 +140,8 @@ def ending(recipe: Recipe, progress: Progress, stopped: bool) -> str:
     if not progress.bad_steps:
         return what
     return (
-        f"{what}. The last checkpoint follows {progress.bad_steps} bad step(s): with a sudden high loss, or without any. A run goes "
-        "on from it; `mtbi` commands take the newest checkpoint that follows a good step, if there is one"
+        f"{what}. The last checkpoint follows {progress.bad_steps} bad step(s): with a sudden high loss, or without any. A run "
+        "goes on from it; `mtbi` commands take the newest checkpoint that follows a good step, if there is one"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 from mtbi import recipe as recipes
 from mtbi.engine import checkpoint as checkpoints
 from mtbi.errors import UserError
+from mtbi.model import precision, self_test
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import Recipe
 from mtbi.tasks.chat import ChatFormat, read_chat
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,11 +31,12 @@ class TrainedRun:
     device: torch.device
 
 
-def open_run(folder: Path | str, which: str = "best", device: str = "") -> TrainedRun:
+def open_run(folder: Path | str, which: str = "best", device: str = "", as_trained: bool = False) -> TrainedRun:
     """Read a run's folder. `which` is `best`, `latest` or a checkpoint's path; `device` is `cpu`, `cuda`;  empty: a GPU if any.
 
-    Raises UserError when the folder holds no run or no valid checkpoint, the checkpoint does not fit the recipe, or the device
-    is not there.
+    With `as_trained` the model has the precision that it was trained in, on whatever device; else `precision: auto` suits the
+    device. Raises UserError when the folder holds no run or no valid checkpoint, the checkpoint does not fit the recipe, the
+    device is not there, or the LLM does not compute what it should (`mtbi.model.self_test`).
     """
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
@@ -41,10 +46,12 @@ def open_run(folder: Path | str, which: str = "best", device: str = "") -> Train
     recipe = recipes.load(folder / "recipe.yaml")
     chosen = find_checkpoint(folder, which)
     place = find_device(device)
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and place.type == "cuda")
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    # Checkpoints of earlier versions do not say what they were trained in.
+    trained_in = checkpoints.load_state(chosen).get("precision", recipe.precision) if as_trained else recipe.precision
+    dtype = precision.of(trained_in, place)
     model = build_speech_llm(recipes.in_use(recipe.model), recipe.loss, dtype, place, tasks=1)
     put_weights(model, chosen)
+    self_test.check(model.llm, recipe.model.llm)
     chat = read_chat(recipe)
     return TrainedRun(folder, chosen, recipe, model.to(place).eval(), chat, place)
 
@@ -68,7 +75,9 @@ def find_checkpoint(folder: Path, which: str) -> Path:
             raise UserError(f"{which}: no checkpoint there; name `best`, `latest` or a folder such as {folder}/step-00000200")
         return Path(which)
     found = checkpoints.best(folder) if which == "best" else None
-    found = found or checkpoints.latest_good(folder) or checkpoints.latest_valid(folder)
+    found = found or checkpoints.latest_good(folder)
+    if found is None and (found := checkpoints.latest_valid(folder)):
+        log.warning("%s follows steps with a sudden high loss, or without any, and there is no other checkpoint", found)
     if found is None:
         raise UserError(f"{folder}: no valid checkpoint yet; train first: deepspeed mtbi/train.py --recipe … run_dir={folder}")
     return Path(found)
@@ -77,6 +86,8 @@ def find_checkpoint(folder: Path, which: str) -> Path:
 def put_weights(model: SpeechLLM, checkpoint: Path) -> None:
     """Load the trained parameters; raises UserError where their names or shapes are not the model's."""
     saved = checkpoints.load_trainable(checkpoint)
+    for name, value in model.named_parameters():  # earlier versions trained Whisper's sinusoids with its weights
+        value.requires_grad_(value.requires_grad or (name in saved and name.endswith("embed_positions.weight")))
     wanted = {name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad}
     if wanted != {name: tuple(value.shape) for name, value in saved.items()}:
         other = sorted(wanted.items() ^ {(name, tuple(value.shape)) for name, value in saved.items()})

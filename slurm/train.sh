@@ -3,7 +3,7 @@
 #   sbatch --nodes 8 --gpus-per-node 8 --ntasks-per-node 8 slurm/train.sh --recipe NAME [key=value …]
 #
 # One task for each GPU, so that Slurm itself starts, binds and ends every process and sees each one's exit status. The run's folder
-# (run_dir in the recipe) must lie on a file system that all nodes share.
+# (run_dir in the recipe) should lie on a file system that all nodes share: after a requeue another node may come first.
 #   MTBI_ZERO     the DeepSpeed configuration (default ds_configs/zero3.json)
 #   MTBI_VENV     the virtual environment (default .venv)
 #   MTBI_LOGS     folder of the logs (default logs)

@@ -212,6 +212,10 @@ def test_ultravoxs_layout_gives_the_runs_logits(make: Make, waves: list[np.ndarr
     processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
     text = processor.apply_chat_template(conversation(waves[0]), add_generation_prompt=True)
     inputs = processor(text=text, audios=[waves[0]], sampling_rate=16_000)
+    whole = (waves[0] * 2**15).astype(np.int16)
+    for wrong in (whole, whole.astype(np.float32), waves[0][:0], np.full(9, np.nan), np.stack([waves[0]] * 2)):
+        with pytest.raises(ValueError, match="a recording"):
+            processor(text=text, audios=[wrong])
 
     def part(name: str) -> dict[str, torch.Tensor]:
         return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}

@@ -48,6 +48,7 @@ from mtbi.data.plan import Group, Plan, Row  # noqa: E402
 from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
 from mtbi.model import attention, fp8, liger, varlen  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
+from mtbi.model.back_end import NAMES, choose  # noqa: E402
 from mtbi.model.encoder import Whisper  # noqa: E402
 from mtbi.model.flops import LLMSize, size  # noqa: E402
 from mtbi.model.geometry import WHISPER_STAGES, FrameGeometry  # noqa: E402
@@ -358,7 +359,7 @@ def main() -> int:
     gpu = torch.cuda.is_available()
     device, dtype = (torch.device("cuda"), torch.bfloat16) if gpu else (torch.device("cpu"), torch.float32)
     work = Work(512, options.seconds, LLMS[options.llm][1].vocab_size, options.row_tokens)
-    best = attention.choose("auto", device, dtype)
+    best = NAMES[choose("auto", device, dtype)[0]]
     # On a CPU FlexAttention has no backward pass.
     back_ends = [attention.DENSE, attention.FLASH, *([attention.FLEX] if gpu else [])]
     rounded = gpu and torch.cuda.get_device_capability() >= fp8.CAPABILITY

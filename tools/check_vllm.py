@@ -58,6 +58,7 @@ def make(folder: Path, run_folder: Path | None) -> None:
     from mtbi.export import export
     from mtbi.model.generate import answer_logits, generate
     from mtbi.trained import open_run
+    from mtbi.turn import user_turn
 
     folder.mkdir(parents=True)
     place = run_folder or small_run(folder)
@@ -69,7 +70,7 @@ def make(folder: Path, run_folder: Path | None) -> None:
         wave = audio.standardise(
             espeak.speak("four two five zero"[: 9 + 5 * number], "en+m3", 180, 50)[:, None], espeak.sample_rate
         )
-        asked = [torch.tensor(run.chat.prefix_ids), wave, torch.tensor(run.chat.suffix_ids(prompt))]
+        asked = user_turn(run.chat, run.chat.prefix_ids, [wave], prompt, run.recipe.behaviour.prompt_first)
         [answer] = generate(run.model, [asked], NEW_TOKENS, run.chat.end_id)
         [logits] = answer_logits(run.model, [asked], [answer])
         likely = logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer, dtype=torch.long)]

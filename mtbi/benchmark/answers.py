@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Turn
+from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue, Turn
 from mtbi.model.generate import Piece, answer_logits, generate
 from mtbi.model.loss import teacher_divergence
 from mtbi.trained import TrainedRun
@@ -67,14 +67,20 @@ class Answerer:
         lead, suffix = self.run.chat.around_speech(turn.dialogue.prompt, turn.dialogue.prompt_first)
         return [torch.tensor([*self.run.chat.prefix_ids, *lead]), said, torch.tensor(suffix)]
 
+    def limit(self, dialogue: Dialogue) -> int:
+        """The longest answer to a dialogue, in tokens."""
+        if TEXT_LLM not in dialogue.answers:
+            return UNKNOWN_ANSWER_TOKENS
+        return 2 * len(self.run.chat.plain_ids(dialogue.answers[TEXT_LLM])) + SPARE_TOKENS
+
     def fill(self, turns: list[Turn], who: str, said: Callable[[Turn], Piece]) -> None:
         """One more answer to each dialogue."""
         if not turns:
             return
         chat = self.run.chat
-        known = [len(chat.text_ids(turn.dialogue.answers[TEXT_LLM])) for turn in turns if TEXT_LLM in turn.dialogue.answers]
-        longest = 2 * max(known) + SPARE_TOKENS if len(known) == len(turns) else UNKNOWN_ANSWER_TOKENS
-        ids = generate(self.run.model, [self.prompt(turn, said(turn)) for turn in turns], longest, chat.end_id)
+        limits = [self.limit(turn.dialogue) for turn in turns]
+        ids = generate(self.run.model, [self.prompt(turn, said(turn)) for turn in turns], max(limits), chat.end_id)
+        ids = [answer[:limit] for answer, limit in zip(ids, limits, strict=True)]  # the same in every batch
         for turn, text in zip(turns, chat.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             turn.dialogue.answers[who] = text
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from mtbi.benchmark import grading
 from mtbi.benchmark.answers import CASCADE, NO_AUDIO, SHUFFLED, SILENCE
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue
+from mtbi.benchmark.intervals import OverSeeds
 from mtbi.tasks import scoring
 
 TRAINED, NEW, FORMATS, ALL = "trained tasks", "new tasks", "trained tasks, other format", "all tasks"
@@ -53,6 +55,11 @@ class Cell:
     bleu: float | None
     chrf: float | None  #: of translations and free texts
     judged: float | None  #: mean of an LLM's judgements
+    wer_english: float | None = None  #: after Whisper's English normaliser, of tasks scored so
+    cer: float | None = None  #: of tasks scored by it, and of those scored by WER whose reference has no words
+    bleu_characters: float | None = None  #: of translations into scripts without spaces, cut into characters
+    recordings: int = 0  #: that the dialogues are about
+    voices: int = 0  #: speakers of these
 
 
 @lru_cache(maxsize=8)
@@ -62,14 +69,14 @@ def resample_counts(clusters: int) -> np.ndarray:
 
 
 def estimate(dialogues: list[Dialogue], hit: Callable[[Dialogue], float], base: Callable[[Dialogue], float]) -> Estimate | None:
-    """Σ hit / Σ base with a percentile bootstrap interval (Efron 1979) over utterances; None where the base is nothing.
+    """Σ hit / Σ base with a percentile bootstrap interval (Efron 1979) over recordings; None where the base is nothing.
 
-    Dialogues about one utterance fall together, so utterances are drawn and not dialogues.
+    Dialogues about one recording fall together, so recordings are drawn and not dialogues.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for dialogue in dialogues:
-        sums[dialogue.utterance][0] += hit(dialogue)
-        sums[dialogue.utterance][1] += base(dialogue)
+        sums[dialogue.cluster][0] += hit(dialogue)
+        sums[dialogue.cluster][1] += base(dialogue)
     table = np.array(list(sums.values())).reshape(-1, 2)
     hits, total = table.sum(0) if len(table) else (0.0, 0.0)
     if not total:
@@ -86,29 +93,19 @@ def mean(values: Iterable[float]) -> float | None:
     return sum(listed) / len(listed) if listed else None
 
 
-def right(dialogue: Dialogue, who: str) -> bool:
-    """Whether an answer is the gold one."""
-    return scoring.exact_match(dialogue.answers.get(who), dialogue.gold or "")
-
-
 def summarise(group: str, tasks: str, wording: str, prompt: str, chosen: list[Dialogue]) -> Cell:
     """The numbers over the chosen dialogues, at least one."""
-    graded = [d for d in chosen if d.gold is not None and d.scorer in ("exact", "wer")]
+    graded = [d for d in chosen if grading.is_graded(d)]
     formed = [d for d in chosen if d.form]
     compared = [d for d in chosen if d.tokens]
     tokens = sum(d.tokens for d in compared)
 
     def accuracy_of(who: str) -> float | None:
-        return mean(right(d, who) for d in graded if who in d.answers)
-
-    def scored(*scorers: str) -> tuple[list[str], list[str]]:
-        of = [d for d in chosen if d.scorer in scorers]
-        return [d.answers[SPEECH] for d in of], [reference(d) for d in of]
+        return mean(grading.right(d, who) for d in graded if who in d.answers)
 
     wordings: dict[tuple[str, int], list[bool]] = defaultdict(list)
     for dialogue in graded:
-        wordings[dialogue.task, dialogue.wording].append(right(dialogue, SPEECH))
-    spoken, english, translated, free = scored("wer"), scored("wer_english"), scored("bleu"), scored("bleu", "similarity")
+        wordings[dialogue.task, dialogue.wording].append(grading.right(dialogue, SPEECH))
     agreement = estimate(chosen, lambda d: scoring.exact_match(d.answers[SPEECH], d.answers[TEXT_LLM]), lambda d: 1)
     assert agreement
     return Cell(
@@ -117,10 +114,10 @@ def summarise(group: str, tasks: str, wording: str, prompt: str, chosen: list[Di
         wording,
         prompt,
         len(chosen),
-        accuracy=estimate(graded, lambda d: right(d, SPEECH), lambda d: 1),
+        accuracy=estimate(graded, lambda d: grading.right(d, SPEECH), lambda d: 1),
         agreement=agreement,
         follows=estimate(formed, lambda d: scoring.follows(d.answers[SPEECH], d.form), lambda d: 1),
-        kept=estimate(graded, lambda d: right(d, SPEECH), lambda d: right(d, TEXT_LLM)),
+        kept=estimate(graded, lambda d: grading.right(d, SPEECH), lambda d: grading.right(d, TEXT_LLM)),
         text_llm=accuracy_of(TEXT_LLM),
         cascade=accuracy_of(CASCADE),
         silence=accuracy_of(SILENCE),
@@ -130,18 +127,11 @@ def summarise(group: str, tasks: str, wording: str, prompt: str, chosen: list[Di
         divergence=sum(d.token_divergence for d in compared) / tokens if tokens else None,
         mean_wording=mean(sum(hits) / len(hits) for hits in wordings.values()),
         worst_wording=min((sum(hits) / len(hits) for hits in wordings.values() if len(hits) >= 10), default=None),
-        wer=scoring.wer(*spoken) if spoken[0] else scoring.wer(*english, english=True) if english[0] else None,
-        bleu=scoring.bleu(*translated) if translated[0] else None,
-        chrf=scoring.chrf(*free) if free[0] else None,
         judged=mean(d.judged for d in chosen if d.judged is not None),
+        recordings=len({d.cluster for d in chosen}),
+        voices=len({d.speaker for d in chosen if d.speaker}),
+        **grading.scores(chosen),
     )
-
-
-def reference(dialogue: Dialogue) -> str:
-    """What WER, BLEU and chrF hold an answer against: gold, else the transcript where it is repeated, else the text LLM's."""
-    if dialogue.gold is not None:
-        return dialogue.gold
-    return dialogue.transcript if dialogue.scorer.startswith("wer") else dialogue.answers[TEXT_LLM]
 
 
 def part_of(task: str, trained: set[str]) -> str:
@@ -192,17 +182,22 @@ COLUMNS: dict[str, Callable[[Cell], Any]] = {
     "no audio": lambda c: c.no_audio,
     "shuffled": lambda c: c.shuffled,
     "WER": lambda c: c.wer,
+    "WER (English)": lambda c: c.wer_english,
+    "CER": lambda c: c.cer,
     "BLEU": lambda c: c.bleu,
+    "BLEU (characters)": lambda c: c.bleu_characters,
     "chrF": lambda c: c.chrf,
     "judged": lambda c: c.judged,
 }
 
 
-def percent(value: Estimate | float | None) -> str:
-    """`94.1`, with its interval `94.1 (93.0–95.2)`, or a dash."""
+def percent(value: Estimate | OverSeeds | float | None) -> str:
+    """`94.1`, with its interval where there is one `94.1 (93.0–95.2)`, or a dash."""
     if value is None:
         return "–"
-    if isinstance(value, Estimate):
+    if isinstance(value, OverSeeds | Estimate):
+        if value.low is None or value.high is None:
+            return f"{100 * value.value:.1f}"
         return f"{100 * value.value:.1f} ({100 * value.low:.1f}–{100 * value.high:.1f})"
     return f"{100 * value:.1f}"
 
@@ -215,6 +210,19 @@ def render(cells: list[Cell]) -> str:
         [c.group, c.tasks, c.wording, c.prompt, str(c.dialogues), *(percent(COLUMNS[name](c)) for name in shown)] for c in cells
     ]
     return markdown(header, rows, left=4)
+
+
+def notes(cells: list[Cell]) -> str:
+    """What the intervals speak of, group by group."""
+    lines = ["Intervals: 95%, bootstrap over the recordings of this one run. They do not cover another training seed."]
+    for group in dict.fromkeys(cell.group for cell in cells):
+        most = max((cell for cell in cells if cell.group == group), key=lambda cell: cell.recordings)
+        heard = f"{group}: {most.recordings} recordings of"
+        if most.voices == 1:
+            lines.append(f"{heard} one speaker; the intervals say nothing about other speakers.")
+        elif most.voices:
+            lines.append(f"{heard} {most.voices} speakers; the intervals are about these speakers.")
+    return "\n".join(lines)
 
 
 def markdown(header: list[str], rows: list[list[str]], left: int) -> str:
@@ -235,6 +243,10 @@ def to_json(cell: Cell) -> dict[str, Any]:
 
 
 def from_json(record: dict[str, Any]) -> Cell:
-    """The inverse of `to_json`."""
-    values: dict[str, Any] = {name: Estimate(**value) if isinstance(value, dict) else value for name, value in record.items()}
+    """The inverse of `to_json`, also of other versions of this code: None is what they did not measure."""
+    values: dict[str, Any] = {one.name: None for one in fields(Cell) if one.default is MISSING}
+    values |= {one.name: record[one.name] for one in fields(Cell) if one.name in record}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = Estimate(value["value"], value["low"], value["high"])
     return Cell(**values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from mtbi.benchmark import cells
-from mtbi.benchmark.cells import RESAMPLES, Estimate
-from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM
+from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue
+from mtbi.benchmark.grading import worth
 from mtbi.benchmark.grid import Grid, Job, job_recipe, jobs, reference, report_folder
+from mtbi.benchmark.intervals import OverSeeds
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.plan import taken_tasks
 from mtbi.data.shards import Shards
 from mtbi.engine import checkpoint
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
-from mtbi.tasks import scoring
 
 #: What is reported of each group of speakers: name → (part of the tasks, only held-out wordings, prompt before the speech).
 AXES = {
@@ -45,21 +45,19 @@ class RunResult:
     tasks: dict[tuple[str, str], tuple[float, float]]  #: by group and task: right answers, dialogues
 
 
-def worth(one: dict[str, Any], who: str) -> float:
-    """What an answer counts: 1 or 0 where the right one is known; else its nearness to the text LLM's, or the transcript."""
-    answer = one["answers"][who]
-    if one["gold"] is not None and one["scorer"] in ("exact", "wer"):
-        return float(scoring.exact_match(answer, one["gold"]))
-    reference = one["gold"] or (one["transcript"] if one["scorer"].startswith("wer") else one["answers"][TEXT_LLM])
-    return scoring.nearness(one["scorer"], answer, reference)
-
-
 Question = tuple[str, str, str, int, bool]
 
 
-def question(one: dict[str, Any]) -> Question:
-    """What tells a saved dialogue from the others of a run."""
-    return one["group"], one["utterance"], one["task"], one["wording"], one["prompt_first"]
+def question(one: Dialogue) -> Question:
+    """What tells a dialogue from the others of a run."""
+    return one.group, one.utterance, one.task, one.wording, one.prompt_first
+
+
+def read_answers(folder: Path) -> Iterator[Dialogue]:
+    """The dialogues of a saved report."""
+    with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Dialogue.from_record(json.loads(line))
 
 
 def read_cascade(grid: Grid, out: Path) -> dict[Question, float]:
@@ -67,9 +65,7 @@ def read_cascade(grid: Grid, out: Path) -> dict[Question, float]:
     folder = report_folder(grid, reference(grid), out)
     if folder is None:
         return {}
-    with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
-        saved = [json.loads(line) for line in lines]
-    return {question(one): worth(one, cells.CASCADE) for one in saved if cells.CASCADE in one["answers"]}
+    return {question(one): worth(one, cells.CASCADE) for one in read_answers(folder) if cells.CASCADE in one.answers}
 
 
 def read_run(grid: Grid, job: Job, out: Path, trained: set[str], cascade: dict[Question, float]) -> RunResult | None:
@@ -79,17 +75,15 @@ def read_run(grid: Grid, job: Job, out: Path, trained: set[str], cascade: dict[Q
         return None
     sums: dict[tuple[str, str], Sums] = defaultdict(lambda: defaultdict(lambda: np.zeros(4)))
     tasks: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            one = json.loads(line)
-            heard = worth(one, SPEECH)
-            row = np.array([heard, worth(one, TEXT_LLM), cascade.get(question(one), 0.0), 1.0])
-            for axis, (part, heldout, first) in AXES.items():
-                if cells.part_of(one["task"], trained) == part and one["prompt_first"] == first and one["heldout"] >= heldout:
-                    sums[one["group"], axis][one["utterance"]] += row
-            if not one["prompt_first"]:
-                counted = tasks[one["group"], one["task"]]
-                counted[0], counted[1] = counted[0] + heard, counted[1] + 1
+    for one in read_answers(folder):
+        heard = worth(one, SPEECH)
+        row = np.array([heard, worth(one, TEXT_LLM), cascade.get(question(one), 0.0), 1.0])
+        for axis, (part, heldout, first) in AXES.items():
+            if cells.part_of(one.task, trained) == part and one.prompt_first == first and one.heldout >= heldout:
+                sums[one.group, axis][one.cluster] += row
+        if not one.prompt_first:
+            counted = tasks[one.group, one.task]
+            counted[0], counted[1] = counted[0] + heard, counted[1] + 1
     run_dir = out / "runs" / job.name
     newest = checkpoint.latest_valid(run_dir)
     if newest is None:
@@ -128,21 +122,9 @@ def read_all(grid: Grid, out: Path) -> list[RunResult]:
     return [result for job in jobs(grid) if (result := read_run(grid, job, out, trained, cascade))]
 
 
-def resample(runs: list[RunResult], key: tuple[str, str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The totals `(4,)` of several seeds and of their bootstrap samples `(RESAMPLES, 4)`; None where nothing was measured.
-
-    Both seeds and utterances are drawn, the same ones for every arm, so that differences between arms are paired.
-    """
-    tables = [run.sums[key] for run in runs if key in run.sums]
-    if not tables:
-        return None
-    utterances = sorted({name for one in tables for name in one})
-    stacked = np.stack([[one.get(name, np.zeros(4)) for name in utterances] for one in tables])
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(utterances), np.full(len(utterances), 1 / len(utterances)), RESAMPLES)
-    seeds = rng.multinomial(len(tables), np.full(len(tables), 1 / len(tables)), RESAMPLES)
-    drawn = np.einsum("bs,sbc->bc", seeds, np.stack([weights @ one for one in stacked]))
-    return stacked.sum((0, 1)), drawn
+def totals(run: RunResult, key: tuple[str, str]) -> np.ndarray | None:
+    """`(4,)` the sums over all utterances of a run; None where nothing was measured."""
+    return np.sum(list(run.sums[key].values()), axis=0) if run.sums.get(key) else None
 
 
 Measure = Callable[[np.ndarray], Any]  #: of the totals in the last axis
@@ -173,27 +155,20 @@ def text_accuracy(totals: np.ndarray) -> Any:
     return totals[..., 1] / totals[..., 3]
 
 
-def interval(value: float, samples: np.ndarray) -> Estimate:
-    """A value with the middle 95% of its bootstrap samples."""
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high))
-
-
-def measure(runs: list[RunResult], key: tuple[str, str], what: Measure) -> Estimate | None:
+def measure(runs: list[RunResult], key: tuple[str, str], what: Measure) -> OverSeeds | None:
     """A measure over the seeds of one arm."""
-    found = resample(runs, key)
-    return interval(what(found[0]), what(found[1])) if found else None
+    found = [what(sums) for run in runs if (sums := totals(run, key)) is not None]
+    return OverSeeds.of([float(one) for one in found]) if found else None
 
 
-def difference(ours: list[RunResult], theirs: list[RunResult], key: tuple[str, str]) -> Estimate | None:
-    """How much more accurate the first arm is than the second, over the seeds that both have."""
-    shared = {run.job.seed for run in ours} & {run.job.seed for run in theirs}
-    pair = [resample([run for run in runs if run.job.seed in shared], key) for runs in (ours, theirs)]
-    if not shared or pair[0] is None or pair[1] is None:
-        return None
-    total, drawn = pair[0]
-    other_total, other_drawn = pair[1]
-    return interval(accuracy(total) - accuracy(other_total), accuracy(drawn) - accuracy(other_drawn))
+def difference(ours: list[RunResult], theirs: list[RunResult], key: tuple[str, str]) -> OverSeeds | None:
+    """How much more accurate the first arm is than the second, seed by seed, over the seeds that both have."""
+    first, second = (
+        {run.job.seed: float(accuracy(sums)) for run in runs if (sums := totals(run, key)) is not None}
+        for runs in (ours, theirs)
+    )
+    shared = sorted(first.keys() & second.keys())
+    return OverSeeds.of([first[seed] - second[seed] for seed in shared]) if shared else None
 
 
 def minutes_to_reach(curve: list[tuple[float, float]], goal: float) -> float | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mtbi.data import audio
 from mtbi.data.shards import Sample, Shards
+from mtbi.data.text_units import nfc
 from mtbi.errors import UserError
 from mtbi.tasks.behaviour import Behaviour
 from mtbi.tasks.registry import Task
@@ -41,6 +43,17 @@ class Dialogue:
     token_divergence: float = 0.0
     tokens: int = 0
     judged: float | None = None  #: by another LLM, between 0 and 1
+    recording: str = ""  #: file of an item without an utterance of its own: several questions may be about one
+
+    @property
+    def cluster(self) -> str:
+        """What dialogues share whose answers are not independent: the recording."""
+        return self.recording or self.utterance
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Dialogue:
+        """A saved dialogue; fields of other versions of this code are left out."""
+        return cls(**{name: record[name] for name in (one.name for one in fields(cls)) if name in record})
 
 
 @dataclass
@@ -98,11 +111,12 @@ def stored_dialogue(group: str, sample: Sample, stored: Behaviour, task: Task | 
 
 
 def turned(turn: Turn) -> Turn:
-    """The same question with the prompt before the speech; the text LLM has not answered that one yet."""
-    return replace(turn, dialogue=replace(turn.dialogue, prompt_first=True, answers={}), stored=None)
+    """The same question with the prompt on the other side of the speech; the text LLM has not answered that one yet."""
+    dialogue = turn.dialogue
+    return replace(turn, dialogue=replace(dialogue, prompt_first=not dialogue.prompt_first, answers={}), stored=None)
 
 
-def from_jsonl(group: str, path: Path) -> Iterator[Turn]:
+def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[Turn]:
     """Items with `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`.
 
     `id`, `label`, `metric` and `dataset` may be there: this is the form of Speech-IFEval (Lu et al. 2025). Relative audio
@@ -132,14 +146,15 @@ def from_jsonl(group: str, path: Path) -> Iterator[Turn]:
         dialogue = Dialogue(
             group=group,
             utterance=str(item.get("id", number)),
+            recording=str(recording),
             speaker=str(item.get("speaker", "")),
             task=task,
             wording=0,
-            prompt=str(prompt),
+            prompt=nfc(str(prompt)),
             heldout=True,
-            prompt_first=False,
-            transcript=str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or ""),
-            gold=None if item.get("label") is None else str(item["label"]),
+            prompt_first=prompt_first,
+            transcript=nfc(str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or "")),
+            gold=None if item.get("label") is None else nfc(str(item["label"])),
             scorer="wer_english" if item.get("metric") == "wer" else "exact",
         )
         yield Turn(dialogue, waveform, waveform[::-1].copy() if other is None else other, None)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtbi.benchmark.cells import Estimate
+from mtbi.benchmark.intervals import OverSeeds
 from mtbi.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Curve = list[tuple[float, Estimate]]  #: (minutes of speech, accuracy)
+Curve = list[tuple[float, OverSeeds]]  #: (minutes of speech, accuracy)
 
 
 def figure(width: float, height: float) -> tuple[Figure, Any]:
@@ -33,20 +33,20 @@ def finish(made: Figure, path: Path) -> None:
 
 
 def accuracy_by_speech(curves: dict[str, Curve], references: dict[str, float], title: str, path: Path) -> None:
-    """Accuracy against minutes of speech, one line with its 95% band for each arm; references are horizontal lines."""
+    """Accuracy against minutes of speech, a line and the points of the seeds for each arm; references are horizontal lines."""
     made, axes = figure(7.5, 4.8)
     for label, curve in curves.items():
         minutes = [point for point, _ in curve]
         line = axes.plot(minutes, [100 * one.value for _, one in curve], marker="o", label=label)[0]
-        low, high = [100 * one.low for _, one in curve], [100 * one.high for _, one in curve]
-        axes.fill_between(minutes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        each = [(point, 100 * value) for point, one in curve for value in one.values]
+        axes.scatter(*zip(*each, strict=True), color=line.get_color(), alpha=0.5, s=14)
     for (label, value), dashes in zip(references.items(), ("--", ":", "-."), strict=False):
         axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1, label=label)
     axes.set_xscale("log")
     ticks = sorted({point for curve in curves.values() for point, _ in curve})
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="minutes of speech in the training corpus", ylabel="right answers, %", title=title)
+    axes.set(xlabel="minutes of speech in the training corpus", ylabel="right answers, %", title=title, ylim=(0, 105))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     finish(made, path)

@@ -31,7 +31,7 @@ class Settings:
     dialogues: int = 2000  #: about so many of each group; 0 = all
     batch_size: int = 64
     controls: tuple[str, ...] = CONTROLS
-    prompt_first: bool = True  #: ask some dialogues with the prompt before the speech too
+    prompt_first: bool = True  #: ask some dialogues with the prompt on the other side of the speech too
     transcribe: Transcriber | None = None  #: a recogniser, for the cascade
     judge: Judge | None = None
 
@@ -51,7 +51,7 @@ class Report:
 
     def __str__(self) -> str:
         """The summary as a table."""
-        return cells.render(self.summary)
+        return f"{cells.render(self.summary)}\n\n{cells.notes(self.summary)}"
 
 
 def group_name(place: str) -> str:
@@ -87,15 +87,15 @@ def evaluate(run: TrainedRun, settings: Settings) -> Report:
 
 
 def list_turns(name: str, place: str, run: TrainedRun, tasks: dict[str, registry.Task], settings: Settings) -> Iterator[Turn]:
-    """The dialogues of a place; some are asked a second time with the prompt before the speech."""
+    """The dialogues of a place; some are asked a second time with the prompt on the other side of the speech."""
     if place.endswith(".jsonl"):
-        return dialogues.from_jsonl(name, Path(place))
+        return dialogues.from_jsonl(name, Path(place), run.recipe.behaviour.prompt_first)
     turns = dialogues.from_shards(name, open_shards(place, run), tasks, settings.dialogues)
     return with_turned(turns) if settings.prompt_first else turns
 
 
 def with_turned(turns: Iterator[Turn]) -> Iterator[Turn]:
-    """Each utterance's dialogues, and after those of every second utterance the same with the prompt first."""
+    """Each utterance's dialogues, and after those of every second utterance the same with the prompt moved."""
     for number, (_, group) in enumerate(groupby(turns, key=lambda turn: turn.dialogue.utterance)):
         asked = list(group)
         yield from asked
@@ -126,8 +126,9 @@ def save(report: Report, run: TrainedRun) -> None:
     """`report.json` (every number), `table.md` and `answers.jsonl` (every dialogue); the first one comes last."""
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
+    table = f"{cells.render(report.cells)}\n\n{cells.notes(report.cells)}\n"
     (report.folder / "answers.jsonl").write_text("".join(answers), encoding="utf-8")
-    (report.folder / "table.md").write_text(cells.render(report.cells) + "\n", encoding="utf-8")
+    (report.folder / "table.md").write_text(table, encoding="utf-8")
     numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(cells.to_json, report.cells))}
     temporary = report.folder / ".report.json"
     temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -141,7 +142,7 @@ def load(run: TrainedRun) -> Report | None:
     if not numbers.is_file() or numbers.stat().st_mtime < weights.stat().st_mtime:
         return None
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    return Report(folder, load_cells(folder), [Dialogue(**json.loads(line)) for line in lines])
+    return Report(folder, load_cells(folder), [Dialogue.from_record(json.loads(line)) for line in lines])
 
 
 def load_cells(folder: Path) -> list[Cell]:

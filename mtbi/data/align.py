@@ -21,7 +21,7 @@ from torch import Tensor
 from torchaudio.functional import forced_align, merge_tokens
 from tqdm import tqdm
 
-from mtbi.data import audio
+from mtbi.data import audio, text_units
 from mtbi.data.corpus import Part, Utterance, read_manifest, relocate, write_manifest
 from mtbi.errors import UserError
 
@@ -147,17 +147,20 @@ def align(utterances: Iterable[Utterance], folder: Path | str, aligner: CtcAlign
     `words` is None where alignment is impossible: too short for its labels, no letter in the vocabulary, or a file that can no
     longer be read (logged). A progress bar counts them. They can train the model, but cannot be interleaved.
     """
-    unaligned = 0
+    unaligned = single = 0
     bar = tqdm(utterances, desc="align", unit="utterance", disable=None)
     for utterance in bar:
         aligned = replace(utterance, words=_word_times(utterance, Path(folder), aligner))
         unaligned += aligned.words is None
+        single += aligned.words is not None and len(aligned.words) == 1
         bar.set_postfix(unaligned=unaligned, refresh=False)
         yield aligned
+    if single:
+        log.warning("%d aligned utterances have one word only: they train the model, but are not interleaved", single)
 
 
 def _word_times(utterance: Utterance, folder: Path, aligner: CtcAligner) -> list[tuple[str, float, float]] | None:
-    words = utterance.text.split()
+    words = text_units.units(utterance.text)
     try:
         wave = audio.read(folder / utterance.audio)
     except UserError as error:

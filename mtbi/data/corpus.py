@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +17,8 @@ from typing import Any
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from mtbi.data import audio
+from mtbi.data import audio, records, text_units, truecase
+from mtbi.data.text_units import nfc
 from mtbi.errors import UserError
 
 #: Why a record was left out: `id`, `audio` and `reason`; the part of the reason before the colon is what summaries count.
@@ -28,7 +31,14 @@ ALIASES = {
     "lang": "language",
     "sampling_rate": "sample_rate",
     "speaker_id": "speaker",
+    "sentence": "text",
+    "transcript": "text",
+    "transcription": "text",
+    "normalized_text": "text",
 }
+#: What text of two or four bytes a character begins with.
+WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+GZIP_MARK = b"\x1f\x8b"
 CHECK_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter lock
 
 
@@ -44,7 +54,7 @@ class Utterance:
     language: str = ""
     sample_rate: int = 0  #: Hz of the file; 0 = not measured
     split: str = ""
-    words: list[tuple[str, float, float]] | None = None  #: (word, start, end) in seconds; the spans tile the utterance
+    words: list[tuple[str, float, float]] | None = None  #: (unit, start, end) in seconds; the spans tile the utterance
     answers: dict[str, str] = field(default_factory=dict)  #: right answers by task, where known
     extra: dict[str, Any] = field(default_factory=dict)  #: keys of the manifest that we do not know
 
@@ -63,7 +73,8 @@ class Limits:
     min_sample_rate_hz: int = 8000  #: telephone speech
     max_channels: int = 2  #: two are mixed down; more are a microphone array or one speaker a channel
     min_peak_dbfs: float = -60.0  #: after mixing down; below it a recording is silence. `-inf` keeps silence
-    max_words: int = 500  #: about 3 minutes of speech: a longer transcript belongs to another recording
+    #: About 3 minutes of speech: a longer transcript belongs to another recording. Of scripts without spaces, characters.
+    max_words: int = 500
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -78,32 +89,39 @@ _TYPES |= {"words": (list,), "answers": (dict,)}
 def parse(record: Any) -> Utterance:
     """An utterance from a manifest's JSON object; `null` counts as absent.
 
-    Raises UserError for a wrong type or a missing audio path.
+    Raises UserError for a wrong type, a missing audio path, a part of a recording, or characters that no file can hold.
     """
     if not isinstance(record, dict):
         raise UserError("bad record: a manifest line must be a JSON object")
-    values: dict[str, Any] = {ALIASES.get(str(key), str(key)): value for key, value in record.items() if value is not None}
-    if values.pop("offset", 0):
-        raise UserError("offset given: utterances that are part of a longer file are not supported; cut the file first")
+    records.refuse_characters(record)
+    values = records.of_cut(record) if records.is_cut(record) else records.whole_recording(records.rename(record, ALIASES))
     names = [f.name for f in fields(Utterance) if f.name != "extra"]
     known: dict[str, Any] = {name: values.pop(name) for name in names if name in values}
     for name, value in known.items():
         if isinstance(value, bool) or not isinstance(value, _TYPES.get(name, (str,))):
             raise UserError(f"bad record: {name} is a {type(value).__name__}")
     if not known.get("audio"):
-        raise UserError("bad record: no audio path (key `audio` or `audio_filepath`)")
+        keys = ", ".join(sorted(map(str, record))) or "none"
+        raise UserError(f"bad record: no audio path (key `audio` or `audio_filepath`); its keys: {keys}")
+    records.refuse_address(known["audio"])
     known.setdefault("id", os.path.splitext(known["audio"])[0])
     known |= {name: str(known[name]) for name in ("id", "speaker") if name in known}
     if "words" in known:
         try:
-            known["words"] = [(str(word), float(start), float(end)) for word, start, end in known["words"]]
+            known["words"] = [(nfc(str(word)), float(start), float(end)) for word, start, end in known["words"]]
         except (TypeError, ValueError) as error:
             raise UserError("bad record: words must be a list of [word, start seconds, end seconds]") from error
-    return Utterance(**{"text": "", **known}, extra=values)
+    known["text"] = nfc(known.get("text", ""))
+    if "answers" in known:
+        known["answers"] = {task: nfc(one) if isinstance(one, str) else one for task, one in known["answers"].items()}
+    return Utterance(**known, extra=values)
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8 text, a byte order mark dropped. Raises UserError that names the offending byte."""
+    """UTF-8 text, a byte order mark dropped. Raises UserError that names the offending byte, or UTF-16."""
+    wide = next((name for mark, name in WIDE_MARKS.items() if data.startswith(mark)), "UTF-16" if b"\0" in data else "")
+    if wide:
+        raise UserError(f"not UTF-8: the text is {wide}; convert the file: iconv -f {wide} -t UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -128,7 +146,9 @@ def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
             continue
         where = Rejected(id=f"{path.name}:{number}", audio="")
         try:
-            utterance = parse(json.loads(decode_text(line)))
+            record = json.loads(decode_text(line))
+            where["audio"] = _audio_of(record)
+            utterance = parse(record)
             where = Rejected(id=utterance.id, audio=utterance.audio)
             if utterance.id in seen:
                 raise UserError(f"id used before: line {number} of {path.name} repeats {utterance.id!r}")
@@ -137,6 +157,8 @@ def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
                 raise UserError("path upwards: the audio lies outside the manifest's folder; give its absolute path")
         except json.JSONDecodeError as error:
             rejected.append(where | {"reason": f"not JSON: line {number} of {path.name}, {error.msg} at column {error.colno}"})
+        except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists without end
+            rejected.append(where | {"reason": f"not JSON: line {number} of {path.name} has a number or a nesting without end"})
         except UserError as error:
             rejected.append(where | {"reason": f"{error} (line {number} of {path.name})"})
         else:
@@ -145,10 +167,26 @@ def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
     return good, rejected
 
 
+def _audio_of(record: Any) -> str:
+    """The path that a record names, whether it is good or not; empty where it names none."""
+    audio = next((record[key] for key in ("audio", "audio_filepath") if key in record), "") if isinstance(record, dict) else ""
+    return audio if isinstance(audio, str) else ""
+
+
 def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a manifest, which may be compressed by gzip."""
     try:
         with path.open("rb") as file:
-            yield from file
+            start = file.read(4)
+            file.seek(0)
+            if any(start.startswith(mark) for mark in WIDE_MARKS):
+                decode_text(start)
+            with gzip.open(file) if start.startswith(GZIP_MARK) else file as lines:
+                yield from lines
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the manifest is compressed, and damaged ({error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: the manifest cannot be read ({error.strerror})") from error
 
@@ -168,19 +206,28 @@ def read_manifest(path: Path | str) -> list[Utterance]:
     return good
 
 
-def write_lines(path: Path | str, records: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path | str, lines: Iterable[dict[str, Any]]) -> None:
     """JSON lines, written under a temporary name and renamed, so that a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.writelines(_line(line) for line in lines)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _line(record: dict[str, Any]) -> str:
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # a list of rejected records names files whose names are not UTF-8
+        return json.dumps(record) + "\n"
+    return line
 
 
 def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
@@ -221,9 +268,13 @@ def check(
 
 def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
     """The utterance with its measured duration and rate. Raises UserError with the reason why it is unfit."""
-    words = len(utterance.text.split())
+    records.refuse_characters(utterance.to_json())
+    words = text_units.count(utterance.text)
     if not re.search(r"\w", utterance.text):
-        raise UserError("no transcript: the text is empty or has no word")
+        keys = f"; other keys of the record: {', '.join(utterance.extra)}" if utterance.extra and not utterance.text else ""
+        raise UserError(f"no transcript: the text is empty or has no word{keys}")
+    if not re.search(r"\w", truecase.TAG.sub(" ", utterance.text)):
+        raise UserError("no transcript: the text has only tags, such as [noise]")
     if words > limits.max_words:
         raise UserError(f"transcript too long: {words} words, more than {limits.max_words}")
     samples, rate_hz = audio.load(folder / utterance.audio, max_seconds=limits.max_duration_seconds)
@@ -234,6 +285,12 @@ def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
         raise UserError(f"sampling rate too low: {rate_hz} Hz, less than {limits.min_sample_rate_hz} Hz")
     if samples.shape[1] > limits.max_channels:
         raise UserError(f"too many channels: {samples.shape[1]}, more than {limits.max_channels}")
+    if samples.shape[1] > 1 and "channel" in utterance.extra:
+        raise UserError(f"channel given: one of {samples.shape[1]} channels cannot be chosen; write the channels as files")
+    if 0 < utterance.duration_s < math.inf and not records.same_duration(utterance.duration_s, duration):
+        raise UserError(
+            f"duration differs: {utterance.duration_s:.2f} s in the record, {duration:.2f} s in the file; cut the file first"
+        )
     peak = float(np.abs(samples.mean(axis=1)).max())
     level = 20 * math.log10(peak) if peak else -math.inf
     if level < limits.min_peak_dbfs:

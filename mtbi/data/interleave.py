@@ -27,6 +27,32 @@ def check(config: InterleaveConfig) -> None:
             raise UserError(f"interleave: {low} ({getattr(config, low)}) is above {high} ({getattr(config, high)})")
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """How many utterances can be interleaved: those of at least two aligned words, as one span stays sound."""
+
+    utterances: int
+    unaligned: int  #: without word times
+    single: int  #: of one word; in scripts without spaces, of one character or token
+
+    @classmethod
+    def of(cls, words: np.ndarray) -> Coverage:
+        """Of utterances with so many aligned words each, `(utterances,)`."""
+        return cls(len(words), int((words == 0).sum()), int((words == 1).sum()))
+
+    @property
+    def possible(self) -> int:
+        """Utterances that can be interleaved."""
+        return self.utterances - self.unaligned - self.single
+
+    def __str__(self) -> str:
+        total = max(self.utterances, 1)
+        return (
+            f"{self.possible / total:.1%} of the utterances can be interleaved, "
+            f"{self.unaligned / total:.1%} have no word times, {self.single / total:.1%} one word only"
+        )
+
+
 def starts_of(counts: np.ndarray) -> np.ndarray:
     """Where each of several neighbouring stretches of so many items begins."""
     return np.cumsum(counts) - counts

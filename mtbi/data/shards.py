@@ -81,17 +81,16 @@ class Sample:
     speaker: str
     waveform: np.ndarray  #: (samples,) float32 at 16 kHz; no samples where features are stored
     word_times: np.ndarray  #: (words, 2) samples; empty where the utterance is not aligned
-    word_ids: list[np.ndarray]  #: LLM token ids of each word
+    word_ids: list[np.ndarray]  #: LLM token ids of each word; without spaces, of the shortest stretch that is whole tokens
     behaviours: list[Behaviour]
     features: np.ndarray | None = None  #: (frames, width) float16, the encoder's output, where it is stored
 
 
 def pack(utterance: Utterance, behaviours: list[Behaviour], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
     """The columns of one utterance."""
-    words = utterance.words or []
-    word_ids = chat.word_ids([word for word, _, _ in words])
+    word_ids, word_times = chat.timed_ids(utterance.words or [])
     tensors = {
-        "word_times": np.array([(start, end) for _, start, end in words], np.float64).reshape(-1, 2) * audio.SAMPLE_RATE,
+        "word_times": np.array(word_times, np.float64).reshape(-1, 2) * audio.SAMPLE_RATE,
         "word_ends": np.cumsum([len(ids) for ids in word_ids], dtype=np.int64),
         "word_ids": np.array([i for ids in word_ids for i in ids], np.int32),
         "lead_ends": np.cumsum([len(b.lead_ids) for b in behaviours], dtype=np.int64),

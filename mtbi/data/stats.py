@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtbi.data import corpus
+from mtbi.data import corpus, text_units
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.shards import Index, Shards
 from mtbi.errors import UserError
@@ -70,7 +70,7 @@ class Stats:
     aligned: int  #: utterances with word times
     measured: int  #: utterances whose duration is known
     hours: float  #: of those
-    words: int
+    words: int  #: units of `mtbi.data.text_units`: characters, where the script has no spaces
     durations: Histogram  #: seconds
     transcripts: Histogram  #: words
     speakers: int | None = None
@@ -78,6 +78,7 @@ class Stats:
     answer_tokens: int | None = None
     tasks: dict[str, int] = field(default_factory=dict)  #: dialogues of each task
     rejected: dict[str, int] = field(default_factory=dict)  #: records left out, by kind of reason, the commonest first
+    single: int = 0  #: utterances of one word, which cannot be interleaved
 
 
 def read(place: str, cache_dir: str = "") -> Stats:
@@ -95,7 +96,7 @@ def of_manifest(path: Path) -> Stats:
     utterances = corpus.read_manifest(path)
     durations = np.array([utterance.duration_s for utterance in utterances], np.float64)
     durations = durations[np.isfinite(durations) & (durations > 0)]
-    words = np.array([len(utterance.text.split()) for utterance in utterances], np.int64)
+    words = np.array([text_units.count(utterance.text) for utterance in utterances], np.int64)
     return Stats(
         str(path),
         len(utterances),
@@ -107,6 +108,7 @@ def of_manifest(path: Path) -> Stats:
         Histogram.of(words, whole=True),
         speakers=len({utterance.speaker for utterance in utterances}),
         rejected=read_rejected(path.with_name("rejected.jsonl")),
+        single=int((words == 1).sum()),
     )
 
 
@@ -135,6 +137,7 @@ def of_shards(place: str, index: Index) -> Stats:
         dialogues=len(index.branches),
         answer_tokens=int(index.branches["answer_tokens"].sum(dtype="u8")),
         tasks=dict(zip(index.tasks, drawn, strict=False)),
+        single=int((words == 1).sum()),
     )
 
 
@@ -149,6 +152,8 @@ def render(stats: Stats, columns: int) -> str:
     if not in_shards:
         lines.append(f"speakers    {stats.speakers}")
     lines.append(f"words       {stats.words}" + (" in aligned utterances" if in_shards else ""))
+    if stats.single:
+        lines.append(f"one word    {stats.single} utterances, never interleaved")
     if in_shards:
         lines.append(f"dialogues   {stats.dialogues}, {stats.answer_tokens} answer tokens")
     for title, counts in sections(stats).items():

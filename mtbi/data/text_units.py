@@ -31,15 +31,23 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def count(text: str) -> int:
+    """How many units a text has."""
+    return len(units(text))
+
+
 def unspaced(text: str) -> bool:
     """Whether the text holds a letter of a script without spaces."""
-    return UNSPACED.search(text) is not None
+    return not text.isascii() and UNSPACED.search(text) is not None
 
 
 def units(text: str) -> list[str]:
     """The units of a text, in NFC. For text with spaces between words these are `text.split()`."""
+    words = nfc(text).split()
+    if not unspaced(text):
+        return words
     found: list[str] = []
-    for word in nfc(text).split():
+    for word in words:
         first, *others = _cut(word)
         if found and not _needs_space(found[-1], first):
             first = f" {first}"

@@ -12,6 +12,14 @@ from collections.abc import Callable
 from mtbi import plugins
 
 TextStyle = Callable[[str], str]
+#: Notes of transcribers that are no speech: [noise], <unk>, {laugh}, 【笑】, and such words as (laughter) in round brackets.
+TAG = re.compile(
+    r"\[[^\[\]]*\]|<[^<>\s][^<>]*>|\{\w+\}|【[^【】]*】"
+    r"|[(（](?:laugh(?:s|ter|ing)?|noise|music|applause|clap(?:s|ping)?|cough(?:s|ing)?|breath(?:s|ing|es)?|sighs?|sniffs?|sneezes?"
+    r"|silence|pause|inaudible|unintelligible|indistinct|crosstalk|background noise|笑|笑い|音乐|音楽|拍手)[)）]",
+    re.IGNORECASE,
+)
+MASK = "\ue000"  # stands for a tag while a text style writes
 
 
 def keep(text: str) -> str:
@@ -19,20 +27,40 @@ def keep(text: str) -> str:
     return text
 
 
+def lower(text: str) -> str:
+    """Lower case, but for tags such as [NOISE]."""
+    return _beside_tags(text, str.lower)
+
+
 def sentence(text: str) -> str:
     """English sentence case: "AND I'M HERE" → "And I'm here."
 
     A transcript without any lower-case letter is lower-cased first; other capitals are kept. The first letter of each sentence
     and the word "i" become capital; a full stop ends a transcript that lacks a final mark. Names are not found: use a model.
+    Tags such as [noise] stay as they are, and count as no words.
     """
+    return _beside_tags(text, _sentence)
+
+
+def _beside_tags(text: str, write: TextStyle) -> str:
+    """`write` of the text, in which a character that is no letter stands for each tag."""
+    tags = TAG.findall(text)
+    if not tags or MASK in text:
+        return write(text)
+    parts = iter(tags)
+    return re.sub(MASK, lambda _: next(parts), write(TAG.sub(MASK, text)))
+
+
+def _sentence(text: str) -> str:
     if not any(letter.islower() for letter in text):
         text = text.lower()
     text = re.sub(r"\bi\b(?!\.\w)", "I", text)  # "i.e." stays
-    text = re.sub(r"(^\W*|(?<!\.\w)[.?!]\s+)(\w)", lambda found: found[1] + found[2].upper(), text.strip())
-    return text + "." if re.search(r"\w$", text) else text
+    text = re.sub(rf"(^\W*|(?<!\.\w)[.?!][\s{MASK}]+)(\w)", lambda found: found[1] + found[2].upper(), text.strip())
+    spoken = text.rstrip(f" {MASK}")
+    return f"{spoken}.{text[len(spoken) :]}" if re.search(r"\w$", spoken) else text
 
 
-STYLES: dict[str, TextStyle] = {"none": keep, "lower": str.lower, "sentence": sentence}
+STYLES: dict[str, TextStyle] = {"none": keep, "lower": lower, "sentence": sentence}
 
 
 def style(name: str) -> TextStyle:

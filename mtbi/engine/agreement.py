@@ -110,12 +110,12 @@ def failure(failed: list[Report], world: int) -> UserError:
         reasons.setdefault(str(report.reason), []).append(report)
     if len(reasons) == 1 and len(failed) == world:
         return kind(next(iter(reasons)))
-    told = [f"{name(reports)} failed: {reason}" for reason, reports in list(reasons.items())[:SHOWN_GROUPS]]
+    told = [f"{name_of(reports)} failed: {reason}" for reason, reports in list(reasons.items())[:SHOWN_GROUPS]]
     more = f" (and {len(reasons) - SHOWN_GROUPS} other reasons)" if len(reasons) > SHOWN_GROUPS else ""
     return kind("; ".join(told) + more)
 
 
-def name(reports: list[Report]) -> str:
+def name_of(reports: list[Report]) -> str:
     """Processes in words: `processes 0-3, 6 on gpu01, gpu02`."""
     numbers = sorted(report.rank for report in reports)
     starts = [number for number in numbers if number - 1 not in numbers]
@@ -137,7 +137,7 @@ def compare(ranks: Ranks, facts: Facts) -> None:
             for report, values in zip(reports, told, strict=True):
                 groups.setdefault(values.get(what, "nothing"), []).append(report)
             if len(groups) > 1:
-                sides = [f"{value} on {name(group)}" for value, group in list(groups.items())[:SHOWN_GROUPS]]
+                sides = [f"{value} on {name_of(group)}" for value, group in list(groups.items())[:SHOWN_GROUPS]]
                 raise UserError(f"the processes do not agree on {what} ({topic}): {', '.join(sides)}. {REMEDIES[topic]}")
 
 
@@ -193,5 +193,5 @@ def sum_of(snapshot: Snapshot) -> str:
     for part in (snapshot.trainable, snapshot.moments):
         for key, tensor in sorted(part.items()):
             total.update(key.encode())
-            total.update(tensor.contiguous().numpy())
+            total.update(tensor.contiguous().numpy().data)
     return total.hexdigest()

@@ -160,7 +160,12 @@ def after_bad_steps(folder: Path) -> bool:
 
 def latest_good(run_dir: Path | str) -> Path | None:
     """The newest checkpoint that is whole and does not follow a bad step: what weights go back to, and what is used."""
-    return next((one for one in reversed(all_of(run_dir)) if not after_bad_steps(one) and problem(one) is None), None)
+    for folder in reversed(all_of(run_dir)):
+        if (wrong := problem(folder)) is not None:
+            log.warning("%s: not used, %s; going back to the one before", folder, wrong)
+        elif not after_bad_steps(folder):
+            return folder
+    return None
 
 
 def load(folder: Path) -> Snapshot:

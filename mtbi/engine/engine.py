@@ -17,18 +17,13 @@ from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
 from mtbi.errors import UserError
+from mtbi.model import back_end, precision, self_test
 from mtbi.model.flops import LLMSize, count
 from mtbi.model.loss import LossOutput
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe, TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32, as the recipe says or the device suggests."""
-    half = recipe.precision == "bf16" or (recipe.precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if half else torch.float32
 
 
 def micro_batches(recipe: Recipe, world: int) -> int:
@@ -96,6 +91,17 @@ def decided_model(recipe: Recipe, zero: dict[str, Any], device: torch.device, wo
     return replace(recipe.model, activation_checkpointing=chosen)
 
 
+def decided_attention(model: ModelConfig, device: torch.device, dtype: torch.dtype, longest_tokens: int | None) -> ModelConfig:
+    """The model with `attention: auto` decided for the plan's longest dialogue (LLM positions), which rank 0 tells.
+
+    Raises UserError for an LLM, a length or a choice that packed rows cannot be computed with.
+    """
+    chosen, why = back_end.decide(model, device, dtype, longest_tokens)
+    if model.attention == "auto" and torch.distributed.get_rank() == 0:
+        print(f"model.attention is {chosen}: {why}", flush=True)
+    return replace(model, attention=chosen)
+
+
 def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConfig) -> list[dict[str, Any]]:
     """The encoder's own weights may have a learning rate of their own."""
     encoder = [parameter for name, parameter in parameters.items() if name.startswith("encoder.")]
@@ -124,21 +130,27 @@ class Engine:
     """A SpeechLLM trained by DeepSpeed on `world` processes."""
 
     def __init__(
-        self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, world: int, snapshot: Snapshot | None
-    ) -> None:
-        """Build the model, and put a checkpoint's weights into it. Raises UserError for wrong configurations."""
+        self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, world: int, snapshot: Snapshot | None,
+        longest_tokens: int | None = None,
+    ) -> None:  # fmt: skip
+        """Build the model, put a checkpoint's weights into it, and try a packed row (`mtbi.model.self_test`).
+
+        `longest_tokens` is the plan's longest dialogue in LLM positions; None = any length. Raises UserError for wrong
+        configurations, and for an LLM whose packed rows are not its dialogues.
+        """
         import deepspeed
 
         from mtbi.engine import zero3
 
         self.recipe, self.device, self.world, self.tasks = recipe, device, world, tasks
-        self.dtype = precision_of(recipe, device)
+        self.dtype = precision.of(recipe.precision, device)
         config = read_config(ds_config, recipe, world, self.dtype)
         self.stage = int(config["zero_optimization"]["stage"])
         model = decided_model(recipe, config["zero_optimization"], device, world)  # before ZeRO-3 partitions what is built
+        model = decided_attention(model, device, self.dtype, longest_tokens)
         torch.manual_seed(recipe.seed)
         self.model: SpeechLLM = build_speech_llm(
-            model, recipe.loss, self.dtype, device, tasks, config if self.stage == 3 else None
+            model, recipe.loss, self.dtype, device, tasks, config if self.stage == 3 else None, longest_tokens
         )
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
@@ -156,6 +168,7 @@ class Engine:
         self._make_moments()
         if snapshot:
             self.restore(snapshot)
+        self_test.check(self.model.llm, recipe.model.llm)
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -214,11 +227,12 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         trainable, moments = {}, {}
+        state = {**state, "optimizer_steps": self.optimizer_steps, "precision": precision.name_of(self.dtype)}
         for name, parameter in self.parameters.items():
             trainable[name] = full(safe_get_full_fp32_param(parameter), parameter)
             for moment in MOMENTS:
                 moments[f"{name}.{moment}"] = full(safe_get_full_optimizer_state(parameter, moment), parameter)
-        return Snapshot(trainable, moments, {**state, "optimizer_steps": self.optimizer_steps})
+        return Snapshot(trainable, moments, state)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put back what `snapshot` took, on any number of processes and any ZeRO stage."""

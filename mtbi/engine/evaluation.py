@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cosine_similarity
 
+from mtbi.data import text_units
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.loader import Loader
 from mtbi.data.plan import Geometry, Group, Plan
@@ -103,8 +104,9 @@ class Evaluation:
             said = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{who}** {what}" for who, what in said.items())
             metrics.dialogue(place, text, sample.waveform, step)
-            if words := sample.text.split()[:SHOWN_WORDS]:
-                similar = similarity(model, sample.waveform, self.chat.word_ids(words))
+            if word_ids := self.chat.word_ids(text_units.units(sample.text)[:SHOWN_WORDS]):
+                similar = similarity(model, sample.waveform, word_ids)
+                words = [self.chat.tokenizer.decode(ids).strip() for ids in word_ids]
                 metrics.alignment(place, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mtbi.errors import UserError
+from mtbi.model import back_end
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoder import build_encoder
 from mtbi.model.flops import size
@@ -69,17 +69,14 @@ def lora_size(model: torch.nn.Module, config: LoraConfig) -> int:
 
 def sizes_of(recipe: Recipe) -> Sizes:
     """Sizes from the models' configurations, without reading weights. Raises UserError where there is none."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from mtbi.tasks.chat import resolve_llm
+    from transformers import AutoModelForCausalLM
 
     model = recipe.model
-    try:
-        config: Any = AutoConfig.from_pretrained(str(resolve_llm(model.llm)), trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
+    config = back_end.read_config(model)
+    back_end.check_config(back_end.LLMShape.of(config))
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    back_end.check_model(llm)
     config = config.get_text_config()
     encoder, width = encoder_shape(recipe)
     with torch.device("meta"):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +29,8 @@ from mtbi.engine.engine import StepSums
 from mtbi.engine.progress import new_counts
 from mtbi.model.flops import LLMSize
 from mtbi.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 #: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
@@ -114,6 +119,19 @@ class Interval:
         self.tasks = sums.tasks if self.tasks is None else self.tasks + sums.tasks
 
 
+def never_ends_the_run(write: Callable[..., None]) -> Callable[..., None]:
+    """A full disk costs what would have been written: the first process alone writes, and the others wait for it."""
+
+    @wraps(write)
+    def call(*arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except OSError as error:
+            log.warning("TensorBoard's files could not be written: %s", error)
+
+    return call
+
+
 class Metrics:
     """Writes on the first process only; on the others every call does nothing."""
 
@@ -146,6 +164,7 @@ class Metrics:
             with self.bar.external_write_mode(file=sys.stdout):
                 print(text, flush=True)
 
+    @never_ends_the_run
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Numbers for TensorBoard."""
         if self.writer:
@@ -198,12 +217,14 @@ class Metrics:
             f"epoch {plan.position.epoch} data step {plan.position.step}"
         )
 
+    @never_ends_the_run
     def dialogue(self, place: int, text: str, wave: np.ndarray, step: int) -> None:
         """A sample dialogue as text, with its sound."""
         if self.writer:
             self.writer.add_text(f"dialogue/{place}", text, step)
             self.writer.add_audio(f"dialogue/{place}", torch.from_numpy(wave)[None], step, sample_rate=SAMPLE_RATE)
 
+    @never_ends_the_run
     def alignment(self, place: int, similarity: np.ndarray, words: list[str], seconds_per_frame: float, step: int) -> None:
         """A heat map of `similarity` `(frames, words)` between a sample's sound and words; none where matplotlib is missing."""
         if not self.writer or not find_spec("matplotlib"):
@@ -217,6 +238,7 @@ class Metrics:
             plots.similarity({f"step {step}": similarity}, words, seconds_per_frame, "sound against words", path)
             self.writer.add_image(f"alignment/{place}", imread(path), step, dataformats="HWC")
 
+    @never_ends_the_run
     def close(self) -> None:
         """Flush the files."""
         self.bar.close()

@@ -19,16 +19,19 @@ import torch
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
 from mtbi.data import features
+from mtbi.data.interleave import Coverage
+from mtbi.data.longest import longest_tokens
 from mtbi.data.plan import Plan, Position, Step
 from mtbi.data.shards import Shards
 from mtbi.engine import checkpoint, digest, remote
-from mtbi.engine.agreement import Attempt, Facts, attempt, compare, settle, share
+from mtbi.engine.agreement import Attempt, Facts, Report, attempt, compare, gather, name_of, settle, share
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.engine import precision_of, read_config
+from mtbi.engine.engine import read_config
 from mtbi.engine.evaluation import Evaluation
 from mtbi.engine.lease import Lease
 from mtbi.engine.progress import Progress
 from mtbi.errors import UserError
+from mtbi.model import precision
 from mtbi.model.geometry import FrameGeometry
 from mtbi.recipe import Recipe
 from mtbi.tasks import identity
@@ -62,6 +65,11 @@ class Inputs:
     plan: Plan
     first_step: Step  #: of the first epoch
 
+    @property
+    def coverage(self) -> Coverage:
+        """Which of the utterances can be interleaved."""
+        return Coverage.of(self.shards.index.utterances["words"])
+
 
 @dataclass
 class Start:
@@ -79,14 +87,23 @@ def open_inputs(recipe: Recipe) -> Inputs:
     """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
     chat = read_chat(recipe)
     shards = open_shards(recipe.data.shards, recipe, chat)
-    if recipe.interleave.share and not len(shards.index.words):
-        raise UserError(
-            f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards has word times: run "
-            "`mtbi data align` and make the shards again, or set interleave.share=0."
-        )
+    check_interleaving(recipe, Coverage.of(shards.index.utterances["words"]))
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
     return Inputs(chat, shards, geometry, plan, next(plan.steps()))
+
+
+def check_interleaving(recipe: Recipe, coverage: Coverage) -> None:
+    """Raises UserError where the recipe interleaves and no utterance can be."""
+    if not recipe.interleave.share or coverage.possible:
+        return
+    asked = f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards"
+    if coverage.single:
+        raise UserError(
+            f"{asked} can be interleaved: {coverage.single} of {coverage.utterances} have one word only, the others no word "
+            "times. Align transcripts of whole sentences with `mtbi data align`, or set interleave.share=0."
+        )
+    raise UserError(f"{asked} has word times: run `mtbi data align` and make the shards again, or set interleave.share=0.")
 
 
 def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation | None:
@@ -95,6 +112,11 @@ def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation 
         return None
     shards = open_shards(recipe.data.eval_shards, recipe, inputs.chat)
     return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks.rank, ranks.world)
+
+
+def longest_dialogue(inputs: Inputs, evaluation: Evaluation | None) -> int:
+    """LLM positions of the longest dialogue that is trained on or evaluated."""
+    return max(longest_tokens(one.plan) for one in (inputs, evaluation) if one is not None)
 
 
 def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
@@ -130,12 +152,17 @@ def agree(recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, op
     facts = settle(ranks, attempt(lambda: facts_of(recipe, ds_config, ranks, device, inputs, evaluation)))
     compare(ranks, facts)
     lease = settle(ranks, attempt(lambda: Lease.take(recipe.run_dir) if ranks.rank == 0 else None))
-    newest, snapshot = share(ranks, device, lambda: choose_checkpoint(recipe)) or (None, None)
-    progress = progress_of(recipe, snapshot, facts)
-    if ranks.rank == 0:
-        if snapshot:
+    try:
+        newest, snapshot = share(ranks, device, lambda: choose_checkpoint(recipe)) or (None, None)
+        refuse_later(recipe, ranks)
+        progress = progress_of(recipe, snapshot, facts)
+        if ranks.rank == 0 and snapshot:
             note_changes(recipe, snapshot.state, progress)
-        note_start(recipe, ranks, newest)
+        settle(ranks, attempt(lambda: note_start(recipe, ranks, newest) if ranks.rank == 0 else None))
+    except UserError:
+        if lease:
+            lease.release()
+        raise
     return Start(inputs, evaluation, newest, snapshot, progress, lease)
 
 
@@ -143,7 +170,7 @@ def facts_of(
     recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, inputs: Inputs, evaluation: Evaluation | None
 ) -> Facts:
     """What must be the same on all processes: each of them computes its own part of what follows from it."""
-    config = read_config(ds_config, recipe, ranks.world, precision_of(recipe, device))
+    config = read_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
     fields = {note.path: attrgetter(note.path)(recipe) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)}
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)
@@ -168,6 +195,21 @@ def choose_checkpoint(recipe: Recipe) -> tuple[Path, Snapshot] | None:
         print(f"{fetched.name} comes from {recipe.train.copy_to}", flush=True)
     newest = checkpoint.newest(run_dir)
     return (newest, checkpoint.load(newest)) if newest else None
+
+
+def refuse_later(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises UserError on all processes where some node's folder of the run holds a later checkpoint than the first process's.
+
+    The folder lies on each node's own disk then, and the job started again with its nodes in another order, say.
+    """
+    newest = max((folder.name for folder in checkpoint.all_of(recipe.run_dir)), default="no checkpoint")
+    reports = gather(ranks, Report(ranks.rank, socket.gethostname(), facts={"checkpoint": {"newest": newest}}))
+    seen = [(report.facts or {})["checkpoint"]["newest"] for report in reports]
+    if later := [report for report, name in zip(reports, seen, strict=True) if name > seen[0]]:
+        raise UserError(
+            f"{recipe.run_dir}: {max(seen)} is there for {name_of(later)}, {seen[0]} for {name_of(reports[:1])}, which writes "
+            "them: this is not one folder. Put run_dir on a file system that all nodes share, or set train.copy_to."
+        )
 
 
 def progress_of(recipe: Recipe, snapshot: Snapshot | None, facts: Facts) -> Progress:

@@ -31,11 +31,13 @@ class MtbiConfig(PretrainedConfig):
         audio_token_id: int = 0,
         embedding_rms: float = 1.0,
         normalise: bool = True,
+        prompt_first: bool = False,
         **kwargs: Any,
     ) -> None:
         """`encoder_config` is the encoder's own configuration, `audio_token_id` stands for an adapter frame among token ids.
 
         `embedding_rms` is the root mean square that a fresh adapter's output has, `normalise` is wav2vec 2.0's `do_normalize`.
+        `prompt_first` says that the prompt stands before the speech, as the chat template lays it out.
         """
         self.parts = parts or asdict(ModelConfig())
         if isinstance(text_config, dict):
@@ -46,6 +48,7 @@ class MtbiConfig(PretrainedConfig):
         self.audio_token_id = audio_token_id
         self.embedding_rms = embedding_rms
         self.normalise = normalise
+        self.prompt_first = prompt_first
         super().__init__(**kwargs)
 
     @property

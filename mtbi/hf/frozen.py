@@ -40,7 +40,7 @@ def load(cls: Any, path: Any, config: MtbiConfig, arguments: dict[str, Any]) -> 
     hub = {name: options.pop(name) for name in HUB if name in options}
     hub = {name: value for name, value in hub.items() if value is not None}
     dtype, place = options.pop("dtype", "auto"), one_device(options.pop("device_map", None))
-    attention = options.pop("attn_implementation", None) or config._attn_implementation or "sdpa"
+    attention = options.pop("attn_implementation", None) or config._attn_implementation
     trust, info = bool(options.pop("trust_remote_code", False)), bool(options.pop("output_loading_info", False))
     generation = options.pop("generation_config", None)
     if options.pop("use_safetensors", None) is False:
@@ -58,7 +58,8 @@ def load(cls: Any, path: Any, config: MtbiConfig, arguments: dict[str, Any]) -> 
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     built = build_speech_llm(replace(in_use(config.model), trust_remote_code=trust), LossConfig(), dtype, place)
     put_weights(built, path, hub)
-    built.llm.set_attn_implementation(attention)
+    usual = "sdpa" if built.llm._supports_sdpa else "eager"
+    built.llm.set_attn_implementation(attention or usual)
     model = cls(config, built)
     model.generation_config = generation or GenerationConfig.from_pretrained(path, **hub)
     loaded: dict[str, list] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}

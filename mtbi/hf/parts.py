@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,8 @@ def conversations(value: Any) -> list[Sequence[Mapping[str, Any]]]:
     return list(talks)
 
 
-def read_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Its content as parts of the types `text` and `audio`, recordings as `(samples,)` float32 at 16 kHz.
+def read_message(message: Mapping[str, Any], written: Callable[[str], str] = str) -> dict[str, Any]:
+    """Its content as parts of the types `text` and `audio`: text as `written` gives it, recordings `(samples,)` at 16 kHz.
 
     Raises ValueError for what is neither text nor audio, and for a recording that cannot be used.
     """
@@ -45,27 +45,25 @@ def read_message(message: Mapping[str, Any]) -> dict[str, Any]:
         content = [{"type": "text", "text": content}]
     if not isinstance(content, (list, tuple)):
         raise ValueError(f"a message's content is text or a list of parts, not {type(content).__name__}: {UNDERSTOOD}")
-    return {**message, "content": [read_part(part) for part in content]}
+    return {**message, "content": [read_part(part, written) for part in content]}
 
 
-def read_part(part: Any) -> dict[str, Any]:
+def read_part(part: Any, written: Callable[[str], str] = str) -> dict[str, Any]:
     """One part, as above."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return dict(part)
+        return {**part, "text": written(part["text"])}
     if kind in AUDIO:
         return {"type": "audio", "audio": recording_of(part)}
-    shown = f"with the keys {sorted(map(str, part))} and the type {kind!r}" if isinstance(part, Mapping) else f"{part!r:.60}"
-    raise ValueError(f"a part {shown} of a message: {UNDERSTOOD}")
+    shown = f"the keys {sorted(map(str, part))}" if isinstance(part, Mapping) else f"the type {type(part).__name__}"
+    raise ValueError(f"a part of a message has {shown}{f' and says type {kind!r}' if kind else ''}: {UNDERSTOOD}")
 
 
 def recording_of(part: Mapping[str, Any]) -> np.ndarray:
     """The recording in a part: a path, bytes or samples, `{"url": …}`, or base64 as `{"data": …}`."""
     given = [part[key] for key in KEYS if part.get(key) is not None]
     if len(given) != 1:
-        raise ValueError(
-            f"a part with audio has {len(given)} recordings, under the keys {sorted(map(str, part))}: {UNDERSTOOD}"
-        )
+        raise ValueError(f"a part of a message has {len(given)} recordings and the keys {sorted(map(str, part))}: {UNDERSTOOD}")
     [recording] = given
     if isinstance(recording, Mapping) and recording.get("url") is not None:
         recording = recording["url"]

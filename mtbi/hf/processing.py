@@ -14,10 +14,11 @@ from mtbi.data import audio as sound
 from mtbi.data.waveforms import Recording, RecordingError, listed, waveform
 from mtbi.hf import parts
 from mtbi.model.geometry import FrameGeometry
+from mtbi.tasks.tokens import APART, Tokens
 
 AUDIO_TOKEN = "<|audio|>"
 #: Arguments of other processors, and the values of theirs that mean what this one does.
-USUAL: dict[str, tuple[Any, ...]] = {
+USUAL: dict[str, tuple[bool | str | None, ...]] = {
     "audios": (None,),
     "images": (None,),
     "max_length": (None,),
@@ -26,6 +27,11 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "truncation": (None, False),
     "videos": (None,),
 }
+
+
+def is_usual(name: str, value: Any) -> bool:
+    """Whether an argument asks for nothing else than what the processor does."""
+    return any(value is usual or (isinstance(value, str) and value == usual) for usual in USUAL[name])
 
 
 class MtbiFeatureExtractor(SequenceFeatureExtractor):
@@ -93,14 +99,15 @@ class MtbiProcessor(ProcessorMixin):
         Raises ValueError where these do not match, for arguments that would have no effect (`USUAL`), and what the feature
         extractor raises. Others in `kwargs` are the chat template's.
         """
-        ignored = {name: value for name, value in kwargs.items() if value not in USUAL.get(name, (value,))}
+        ignored = [name for name in USUAL if not is_usual(name, kwargs.get(name))]
         if ignored:
             raise ValueError(
-                f"{ignored}: this processor pads on the left to the longest text, cuts nothing, and takes text and audio"
+                f"{', '.join(ignored)}: the processor takes `text` and `audio`, pads texts on their left to the longest, "
+                "and cuts nothing"
             )
-        if return_tensors != "pt":
-            raise ValueError("only PyTorch tensors can be returned: return_tensors='pt'")
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError("`text` is a text or a list of texts, as the chat template makes it")
         recordings = listed(audio)
         marks = sum(one.count(AUDIO_TOKEN) for one in texts)
         if marks != len(recordings):
@@ -117,22 +124,28 @@ class MtbiProcessor(ProcessorMixin):
 
     def _ids(self, text: str, counts: Iterator[int]) -> list[int]:
         """Each stretch of text is tokenised by itself, as in training."""
+        tokens = Tokens(self.tokenizer)
         ids: list[int] = []
         for piece in re.split(f"({re.escape(AUDIO_TOKEN)})", text):
             if piece == AUDIO_TOKEN:
                 ids += [self.audio_token_id] * next(counts)
             elif piece:
-                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+                ids += tokens.ids(piece)
         return ids
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As for every processor. A message's content is text, or parts of the types `text` and `audio` (see `parts`).
 
-        The text after the last recording is the prompt. Raises ValueError for what is neither, and for unusable recordings.
+        The text after the last recording is the prompt, or where there is none the text before the first one. No text becomes a
+        control token. Raises ValueError for what is neither text nor audio, and for unusable recordings.
         """
-        talks = [[parts.read_message(message) for message in talk] for talk in parts.conversations(conversation)]
+        harmless = Tokens(self.tokenizer).harmless
+        talks = [[parts.read_message(message, harmless) for message in talk] for talk in parts.conversations(conversation)]
         single = parts.is_message(conversation[0])
-        return super().apply_chat_template(talks[0] if single else talks, chat_template, **kwargs)
+        made = super().apply_chat_template(talks[0] if single else talks, chat_template, **kwargs)
+        if isinstance(made, str):
+            return made.replace(APART, "")
+        return [one.replace(APART, "") if isinstance(one, str) else one for one in made] if isinstance(made, list) else made
 
     @property
     def model_input_names(self) -> list[str]:

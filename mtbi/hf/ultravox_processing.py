@@ -17,6 +17,7 @@ AUDIO_TOKEN = "<|audio|>"
 HOP = 160  # samples of a mel frame
 ENCODER_STRIDE = 2  # mel frames of an encoder frame
 CHUNK = 480_000  # samples that Whisper hears at once
+LARGEST_SAMPLE = 8.0  # more means integers stored as floats
 SILENCE = 800  # samples after a clip: the spectrum's reflection at the end is never seen
 
 
@@ -71,7 +72,7 @@ class UltravoxProcessor(ProcessorMixin):
         """Features of the recordings and their lengths."""
         if sampling_rate not in (None, self.audio_processor.sampling_rate):
             raise ValueError(f"recordings at {sampling_rate} Hz: resample them to {self.audio_processor.sampling_rate} Hz")
-        waves = [np.asarray(wave, dtype=np.float32) for wave in recordings]
+        waves = [self.checked(wave) for wave in recordings]
         pieces = [[wave[at : at + CHUNK] for at in range(0, max(len(wave), 1), CHUNK)] for wave in waves]
         mels = [self.features(piece) for chunks in pieces for piece in chunks]
         lengths = [mel.shape[1] for mel in mels]
@@ -83,6 +84,18 @@ class UltravoxProcessor(ProcessorMixin):
             "audio_batch_size": [len(mels)],
             "audio_num_chunks": [len(chunks) for chunks in pieces],
         }
+
+    @staticmethod
+    def checked(wave):
+        """A waveform as float32. Raises ValueError for anything but `(samples,)` floats within about [-1, 1]."""
+        wave = np.asarray(wave)
+        if wave.ndim != 1 or wave.dtype.kind != "f" or not wave.size:
+            raise ValueError(f"a recording is float samples (samples,) in [-1, 1], not {wave.dtype} of the shape {wave.shape}")
+        if not np.isfinite(wave).all() or np.abs(wave).max() > LARGEST_SAMPLE:
+            raise ValueError(
+                "a recording holds samples that are not finite or far beyond 1: divide integers by their full scale"
+            )
+        return wave.astype(np.float32)
 
     def features(self, wave):
         """Log-mel features `(mels, ceil(samples / 160))`."""

@@ -4,8 +4,9 @@ A token sees the earlier tokens of its group's prefix and of its own branch. `de
 after group, with a mask; where that spares enough, the prefix apart from the branches and causally. `flash` is two
 variable-length kernel calls (every prefix and every branch causally on itself; every branch on its prefix) merged by their
 log-sum-exp. `flex` is PyTorch's FlexAttention (arXiv 2412.05496), one compiled kernel over whole rows that skips the blocks
-where nothing is seen. All compute the same function. The packing reaches them as the forward keyword `packing`; without one
-(generation) they are transformers' own `sdpa`. Attention dropout is not applied in packed rows.
+where nothing is seen. All compute the same function, attention sinks (gpt-oss) among it. The packing reaches them as the
+forward keyword `packing`; without one (generation) they are transformers' own `sdpa`, with the sinks that it leaves out.
+Attention dropout is not applied in packed rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from mtbi.errors import UserError
 from mtbi.model import varlen
@@ -27,6 +28,9 @@ from mtbi.model.varlen import Sequences
 DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
 #: Scores that must be spared for a second call of dense attention (about what one costs on two CPU cores).
 WORTH_A_CALL = 10_000
+#: What models hand to every attention call and what changes nothing about it. All else that has a value is refused.
+NEUTRAL = {"position_ids", "cache_position", "use_cache", "return_dict", "is_causal"}
+NEUTRAL |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 
 _attend = functional.scaled_dot_product_attention
 
@@ -131,11 +135,13 @@ def _parts(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dt
 
 
 def dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`query` is (rows, heads, tokens, size), `key` and `value` have key-value heads. Returns (rows, tokens, heads, size).
 
-    `window` is the reach of a sliding window in positions, None where it hides nothing.
+    `window` is the reach of a sliding window in positions, None where it hides nothing. `sinks` (heads,) are the scores of
+    one more key for each head, whose value is zero. Values may be narrower than queries and keys.
     """
     if query.device.type != "cpu":  # the fast kernels for GPUs that take a mask want a key head for each query head
         key, value = (one.repeat_interleave(query.shape[1] // key.shape[1], 1) for one in (key, value))
@@ -145,20 +151,43 @@ def dense_attention(
         sizes, found = [stretch.size for stretch in stretches], []
         for stretch, q, k, v in zip(stretches, *(one.split(sizes, 2) for one in row), strict=True):
             if not stretch.parts:
-                found.append(0 * (q + (k + v).mean(1, keepdim=True)))  # part of the graph also where all is padding
+                unread = q.mean(-1, keepdim=True) + (k.mean(-1, keepdim=True) + v).mean(1, keepdim=True)
+                found.append(0 * unread)  # part of the graph also where all is padding
                 continue
             for part, own in zip(stretch.parts, q.split([part.queries for part in stretch.parts], 2), strict=True):
                 seen = (k, v) if part.keys == stretch.size else (k[:, :, : part.keys], v[:, :, : part.keys])
-                causal = part.mask is None
-                found.append(_attend(own, *seen, part.mask, is_causal=causal, scale=scaling, enable_gqa=True))
+                found.append(_attend_with_sinks(own, *seen, part.mask, part.mask is None, scaling, sinks))
         rows.append(torch.cat(found, 2))
     return torch.cat(rows).transpose(1, 2)
 
 
-def flash_attention(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
+def _attend_with_sinks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scaling: float | None, sinks: Tensor | None
 ) -> Tensor:
+    """Scaled-dot-product attention; `mask` is boolean or added to the scores. Returns (rows, heads, tokens, value size)."""
+    if sinks is None:
+        return _attend(query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=True)
+    seen = query.new_zeros(query.shape[2], key.shape[2]) if mask is None else mask
+    if seen.dtype == torch.bool:
+        seen = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)
+    if causal:
+        seen = seen.masked_fill(torch.ones_like(seen, dtype=torch.bool).triu(1), -torch.inf)
+    seen = seen.expand(len(query), query.shape[1], -1, -1)
+    sink = sinks.to(seen.dtype)[None, :, None, None].expand(*seen.shape[:3], 1)
+    key, value = (functional.pad(states, (0, 0, 0, 1)) for states in (key, value))  # a key of zeros: its score is the mask's
+    return _attend(query, key, value, torch.cat([seen, sink], -1), scale=scaling, enable_gqa=True)
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """As `dense_attention`. Raises UserError where a sliding window would hide something: the two calls have none."""
+    if value.shape[-1] != query.shape[-1]:
+        raise UserError(
+            f"model.attention=flash: the LLM's value heads have {value.shape[-1]} numbers, its query heads "
+            f"{query.shape[-1]}; use model.attention=flex or dense"
+        )
     if window is not None:
         raise UserError(
             f"model.attention=flash: the LLM's sliding window ({window}) is shorter than a dialogue "
@@ -166,20 +195,26 @@ def flash_attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     tokens = (_flat(states)[packing.slots] for states in (query, key, value))
-    out = SharedPrefixAttention.apply(*tokens, packing, scale)
+    out = SharedPrefixAttention.apply(*tokens, packing, scale, sinks)
     rows, count = packing.shape
     whole = out.new_zeros(rows * count, *out.shape[1:]).index_copy(0, packing.slots, out)
     return whole.unflatten(0, (rows, count))
 
 
 def flexible_attention(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """As `dense_attention`, which also stands in for the backward pass that FlexAttention does not have on CPUs."""
     if query.device.type == "cpu" and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return dense_attention(query, key, value, packing, window, scaling)
+        return dense_attention(query, key, value, packing, window, scaling, sinks)
     kernel = _flex_kernel(query.device.type)
-    return kernel(query, key, value, block_mask=packing.blocks(window), scale=scaling, enable_gqa=True).transpose(1, 2)
+    settings = {"block_mask": packing.blocks(window), "scale": scaling, "enable_gqa": True}
+    if sinks is None:
+        return kernel(query, key, value, **settings).transpose(1, 2)
+    out, more = kernel(query, key, value, **settings, return_aux=AuxRequest(lse=True))
+    share = torch.sigmoid(more.lse - sinks[:, None].float())  # of the softmax that the keys keep beside the sink
+    return (out * share[..., None]).to(out.dtype).transpose(1, 2)
 
 
 @cache
@@ -197,8 +232,10 @@ class SharedPrefixAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-        """(real tokens, heads, head size) each; keys and values may have fewer heads."""
+    def forward(
+        ctx, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, sinks: Tensor | None = None
+    ) -> Tensor:
+        """(real tokens, heads, head size) each; keys and values may have fewer heads. `sinks` (heads,) have no gradient."""
         segments = packing.segments
         if not len(query):
             ctx.save_for_backward(query, key, value)
@@ -213,6 +250,10 @@ class SharedPrefixAttention(torch.autograd.Function):
             own = (lse[:, queries] - joint).exp().T[..., None] * out[queries]
             out[queries] = (own + (more_lse - joint).exp().T[..., None] * more).to(out.dtype)
             lse[:, queries] = joint
+        if sinks is not None:
+            joint = torch.logaddexp(lse, sinks[:, None].float())
+            out = ((lse - joint).exp().T[..., None] * out).to(out.dtype)
+            lse = joint
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.packing, ctx.scale = packing, scale
         return out
@@ -222,7 +263,7 @@ class SharedPrefixAttention(torch.autograd.Function):
         """Gradients of query, key and value."""
         [grad] = grads
         if len(ctx.saved_tensors) == 3:
-            return *(torch.zeros_like(saved) for saved in ctx.saved_tensors), None, None
+            return *(torch.zeros_like(saved) for saved in ctx.saved_tensors), None, None, None
         query, key, value, out, lse = ctx.saved_tensors
         segments, grad = ctx.packing.segments, grad.contiguous()
         dq, dk, dv = varlen.backward(grad, query, key, value, out, lse, segments, segments, True, ctx.scale)
@@ -235,7 +276,7 @@ class SharedPrefixAttention(torch.autograd.Function):
             dq.index_add_(0, queries, more_dq)
             dk.index_add_(0, keys, more_dk)
             dv.index_add_(0, keys, more_dv)
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
 def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
@@ -252,17 +293,38 @@ def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
+        s_aux: Tensor | None = None,
         packing: Packing | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        if packing is None:
+        _refuse_unknown(module, kwargs | {"softcap": softcap})
+        if packing is None and s_aux is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-        if softcap is not None:
-            raise UserError(f"{type(module).__name__}: LLMs that cap attention scores (softcap) are not supported")
+        if packing is None:
+            causal = attention_mask is None and query.shape[2] > 1
+            return _attend_with_sinks(query, key, value, attention_mask, causal, scaling, s_aux).transpose(1, 2), None
+        chunk = getattr(getattr(module, "config", None), "attention_chunk_size", None)
+        if chunk is not None and chunk < packing.longest_reach:
+            raise UserError(
+                f"{type(module).__name__}: the LLM's attention chunk ({chunk} tokens) is shorter than a dialogue "
+                f"({packing.longest_reach} tokens), which packed rows cannot do: lower plan.max_audio_seconds"
+            )
         hides = sliding_window is not None and sliding_window < packing.longest_reach
-        return packed(query, key, value, packing, sliding_window if hides else None, scaling), None
+        return packed(query, key, value, packing, sliding_window if hides else None, scaling, s_aux), None
 
     return attend
+
+
+def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raises UserError for arguments of an attention call that would be left out: they change what it computes."""
+    unknown = [name for name, value in kwargs.items() if name not in NEUTRAL and value is not None]
+    if kwargs.get("is_causal") is False:
+        unknown.append("is_causal=False")
+    if unknown:
+        raise UserError(
+            f"{type(module).__name__}: attention with {', '.join(sorted(unknown))} is not supported: choose another LLM "
+            "(docs/your-models.md)"
+        )
 
 
 def register() -> None:
@@ -274,19 +336,6 @@ def register() -> None:
         # Packings differ in every batch: a compiled layer (model.compile) calls attention as it is.
         AttentionInterface.register(name, torch.compiler.disable(_as_back_end(function)))
         AttentionMaskInterface.register(name, sdpa_mask)  # for generation: packed calls bring a mask of their own
-
-
-def choose(attention: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The registered name for the recipe's `model.attention`; `auto` is flash for half precision on a GPU, else dense.
-
-    Raises UserError for flash in float32 on a GPU: the kernels compute in half precision only.
-    """
-    half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    if attention == "flash" and device.type == "cuda" and not half_on_gpu:
-        raise UserError("model.attention=flash needs precision=bf16 on a GPU; use model.attention=dense with fp32")
-    if attention == "auto":
-        return FLASH if half_on_gpu else DENSE
-    return {"dense": DENSE, "flash": FLASH, "flex": FLEX}[attention]
 
 
 def _flat(states: Tensor) -> Tensor:

@@ -159,6 +159,13 @@ def build_encoder(
     return _pretrained(config, dtype, trust_remote_code).to(device)
 
 
+def set_trainable(encoder: nn.Module, on: bool) -> None:
+    """Whether an encoder's own weights train. Whisper's sinusoidal positions never do: they are constants, not weights."""
+    encoder.requires_grad_(on)
+    if isinstance(encoder, Whisper):
+        encoder.encoder.embed_positions.requires_grad_(False)
+
+
 @torch.no_grad()
 def check_frames(encoder: Any, stages: Stages, path: str, device: torch.device) -> None:
     """Encode three clips. Raises UserError where frames or width are not those of `stages` and `encoder.width`."""

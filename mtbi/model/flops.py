@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mtbi.model import fp8
-from mtbi.model.last_layer import parts
+from mtbi.model.last_layer import decoder_layers, parts
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
@@ -36,7 +36,7 @@ class LLMSize(NamedTuple):
     def of(cls, llm: Any) -> LLMSize:
         """Count them."""
         decoder = llm.get_decoder()
-        last = sum(size(part) for part in parts(decoder.layers[-1]))
+        last = sum(size(part) for part in parts(decoder_layers(llm)[-1]))
         layers = size(decoder) - size(llm.get_input_embeddings())
         return cls(size(llm), layers - last, size(llm.get_output_embeddings()) + last)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mtbi.errors import UserError
 from mtbi.model.speech_llm import SpeechLLM, is_partitioned
+from mtbi.tasks.teacher import all_end_ids
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -84,10 +86,11 @@ def generate(
     streamer: BaseStreamer | None = None,
     decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
-    """Token ids of each answer, without the end token. A streamer (one prompt only) gets tokens as they come.
+    """Token ids of each answer, without the end token: `end_id`, or another at which the LLM may end an answer.
 
     Raises ContextError for prompts that are longer than the LLM's context; an answer ends where the context does.
 
+    A streamer (one prompt only) gets tokens as they come.
     Under ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ.
     """
     training = model.training
@@ -111,19 +114,20 @@ def complete(
 ) -> list[list[int]]:
     """Answers as `generate`, to prompts that are embedded: `(prompts, tokens, hidden)`, their mask `(prompts, tokens)`."""
     max_new_tokens = room_for_answer(model.llm, embeddings.shape[1], max_new_tokens)
+    ends = all_end_ids(model.llm.generation_config, end_id)
     with decoding.randomness(embeddings.device):
         answers = model.llm.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            eos_token_id=end_id,
+            eos_token_id=ends,
             pad_token_id=end_id,
             streamer=streamer,
             # Every rank computes until the last one has its answer: ZeRO-3 gathers each layer from all of them.
             synced_gpus=is_partitioned(model.llm) and torch.distributed.get_world_size() > 1,
             **decoding.settings(),
         ).tolist()
-    return [answer[: answer.index(end_id)] if end_id in answer else answer for answer in answers]
+    return [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
 
 
 @torch.no_grad()

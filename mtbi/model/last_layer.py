@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtbi.errors import UserError
+
 
 class LastLayer:
     """Hooks on an LLM's last decoder layer; they do something only where the forward keyword `packing` names what is read.
@@ -25,7 +27,7 @@ class LastLayer:
         """Put the hooks on the layer."""
         self.read: Tensor | None = None
         self.shape = torch.Size()
-        layer = llm.get_decoder().layers[-1]
+        layer = decoder_layers(llm)[-1]
         layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         layer.register_forward_hook(self._leave, always_call=True)
         for part in parts(layer):
@@ -52,6 +54,17 @@ class LastLayer:
             return None
         whole = output.new_zeros(self.shape.numel(), output.shape[-1])
         return whole.index_copy(0, self.read, output[0]).view(*self.shape, -1)
+
+
+def decoder_layers(llm: Any) -> nn.ModuleList:
+    """An LLM's decoder layers, first to last. Raises UserError for a model that keeps them under another name (GPT-2)."""
+    layers = getattr(llm.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise UserError(
+            f"model.llm: {type(llm).__name__} is built of other modules than Llama and its like (its decoder has no `layers`), "
+            "which is not supported: choose another LLM (docs/your-models.md)"
+        )
+    return layers
 
 
 def parts(layer: nn.Module) -> list[nn.Module]:

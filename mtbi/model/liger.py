@@ -6,19 +6,35 @@ targets at a time. It knows no stored teacher: with a divergence in the loss, `m
 
 from __future__ import annotations
 
+import logging
 from functools import cache
-from importlib.util import find_spec
+from inspect import signature
 
 import torch
 from torch import Tensor
 
 from mtbi.recipe import LossConfig
 
+log = logging.getLogger(__name__)
+#: Arguments of the kernel that are needed here: it is no public function, and its first versions have fewer.
+ARGUMENTS = {"bias", "reduction", "compute_gradients", "weight_requires_grad", "return_predicted_tokens"}
+
 
 @cache
 def installed() -> bool:
-    """Whether there is a kernel."""
-    return find_spec("liger_kernel") is not None
+    """Whether there is a kernel that takes the arguments needed. One that does not is named in a warning."""
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
+    except ModuleNotFoundError:
+        return False
+    except ImportError as error:
+        log.warning("liger-kernel is installed, but not used: %s", error)
+        return False
+    if lacking := ARGUMENTS - set(signature(fused_linear_cross_entropy_forward).parameters):
+        log.warning(
+            "liger-kernel is installed, but not used: its kernel lacks %s; install a newer one", ", ".join(sorted(lacking))
+        )
+    return not lacking
 
 
 def takes(config: LossConfig, device: torch.device) -> bool:

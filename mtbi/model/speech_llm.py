@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from mtbi.data.batch import Batch
 from mtbi.errors import UserError
-from mtbi.model import attention, buckets, fp8, varlen
+from mtbi.model import attention, back_end, buckets, fp8, varlen
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoder import build_encoder
-from mtbi.model.last_layer import LastLayer
+from mtbi.model.encoder import build_encoder, set_trainable
+from mtbi.model.last_layer import LastLayer, decoder_layers
 from mtbi.model.loss import AnswerHead, LossOutput
+from mtbi.model.zero3_loading import loaded_weights_only
 from mtbi.recipe import LoraConfig, LossConfig, ModelConfig
 
 #: Given where a mask is expected, so that transformers builds none: packed rows make their own.
@@ -103,16 +104,18 @@ def build_speech_llm(
     device: torch.device,
     tasks: int = 1,
     zero3: dict[str, Any] | None = None,
+    longest_tokens: int | None = None,
 ) -> SpeechLLM:
     """Pretrained encoder and LLM, and a fresh adapter (from torch's random state).
 
     With `zero3`, DeepSpeed's configuration, the LLM is read straight into its ZeRO-3 partitions; all else comes whole.
+    `longest_tokens` is the longest dialogue in LLM positions, None = any length (`mtbi.model.back_end.choose`).
     Raises UserError for models that cannot be found or are of an unsupported kind.
     """
     device = torch.device(device)
-    llm = load_llm(config, dtype, device, zero3)
+    llm = load_llm(config, dtype, device, zero3, longest_tokens)
     encoder: Any = build_encoder(config.encoder, dtype, device, config.trust_remote_code)
-    encoder.requires_grad_(config.encoder.trainable)
+    set_trainable(encoder, config.encoder.trainable)
     if config.encoder.path == "demo" and config.encoder_lora.rank:
         # torch's fused transformer layer reads the base weights past a low-rank update.
         raise UserError("model.encoder_lora: the demo encoder takes none; set model.encoder.trainable=true to train it")
@@ -122,7 +125,13 @@ def build_speech_llm(
     return SpeechLLM(encoder, adapter, llm, loss, tasks)
 
 
-def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero3: dict[str, Any] | None = None) -> Any:
+def load_llm(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    zero3: dict[str, Any] | None = None,
+    longest_tokens: int | None = None,
+) -> Any:
     """The causal LLM, frozen but for LoRA, with one of our attention back ends; partitioned with `zero3`."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -132,24 +141,24 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero
         fp8.check(device)
     attention.register()
     path = str(resolve_llm(config.llm))
-    chosen = attention.choose(config.attention, device, dtype)
-    if chosen == attention.FLASH and device.type == "cuda":
-        varlen.choose_kernels(device)
+    shape = back_end.LLMShape.of(back_end.read_config(config, "load"))
+    back_end.check_config(shape)
+    chosen, _ = back_end.choose(config.attention, device, dtype, shape, longest_tokens)
+    if chosen == "flash" and device.type == "cuda":
+        varlen.choose_kernels(device, shape.heads, shape.key_heads, shape.size)
     partitioning: Any = None
     if zero3:
         from transformers.integrations import HfDeepSpeedConfig
 
         partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft look for it while it lives
     try:
-        llm: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=chosen, trust_remote_code=config.trust_remote_code
-        )
+        with loaded_weights_only() if partitioning else nullcontext():
+            llm: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation=back_end.NAMES[chosen], trust_remote_code=config.trust_remote_code
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"model.llm: cannot load {config.llm!r}: {error}") from error
-    if not llm._supports_attention_backend:
-        raise UserError(
-            f"model.llm: {type(llm).__name__} does not use transformers' attention interface, which packed rows need"
-        )
+    back_end.check_model(llm)
     llm.requires_grad_(False)
     add_lora(llm, config.llm_lora, "model.llm_lora")
     if config.llm_fp8:
@@ -158,7 +167,9 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device, zero
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     if config.compile:
         compile_layers(llm)
-    llm.generation_config = GenerationConfig()  # greedy: no penalty or temperature that came with the weights
+    # All that is kept of what came with the weights: no penalty, no temperature.
+    ends = getattr(llm.generation_config, "eos_token_id", None)
+    llm.generation_config = GenerationConfig(eos_token_id=ends)
     return llm if partitioning else llm.to(device)
 
 
@@ -167,7 +178,7 @@ def compile_layers(llm: Any) -> None:
 
     The last one computes less than the others and stays as it is (`mtbi.model.last_layer`).
     """
-    for layer in llm.get_decoder().layers[:-1]:
+    for layer in decoder_layers(llm)[:-1]:
         layer.compile()
 
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import attention, functional
 
-try:
+from mtbi.errors import UserError
+
+try:  # by its functions: the package of FlashAttention-4 has the same name
     from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
-except ImportError:
+except Exception:  # also one that is built for another torch; PyTorch's own copy serves
     _flash_attn_varlen_forward = None
 
 log = logging.getLogger(__name__)
@@ -42,37 +44,63 @@ class Sequences(NamedTuple):
 
 
 @cache
-def choose_kernels(device: torch.device) -> str:
+def choose_kernels(device: torch.device, heads: int = 4, key_heads: int = 2, size: int = 128) -> str:
     """Put the newest kernels in place that are installed for a GPU and give the right numbers there; returns their name.
 
-    PyTorch calls its bridge to them a prototype, so they are tried on a little attention first. Why an installed one is passed
-    over is logged.
+    All are tried on a little attention first, with the LLM's own numbers of heads and size of a head. Why an installed one is
+    passed over is logged. PyTorch's bridge to the newer ones puts them in the place of its own flash kernel for the whole
+    process; since the check covers packed rows alone, all else (encoder, adapter, answers) is then given other kernels.
+    Raises UserError where none is right.
     """
-    global _newer
+    global _newer, _flash_attn_varlen_forward
+    shape = (heads, key_heads, size)
     major = torch.cuda.get_device_capability(device)[0] if hasattr(attention, "activate_flash_attention_impl") else 0
     for name in (name for name, generations in NEWER.items() if major in generations):
         try:
             attention.activate_flash_attention_impl(name)
             _newer = name
-            check(device)
+            check(device, *shape)
         except ModuleNotFoundError:
             _newer = None
         except Exception as error:  # whatever a prototype raises: there are other kernels
-            log.warning("%s is installed, but not used: %s: %s", name, type(error).__name__, error)
+            _passed_over(name, shape, error)
             if attention.current_flash_attention_impl():
                 attention.restore_flash_attention_impl()
             _newer = None
         else:
+            torch.backends.cuda.enable_flash_sdp(False)
+            log.info("%s computes packed rows; scaled-dot-product attention elsewhere goes without flash kernels", name)
             return name
-    return "PyTorch's own" if _flash_attn_varlen_forward is None else "flash-attn 2"
+    if _flash_attn_varlen_forward is not None:
+        try:
+            check(device, *shape)
+        except Exception as error:  # a version with other arguments, say
+            _passed_over("flash-attn 2", shape, error)
+            _flash_attn_varlen_forward = None
+        else:
+            return "flash-attn 2"
+    try:
+        check(device, *shape)
+    except (ArithmeticError, RuntimeError) as error:
+        raise UserError(
+            f"no flash attention kernel here is right for {heads} query heads and {key_heads} key heads of {size} numbers "
+            f"({str(error).splitlines()[0]}); use model.attention=auto, flex or dense"
+        ) from error
+    return "PyTorch's own"
 
 
-def check(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+def _passed_over(name: str, shape: tuple[int, int, int], error: Exception) -> None:
+    what = "%s is installed, but not used for %d query heads and %d key heads of %d numbers: %s: %s"
+    log.warning(what, name, *shape, type(error).__name__, error)
+
+
+def check(
+    device: torch.device, heads: int = 4, key_heads: int = 2, size: int = 128, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Hold the kernels in use against the reference in float32, on a few sequences. Raises ArithmeticError where they differ by
     over 2%.
     """
-    lengths = torch.tensor([5, 130, 64])
-    heads, key_heads, size, scale = 4, 2, 128, 0.1
+    lengths, scale = torch.tensor([5, 130, 64]), size**-0.5
     generator = torch.Generator().manual_seed(0)
     for causal, key_lengths in ((True, lengths), (False, lengths + 40)):
         shapes = [(lengths, heads), (key_lengths, key_heads), (key_lengths, key_heads), (lengths, heads)]

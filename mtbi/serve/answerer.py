@@ -24,7 +24,9 @@ from mtbi.serve.mix import Mix, Mixer, align_words
 from mtbi.serve.recordings import Listener, cut_out
 from mtbi.serve.writer import Writer
 from mtbi.tasks.chat import MARK, ChatFormat
+from mtbi.tasks.teacher import all_end_ids
 from mtbi.trained import TrainedRun
+from mtbi.turn import split_prompt
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 SLICE = 10_000  #: characters that are tokenised at once to count them
@@ -44,10 +46,7 @@ class Reply:
 
 def pieces(parts: list[tuple[str, str | InputAudio | AudioUrl]], listener: Listener) -> tuple[list[str | np.ndarray], str]:
     """What is said and the prompt about it. Each part comes with its name. Raises ApiError 400 for an unusable recording."""
-    found = [part if isinstance(part, str) else listener.listen(part, where) for where, part in parts]
-    last = max((place for place, piece in enumerate(found) if isinstance(piece, np.ndarray)), default=-1)
-    prompt = " ".join(piece for piece in found[last + 1 :] if isinstance(piece, str))
-    return found[: last + 1], prompt
+    return split_prompt([part if isinstance(part, str) else listener.listen(part, where) for where, part in parts])
 
 
 def parts_of(message: Message, number: int) -> list[tuple[str, str | InputAudio | AudioUrl]]:
@@ -107,7 +106,8 @@ class Answerer:
         run = self.run_with(system)
         wanted = request.max_completion_tokens or request.max_tokens or self.limits.new_tokens
         talk = Conversation(run, min(wanted, self.limits.new_tokens))
-        writer = Writer(run.chat.tokenizer, run.chat.end_id, request.stops, emit)
+        ends = all_end_ids(run.model.llm.generation_config, run.chat.end_id)
+        writer = Writer(run.chat.tokenizer, ends, request.stops, emit)
         decoding = decoding_of(request, writer.full)
         try:
             return request, self.reply(talk, turns, listener, writer, decoding)

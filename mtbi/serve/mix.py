@@ -9,7 +9,7 @@ the corpus, and all words may be read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from mtbi.chat import Conversation
-from mtbi.data import align, interleave
+from mtbi.data import align, interleave, text_units
 from mtbi.data.align import CtcAligner
 from mtbi.data.audio import SAMPLE_RATE
 from mtbi.data.interleave import Segment
@@ -38,6 +38,12 @@ class Word(BaseModel):
     start: float = Field(ge=0, allow_inf_nan=False)  #: seconds
     end: float = Field(ge=0, allow_inf_nan=False)  #: seconds; a word lasts until the next one starts, so it is not read
     read: bool = False  #: given to the model as text instead of sound
+    space: bool | None = None  #: whether a space stands before it in the text; None = as its script has it
+
+    @property
+    def unit(self) -> str:
+        """As `mtbi.data.text_units` writes it."""
+        return f" {self.word}" if self.space else self.word
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def align_words(aligner: CtcAligner, wave: np.ndarray, transcript: str) -> list[
 
     Raises UserError where there are no words, or they cannot be aligned.
     """
-    spelt = (transcript or aligner.transcribe(wave)).split()
+    spelt = text_units.units(transcript or aligner.transcribe(wave))
     if not spelt:
         raise UserError("the recogniser hears no word in it: type the transcript")
     log_probs, seconds_per_frame = aligner.emissions(wave)
@@ -77,7 +83,11 @@ def align_words(aligner: CtcAligner, wave: np.ndarray, transcript: str) -> list[
             "the words cannot be aligned: the recording is too short for them, or the aligner can spell none of them"
         )
     times = align.tile(spans, seconds_per_frame, len(wave) / SAMPLE_RATE)
-    return [Word(word=word, start=start, end=end) for word, (start, end) in zip(spelt, times, strict=True)]
+    spaces = [piece.startswith(" ") for piece in text_units.pieces(spelt)]
+    return [
+        Word(word=word.lstrip(), start=start, end=end, space=space)
+        for word, space, (start, end) in zip(spelt, spaces, times, strict=True)
+    ]
 
 
 class Mixer:
@@ -95,7 +105,8 @@ class Mixer:
     def asked(self, talk: Conversation, mix: Mix, prompt: str) -> Tensor:
         """The LLM's input for the whole dialogue, `(positions, hidden)`."""
         chat = talk.run.chat
-        before, after = self._text(chat.prefix_ids), self._text(chat.suffix_ids(prompt.strip()))
+        lead, closing = chat.around_speech(prompt.strip(), self.run.recipe.behaviour.prompt_first)
+        before, after = self._text([*chat.prefix_ids, *lead]), self._text(closing)
         return torch.cat([before, *(span.to(before.dtype) for span in self.embed(mix)), after])
 
     @torch.no_grad()
@@ -112,13 +123,18 @@ class Mixer:
     @torch.no_grad()
     def embed(self, mix: Mix) -> list[Tensor]:
         """The LLM's input for each span of the mix, `(positions, hidden)`."""
-        words, samples = mix.words, len(mix.wave)
-        word_ids = self.run.chat.word_ids([word.word for word in words])
-        starts = np.array([word.start * SAMPLE_RATE for word in words])
+        samples = len(mix.wave)
+        stretches = self.run.chat.stretches([word.unit for word in mix.words])
+        word_ids = [ids for _, ids in stretches]
+        stops = list(accumulate(count for count, _ in stretches))
+        # A stretch of several characters is one token: it is read where all of them are to be.
+        words = [mix.words[stop - count : stop] for stop, (count, _) in zip(stops, stretches, strict=True)]
+        starts = np.array([stretch[0].start * SAMPLE_RATE for stretch in words])
+        read = np.array([all(word.read for word in stretch) for stretch in words])
         whole = self.run.model.hear_one(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
         all_heard = (Segment(0, len(words), False),)
         spans = []
-        for segment in interleave.segments_of(np.array([word.read for word in words])) or all_heard:
+        for segment in interleave.segments_of(read) or all_heard:
             if segment.is_text:
                 spans.append(self._text([token for ids in word_ids[segment.first : segment.stop] for token in ids]))
             elif whole is not None:

@@ -1,9 +1,10 @@
 """The OpenAI chat-completions API with speech in it, over HTTP, and word times for the page.
 
 A user message is text, or parts of text and `input_audio` as in the public API. The text after the last recording is the
-prompt; what stands before belongs to what was said. Of our own: `input_audio.words`, as `POST /v1/align` gives them, each with
-`read`: true where the model shall get the word as text (`mtbi.serve.mix`). Mistakes are answered with 4xx and a reason,
-always in the API's form. `docs/serve.md` says what is supported.
+prompt, or where there is none the text before the first one; other text is read as if it were heard. Of our own:
+`input_audio.words`, as `POST /v1/align` gives them, each with `read`: true where the model shall get the word as text
+(`mtbi.serve.mix`). Mistakes are answered with 4xx and a reason, always in the API's form. `docs/serve.md` says what is
+supported.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,11 +23,11 @@ class Writer(BaseStreamer):
     def __init__(
         self,
         tokenizer: Any,
-        end_id: int,
+        end_ids: Collection[int],
         stops: Sequence[str] = (),
         emit: Callable[[str], object] = lambda _piece: None,
     ) -> None:
-        self.tokenizer, self.end_id, self.stops, self.emit = tokenizer, end_id, stops, emit
+        self.tokenizer, self.end_ids, self.stops, self.emit = tokenizer, end_ids, stops, emit
         self.tokens: list[int] = []  #: of the answer, without the end token
         self.text = ""  #: of the answer as far as it has come, without spaces around it
         self.finish = "length"  #: or "stop": an end token or a stop text came
@@ -43,7 +43,7 @@ class Writer(BaseStreamer):
         for token in value.flatten().tolist():
             if self.finish == "stop":
                 return
-            if token == self.end_id:
+            if token in self.end_ids:
                 self.finish = "stop"
             else:
                 self.tokens.append(token)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from mtbi.data import text_units
 from mtbi.data.corpus import Part, Utterance
 from mtbi.errors import UserError
 from mtbi.recipe import BehaviourConfig
@@ -268,7 +269,7 @@ def gold_answer(request: Request, chat: ChatFormat) -> Answer:
 
 def make_batches(requests: list[Request], batch_size: int) -> Iterator[list[Request]]:
     """Prompts of similar length together: little padding. Only answers with the same limit share a batch."""
-    requests.sort(key=lambda r: (r.max_new_tokens, len(r.transcript.split()) + len(r.prompt.split())))
+    requests.sort(key=lambda r: (r.max_new_tokens, text_units.count(r.transcript) + text_units.count(r.prompt)))
     for _, group in groupby(requests, key=lambda r: r.max_new_tokens):
         same = list(group)
         yield from (same[start : start + batch_size] for start in range(0, len(same), batch_size))

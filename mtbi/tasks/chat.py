@@ -1,7 +1,8 @@
 """How a dialogue becomes token ids: one builder for the text LLM that teaches and for the speech LLM that learns.
 
-A dialogue about a transcript is `prefix_ids + words + suffix_ids(prompt)`, then the answer; about speech, adapter
-frames stand in the place of the words. With the prompt first it is `prefix_ids + lead_ids(prompt) + words + suffix_ids("")`.
+A dialogue about a transcript is `prefix_ids + transcript_ids + suffix_ids(prompt)`, then the answer; about speech, adapter
+frames stand in the place of the transcript. With the prompt first it is `prefix_ids + lead_ids(prompt) + transcript_ids +
+suffix_ids("")`.
 All of them come from the LLM's own chat template.
 """
 
@@ -9,14 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from bisect import bisect
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from mtbi.data import text_units
 from mtbi.errors import UserError
 from mtbi.tasks import identity
 from mtbi.tasks.tokens import Tokens
@@ -81,7 +85,7 @@ class ChatFormat:
             raise UserError(f"behaviour.template_variables: {reserved[0]} cannot be set; leave it out")
         self.tokens = Tokens(tokenizer)
         self._llm_size = llm_size
-        self.suffix_ids = lru_cache(KEPT_PROMPTS)(self._suffix_ids)
+        self._kept: dict[tuple[str, bool], list[int]] = {}
         # Some SentencePiece tokenizers put a space before every text by themselves; a second one would be a token of its own.
         self._space = "" if self.tokens.prefixes_space else " "
 
@@ -132,13 +136,27 @@ class ChatFormat:
         """Everything before the user's first word: start token, system message, opening of the user's turn."""
         return self.text_ids(self._around("", "")[0])
 
-    def _suffix_ids(self, prompt: str) -> list[int]:
+    def suffix_ids(self, prompt: str) -> list[int]:
         """Everything after the user's speech: the prompt on a line of its own, end of the turn, opening of the answer."""
-        return self.text_ids(self._around("", f"\n{prompt}" if prompt else "")[1])
+        return self._remembered(prompt, first=False)
 
     def lead_ids(self, prompt: str) -> list[int]:
         """Where the prompt stands before the user's speech: the prompt, on a line of its own."""
-        return self.text_ids(self._around(f"{prompt}\n", "")[0].removeprefix(self._around("", "")[0]))
+        return self._remembered(prompt, first=True)
+
+    def _remembered(self, prompt: str, first: bool) -> list[int]:
+        """Token ids of a prompt before or after the speech; the same few are asked for again and again."""
+        ids = self._kept.get((prompt, first))
+        if ids is None:
+            if first:
+                text = self._around(f"{prompt}\n", "")[0].removeprefix(self._around("", "")[0])
+            else:
+                text = self._around("", f"\n{prompt}" if prompt else "")[1]
+            ids = self.text_ids(text)
+            if len(self._kept) >= KEPT_PROMPTS:
+                self._kept.clear()
+            self._kept[prompt, first] = ids
+        return ids
 
     @cached_property
     def _after_answer(self) -> list[int]:
@@ -180,16 +198,53 @@ class ChatFormat:
         """From after the end token of the last answer to the first word of a further user turn."""
         return self._after_end(self.text_ids(self._further_turn(MARK).partition(MARK)[0]))
 
-    def word_ids(self, words: list[str]) -> list[list[int]]:
-        """Token ids of each word of a transcript; every word but the first carries the space before it."""
-        return [self._one_word(word, first=place == 0) for place, word in enumerate(words)]
+    def stretches(self, words: Sequence[str], continues: bool = False) -> list[tuple[int, list[int]]]:
+        """The shortest stretches of neighbouring units (`mtbi.data.text_units`) that are whole tokens: (units, token ids).
 
-    def _one_word(self, word: str, first: bool) -> list[int]:
-        return self.plain_ids(word if first else f"{self._space}{word}")
+        With spaces between words every word is a stretch, tokenised alone with the space before it. In other scripts a token
+        may span several characters. `continues`: the units follow speech or other text.
+        """
+        pieces = text_units.pieces(words)
+        starts = [place for place, piece in enumerate(pieces) if place == 0 or piece.startswith(" ")]
+        found = []
+        for first, stop in pairwise([*starts, len(pieces)]):
+            spaced = first > 0 or (continues and not text_units.unspaced(pieces[0]))
+            found += self._cut_at_tokens([piece.lstrip() for piece in pieces[first:stop]], self._space if spaced else "")
+        return found
+
+    def _cut_at_tokens(self, units: list[str], space: str) -> list[tuple[int, list[int]]]:
+        """The stretches of units that no space divides."""
+        text = space + "".join(units)
+        ids = self.plain_ids(text)
+        if len(units) == 1 or not self.tokenizer.is_fast:  # the tokenizers written in Python tell no offsets
+            return [(len(units), ids)]
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if encoded.input_ids != ids:  # the text spells a control token
+            return [(len(units), ids)]
+        offsets = encoded.offset_mapping
+        inside = {place for start, end in offsets for place in range(start + 1, end)}
+        begins = list(accumulate(map(len, units[:-1]), initial=len(space)))
+        firsts = [number for number, begin in enumerate(begins) if number == 0 or begin not in inside]
+        found: list[tuple[int, list[int]]] = [(stop - first, []) for first, stop in pairwise([*firsts, len(units)])]
+        edges = [begins[first] for first in firsts]
+        for token, (start, _) in zip(ids, offsets, strict=True):
+            found[max(0, bisect(edges, start) - 1)][1].append(token)
+        return found
+
+    def word_ids(self, words: Sequence[str], continues: bool = False) -> list[list[int]]:
+        """Token ids of each stretch: of each word, where the script has spaces."""
+        return [ids for _, ids in self.stretches(words, continues)]
+
+    def timed_ids(self, words: Sequence[tuple[str, float, float]]) -> tuple[list[list[int]], list[tuple[float, float]]]:
+        """Token ids of each stretch of `(unit, start, end)`, and when it starts and ends."""
+        found = self.stretches([word for word, _, _ in words])
+        stops = list(accumulate(count for count, _ in found))
+        spans = [(words[stop - count][1], words[stop - 1][2]) for stop, (count, _) in zip(stops, found, strict=True)]
+        return [ids for _, ids in found], spans
 
     def transcript_ids(self, text: str) -> list[int]:
-        """Token ids of a transcript, word by word."""
-        return [i for ids in self.word_ids(text.split()) for i in ids]
+        """Token ids of a transcript, stretch by stretch."""
+        return [i for ids in self.word_ids(text_units.units(text)) for i in ids]
 
     def around_speech(self, prompt: str, prompt_first: bool) -> tuple[list[int], list[int]]:
         """What stands between `prefix_ids` and the speech, and between the speech and the answer."""

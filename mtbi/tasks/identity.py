@@ -33,7 +33,7 @@ def llm_size(path: str, local: bool = False) -> str:
         found, _ = PretrainedConfig.get_config_dict(path, local_files_only=local or Path(path).exists())
         if found.get("model_type") in CONFIG_MAPPING:
             found = AutoConfig.for_model(**found).get_text_config().to_dict()
-    except (OSError, ValueError, TypeError, AttributeError):  # of a folder without one, or a damaged one
+    except Exception:  # there is none, or it is damaged: loading the LLM says so, and better
         return ""
     values = found.get("text_config") or found
     return ", ".join(f"{name} {values[name]}" for name in SIZES if values.get(name) is not None)
@@ -97,5 +97,6 @@ def difference(made: Mapping[str, Any], chat: ChatFormat, allow_other_teacher: b
     if other_dialogues(made, today):
         return "another beginning or end of the dialogues (perhaps a date that the chat template writes)"
     if not allow_other_teacher and other_llm(made, today):
-        return f"an LLM of another size ({made.get('llm_size') or made['llm']}; behaviour.allow_other_teacher=true if that is meant)"
+        size = made.get("llm_size") or made["llm"]
+        return f"an LLM of another size ({size}; set behaviour.allow_other_teacher=true if that is meant)"
     return ""

@@ -6,7 +6,7 @@ tasks:
     train: ["Summarise this in one sentence.", …]     # may be used in speech training
     heldout: ["What is the gist?", …]                 # kept for measuring prompt generalisation
     form: one|two                                     # optional: regular expression of an answer that does as asked
-    scorer: exact                                     # optional: exact (default), wer, wer_english, bleu or similarity
+    scorer: exact                                     # optional: exact (default), wer, wer_english, cer, bleu or similarity
     max_new_tokens: 64                                # optional: longest answer
     variables: {language: [German, French]}           # optional: fills {language} in every wording
 constraints:                                          # optional: said after a wording, they ask for a form of the answer
@@ -30,6 +30,7 @@ from pathlib import Path
 import yaml
 
 from mtbi import plugins
+from mtbi.data.text_units import nfc
 from mtbi.errors import UserError
 from mtbi.tasks.scoring import SCORERS
 
@@ -118,13 +119,13 @@ def parse_task(where: str, name: str, entry: object) -> Task:
     given = entry.get("variables") or {}
     if not isinstance(given, dict) or not all(isinstance(values, list) and values for values in given.values()):
         raise UserError(f"{where}: task {name!r}: variables must look like {{language: [German, French]}}")
-    variables = {str(key): tuple(map(str, values)) for key, values in given.items()}
+    variables = {str(key): tuple(nfc(str(value)) for value in values) for key, values in given.items()}
     settings = {key: entry[key] for key in ("form", "scorer", "max_new_tokens") if key in entry}
     task = Task(
         str(name),
         str(entry.get("description", "")),
-        tuple(entry["train"]),
-        tuple(entry.get("heldout", ())),
+        tuple(map(nfc, entry["train"])),
+        tuple(map(nfc, entry.get("heldout", ()))),
         variables=variables,
         **settings,
     )

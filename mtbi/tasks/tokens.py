@@ -11,7 +11,10 @@ import re
 from functools import cached_property
 from typing import Any
 
+from mtbi.data import text_units
+
 CUT = "\ufdd0"  # a Unicode noncharacter: no text holds it
+APART = "\ufdd3"  # another: what stands before it and after it is tokenised by itself
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 #: How an added token looks that means something to the template; others (`\n\n` of Gemma, a name of the user's) are words.
 MARKUP = re.compile(r"▁?[<\[{].*[>\]}]", re.DOTALL)
@@ -56,8 +59,11 @@ class Tokens:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a template's text, its control tokens included; what `harmless` has cut is tokenised apart."""
-        first, *others = text.split(CUT)
-        return [*self._encode(first), *(i for other in others if other for i in self._continued(other))]
+        found = []
+        for stretch in text.split(APART):
+            first, *others = stretch.split(CUT)
+            found += self._encode(first) + [i for other in others if other for i in self._continued(other)]
+        return found
 
     def _forged(self, ids: list[int], text: str) -> bool:
         """Whether control tokens are among the ids of a user's text. The unknown token is one where the text spells it."""
@@ -66,8 +72,8 @@ class Tokens:
         return bool(found - {unknown}) or (unknown in found and str(self.tokenizer.unk_token) in text)
 
     def harmless(self, text: str) -> str:
-        """A user's text for `ids`, cut wherever it would become a control token; other text as it is."""
-        text = NONCHARACTERS.sub("", text)
+        """A user's text for `ids`, in NFC, cut wherever it would become a control token."""
+        text = NONCHARACTERS.sub("", text_units.nfc(text))
         if not self._forged(self._encode(text), text):
             return text
         cut = self._spelt.sub(lambda found: f"{found[0][0]}{CUT}{found[0][1:]}", text)

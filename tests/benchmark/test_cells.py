@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
-from mtbi.benchmark import cells
+from mtbi.benchmark import cells, grading
 from mtbi.benchmark.cells import Estimate, summarise
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue
 
@@ -114,3 +116,63 @@ def test_cells_are_saved_whole() -> None:
     again = cells.from_json(cells.to_json(cell))
     assert again == cell
     assert isinstance(again.accuracy, Estimate)
+
+
+def test_reports_of_other_versions_are_read() -> None:
+    cell = summarise("known", "count", "all", "after", [dialogue("count", "two", "two", "two")])
+    record = cells.to_json(cell)
+    for name in ("cer", "wer_english", "voices", "kept"):
+        del record[name]
+    record |= {"of a later version": 1.0, "accuracy": record["accuracy"] | {"method": "bootstrap"}}
+    again = cells.from_json(record)
+    assert (again.accuracy, again.agreement, again.kept, again.cer) == (cell.accuracy, cell.agreement, None, None)
+    saved = asdict(dialogue("count", "two", "two", "two"))
+    del saved["recording"]
+    assert Dialogue.from_record(saved | {"of a later version": 1}).answers == {TEXT_LLM: "two", SPEECH: "two"}
+
+
+def test_a_cell_drops_none_of_its_scorers() -> None:
+    chosen = [
+        dialogue("a", "one two", "one two", "one", scorer="wer"),
+        dialogue("b", "it is two", "it is two", "it's 2", scorer="wer_english"),
+        dialogue("c", "今天天气很好", "今天天气很好", "今天天气很坏", scorer="wer"),
+        dialogue("d", "der Hund bellt laut heute", "?", "der Hund bellt laut heute", scorer="bleu"),
+        dialogue("e", "今天天气很好", "?", "今天天气很坏", scorer="bleu"),
+        dialogue("f", None, "a talk", "a talk", scorer="similarity"),
+    ]
+    cell = summarise("known", "all", "all", "after", chosen)
+    assert (cell.wer, cell.wer_english, cell.cer) == pytest.approx((1 / 2, 0, 1 / 6))
+    assert cell.bleu == pytest.approx(1)
+    assert cell.bleu_characters
+    assert 0.5 < cell.bleu_characters < 1
+    assert cell.chrf
+    header = [name.strip() for name in cells.render([cell]).splitlines()[0].split("|")]
+    assert {"WER", "WER (English)", "CER", "BLEU", "BLEU (characters)", "chrF"} <= set(header)
+
+
+def test_one_rule_says_what_an_answer_counts() -> None:
+    chosen = [
+        dialogue("a", "two", "two", "Two.", scorer="cer"),
+        dialogue("b", None, "two", "two", scorer="exact"),
+        dialogue("c", "", "two", "two", scorer="exact"),
+        dialogue("d", None, "?", "one", scorer="wer"),
+    ]
+    assert [grading.is_graded(one) for one in chosen] == [True, False, True, False]
+    assert [grading.worth(one, SPEECH) for one in chosen] == [1.0, 1.0, 0.0, 0.5]
+
+
+def test_questions_about_one_recording_are_one_cluster() -> None:
+    chosen = [dialogue("count", "two", "two", "two" if n % 2 else "one", utterance=str(n)) for n in range(100)]
+    for number, one in enumerate(chosen):
+        one.recording = f"{number % 10}.wav"
+    cell = summarise("known", "count", "all", "after", chosen)
+    assert (cell.recordings, cell.voices) == (10, 1)
+    assert cell.accuracy
+    assert cell.accuracy.high - cell.accuracy.low > 0.4
+
+
+def test_the_table_says_whom_its_intervals_speak_of() -> None:
+    chosen = [dialogue("count", "two", "two", "two", utterance=str(n)) for n in range(3)]
+    told = cells.notes(cells.table(chosen, {"count"}))
+    assert "do not cover another training seed" in told
+    assert "known: 3 recordings of one speaker; the intervals say nothing about other speakers." in told

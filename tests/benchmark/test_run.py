@@ -10,8 +10,8 @@ import soundfile
 
 from mtbi import recipe
 from mtbi.benchmark import run as benchmark
-from mtbi.benchmark.answers import CASCADE, CONTROL_EVERY, CONTROLS, Answerer
-from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, choose, from_shards
+from mtbi.benchmark.answers import CASCADE, CONTROL_EVERY, CONTROLS, SPARE_TOKENS, UNKNOWN_ANSWER_TOKENS, Answerer
+from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, choose, from_shards, turned
 from mtbi.benchmark.run import Settings, evaluate, load_cells
 from mtbi.errors import UserError
 from mtbi.tasks import registry
@@ -60,6 +60,33 @@ def test_batching_does_not_change_answers(run: TrainedRun) -> None:
         return [turn.dialogue.answers for turn in turns]
 
     assert answers(1) == answers(12)
+
+
+def test_how_long_an_answer_may_be_does_not_depend_on_its_batch(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_on(_model: object, prompts: list, longest: int, _end_id: int) -> list[list[int]]:
+        return [run.chat.plain_ids("one") * longest for _ in prompts]
+
+    monkeypatch.setattr("mtbi.benchmark.answers.generate", run_on)
+    shards = benchmark.open_shards(run.recipe.data.eval_shards[0], run)
+    turns = list(from_shards("test", shards, registry.load(["digits"]), 0))
+    moved = turned(turns[0])
+    Answerer(run, controls=()).ask([*turns, moved])
+    for turn in turns:
+        spoken, known = (len(run.chat.plain_ids(turn.dialogue.answers[who])) for who in (SPEECH, TEXT_LLM))
+        assert spoken == 2 * known + SPARE_TOKENS
+    assert len({len(turn.dialogue.answers[SPEECH]) for turn in turns}) > 1
+    assert moved.dialogue.answers[TEXT_LLM].count("one") == UNKNOWN_ANSWER_TOKENS
+
+
+def test_a_prompt_first_run_is_asked_prompt_first(run: TrainedRun, tmp_path: Path) -> None:
+    behaviour = dataclasses.replace(run.recipe.behaviour, prompt_first=True)
+    first = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, behaviour=behaviour))
+    soundfile.write(tmp_path / "a.wav", np.full(1600, 0.1), 16_000)
+    (tmp_path / "items.jsonl").write_text('{"audio": "a.wav", "instruction": "repeat it"}\n')
+    for asked, expected in ((first, True), (run, False)):
+        [turn] = benchmark.list_turns("items", str(tmp_path / "items.jsonl"), asked, {}, Settings())
+        assert turn.dialogue.prompt_first is expected
+        assert turned(turn).dialogue.prompt_first is not expected  # the other place
 
 
 def test_a_part_of_the_dialogues_is_drawn_and_sorted_by_length(run: TrainedRun) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -127,13 +129,77 @@ def test_broken_files_have_a_clear_reason(data: bytes, reason: str, tmp_path: Pa
             audio.read(source)
 
 
-def test_missing_file_folder_and_odd_rate(tmp_path: Path) -> None:
+def test_missing_file_folder_and_pipe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         audio.read(tmp_path / "gone.wav")
     with pytest.raises(UserError, match="cannot be opened: Is a directory"):
         audio.read(tmp_path)
-    with pytest.raises(UserError, match="odd sampling rate: 15999 Hz"):
-        audio.read(as_file(tone(0.2), 15999))
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(UserError, match="not a regular file"):
+        audio.read(tmp_path / "pipe.wav")
+    with pytest.raises(UserError, match="the path holds a NUL"):
+        audio.read("a\0.wav")
+
+
+@pytest.mark.parametrize("rate", [22254, 47999, 15999, 16001, 2089, 8012, 44056, 192_001])
+def test_odd_rates_are_resampled_without_a_large_table(rate: int) -> None:
+    wave = audio.standardise(tone(1.0, rate)[:, None], rate)
+    assert len(wave) == 16000
+    assert np.abs(wave - tone(1.0))[200:-200].max() < 2e-3
+    assert len(audio.standardise(np.zeros((1, 1), np.float32), rate)) == math.ceil(16000 / rate)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_the_filter_of_odd_rates_is_that_of_common_ones(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (3 * rate // 2, 1)).astype(np.float32)
+    common = audio.standardise(noise, rate)
+    monkeypatch.setattr(audio, "LARGEST_KERNEL", 1)
+    np.testing.assert_allclose(audio.standardise(noise, rate), common, atol=2e-5)
+
+
+def wrong_total(data: bytes, samples: int) -> bytes:
+    """A FLAC file whose header announces another number of samples."""
+    return data[:21] + bytes([data[21] & 0xF0]) + samples.to_bytes(4, "big") + data[26:]
+
+
+@pytest.mark.parametrize("announced", [0, 1000])
+def test_flac_is_read_to_its_end_whatever_its_header_announces(announced: int, tmp_path: Path) -> None:
+    whole = audio.read(FLAC)
+    (tmp_path / "a.flac").write_bytes(wrong_total(FLAC, announced))
+    assert np.array_equal(audio.read(tmp_path / "a.flac"), whole)
+    assert np.array_equal(audio.read(FLAC + b"TAG" + bytes(125)), whole)
+    with pytest.raises(UserError, match="truncated: 32000 samples of the 40000"):
+        audio.read(wrong_total(FLAC, 40_000))
+    with pytest.raises(UserError, match="truncated"):
+        audio.read(wrong_total(FLAC, announced)[:-500])
+
+
+def test_an_endless_flac_is_refused_when_so_much_is_decoded() -> None:
+    with pytest.raises(UserError, match=r"too long: .* more than 1 s"):
+        audio.load(wrong_total(FLAC, 0), max_seconds=1)
+
+
+def test_telephone_speech_in_gsm() -> None:
+    assert audio.load(as_file(tone(1.0, 8000), 8000, subtype="GSM610"))[0].shape == (8320, 1)
+
+
+@pytest.mark.parametrize("subtype", ["OPUS", "VORBIS"])
+def test_several_recordings_in_one_ogg_file_are_all_read(subtype: str) -> None:
+    one = as_file(tone(1.0), 16000, "OGG", subtype)
+    assert len(audio.read(one)) == 16000
+    assert len(audio.read(one + one)) == 32000
+    with pytest.raises(UserError, match=r"too long: 2\.0 s"):
+        audio.load(one + one, max_seconds=1.5)
+    with pytest.raises(UserError, match="several recordings"):
+        audio.read(one + as_file(tone(1.0, 8000), 8000, "OGG", subtype))
+    with pytest.raises(UserError, match="truncated"):
+        audio.read(one + one[:-100])
+
+
+def test_the_name_in_another_unicode_form_is_the_same_file(tmp_path: Path) -> None:
+    name = "größe.wav"
+    (tmp_path / unicodedata.normalize("NFD", name)).write_bytes(WAV)
+    assert len(audio.read(tmp_path / unicodedata.normalize("NFC", name))) == 32000
 
 
 def test_silence_can_be_read() -> None:

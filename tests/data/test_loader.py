@@ -12,8 +12,8 @@ import torch
 from mtbi.data.batch import Batch
 from mtbi.data.loader import Loader
 from mtbi.data.plan import Plan, Position, Row
-from mtbi.data.shards import Shards
-from mtbi.errors import UserError
+from mtbi.data.shards import Sample, Shards, unpack
+from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.model.geometry import FrameGeometry
 from mtbi.recipe import Recipe
 
@@ -124,3 +124,36 @@ def test_utterances_of_a_damaged_shard_stop_the_run_or_are_left_out(
         assert 0 < missing < kept
         assert loader.unreadable > 0
     assert f"{victim.name}: damaged" in caplog.text
+
+
+REFUSAL = UserError("s3://speech/digits: the default endpoint refuses access (ExpiredToken)")
+
+
+@pytest.mark.parametrize(
+    "error", [REFUSAL, UnavailableError("12 attempts failed"), OSError(116, "Stale file handle"), ValueError("disagree")]
+)
+def test_only_lost_samples_are_skipped(shards: Shards, small_recipe: Recipe, error: Exception) -> None:
+    def broken(_number: int) -> None:
+        raise error
+
+    shards.__class__ = type("Broken", (Shards,), {"__getitem__": lambda _self, number: broken(number)})
+    with Loader(shards, make_plan(shards, small_recipe), skip_unreadable=True) as loader:
+        assert not any(len(batch.target_ids) for batch in next(iter(loader)).micro_batches)
+        assert loader.failure is error
+        assert loader.unreadable == 0
+
+
+def test_what_is_left_out_is_counted_with_its_step(shards: Shards, small_recipe: Recipe) -> None:
+    whole, real = make_plan(shards, small_recipe), shards.columns
+
+    def sometimes(_self: Shards, number: int) -> Sample:
+        if number % 3 == 0:
+            raise DamagedError("damaged")
+        return unpack(real(number))
+
+    shards.__class__ = type("Damaged", (Shards,), {"__getitem__": sometimes})
+    with Loader(shards, whole, skip_unreadable=True, prefetch=8) as loader:
+        for step in islice(loader, 5):
+            list(step.micro_batches)
+            lost = sum(group.utterance % 3 == 0 for row in step.step.rows for group in row.groups)
+            assert step.unreadable == lost

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streaming import MDSWriter
+from streaming.base.format.mds.reader import MDSReader
 
 from mtbi.data import audio, shards, store
 from mtbi.data.corpus import Utterance
 from mtbi.data.shards import INDEX_NAME, Shards
-from mtbi.errors import UserError
+from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.tasks.behaviour import BehaviourStore
 from mtbi.tasks.chat import ChatFormat
 
@@ -226,3 +227,58 @@ print(samples, sorted(name for name in set(os.listdir("/dev/shm")) - before if n
     assert outputs[0] == outputs[1]
     assert outputs[0].endswith(" []\n")
     assert not list(tmp_path.iterdir())
+
+
+def failing_reader(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> None:
+    """Reads of samples raise these errors one after the other, then succeed."""
+    left, real = list(errors), MDSReader.get_item
+    monkeypatch.setattr(shards, "READ_PAUSE_SECONDS", 0.0)
+
+    def get_item(self: MDSReader, place: int) -> dict:
+        if left:
+            raise left.pop(0)
+        return real(self, place)
+
+    monkeypatch.setattr(MDSReader, "get_item", get_item)
+
+
+def test_a_passing_error_of_the_file_system_is_tried_again(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_reader(monkeypatch, OSError(116, "Stale file handle"), OSError(5, "Input/output error"))
+    assert Shards(str(shard_folder))[0].id == "u00"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(5, "Input/output error"), UnavailableError, r"shard\.00000\.mds: cannot be read now \(Input/output error\)"),
+        (PermissionError(13, "Permission denied"), UserError, r"shard\.00000\.mds: may not be read \(Permission denied\)"),
+        (ValueError("buffer is too small"), DamagedError, r"shard 0 cannot be read \(buffer is too small\)"),
+    ],
+)
+def test_errors_of_reading_tell_the_lost_from_the_unavailable(
+    shard_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[UserError], message: str
+) -> None:
+    failing_reader(monkeypatch, *[error] * 9)
+    with pytest.raises(UserError, match=message) as found:
+        Shards(str(shard_folder))[0]
+    assert type(found.value) is kind
+
+
+def test_a_folder_that_goes_away_is_not_a_lost_shard(shard_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
+    found = Shards(str(copy))
+    (copy / "shard.00001.mds").unlink()
+    with pytest.raises(DamagedError, match=r"shard\.00001\.mds: this shard is missing"):
+        found[found.index.shard_sizes[0]]
+    copy.rename(tmp_path / "unmounted")
+    with pytest.raises(UnavailableError, match="is its file system mounted"):
+        found[0]
+
+
+def test_a_sample_that_cannot_be_decoded_is_damaged(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Shards(str(shard_folder))
+    good = found.columns(0)
+    for spoilt in ({"audio": good["audio"][:100]}, {"tensors": good["tensors"][:50]}, {"answers": [{}]}):
+        monkeypatch.setattr(found, "columns", lambda number, spoilt=spoilt: {**good, **spoilt})
+        with pytest.raises(DamagedError, match="utterance 'u00' cannot be decoded"):
+            found[0]

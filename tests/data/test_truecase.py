@@ -48,3 +48,18 @@ def test_unknown_style_names_the_nearest() -> None:
         style("sentense")
     with pytest.raises(UserError, match=r"unknown\. Shipped: none, lower, sentence\. Installed"):
         style("xyz")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("[noise] SO I AM HERE", "[noise] So I am here."),
+        ("YES <unk> NO [laughter]", "Yes <unk> no. [laughter]"),
+        ("[NOISE] so. [noise] and", "[NOISE] So. [noise] And."),
+        ("[noise]", "[noise]"),
+        ("(laughter) OK?", "(laughter) Ok?"),
+    ],
+)
+def test_tags_do_not_disturb_the_sentence(text: str, written: str) -> None:
+    assert style("sentence")(text) == written
+    assert style("lower")("A [NOISE] B") == "a [NOISE] b"

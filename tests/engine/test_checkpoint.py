@@ -66,3 +66,16 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_an_empty_run_has_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.latest_valid(tmp_path) is None
     assert checkpoint.best(tmp_path) is None
+
+
+def test_what_follows_bad_steps_is_neither_gone_back_to_nor_deleted_for(tmp_path: Path) -> None:
+    for step, bad_steps in ((1, 0), (2, 1), (3, 2), (4, 3)):
+        snapshot = make(step)
+        snapshot.state["guard"] = {"bad_steps": bad_steps}
+        checkpoint.save(tmp_path, step, snapshot)
+        checkpoint.keep(tmp_path, 2, None)
+    assert [path.name for path in checkpoint.all_of(tmp_path)] == ["step-00000001", "step-00000003", "step-00000004"]
+    assert checkpoint.latest_valid(tmp_path) == checkpoint.folder_of(tmp_path, 4)
+    assert checkpoint.latest_good(tmp_path) == checkpoint.folder_of(tmp_path, 1)
+    checkpoint.save(tmp_path, 5, make(5))  # as older versions wrote them
+    assert checkpoint.latest_good(tmp_path) == checkpoint.folder_of(tmp_path, 5)

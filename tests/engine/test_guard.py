@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import torch
 
 from mtbi.engine.engine import StepSums
@@ -7,8 +9,9 @@ from mtbi.engine.guard import Guard
 from mtbi.recipe import TrainConfig
 
 
-def sums(loss: float, skipped: int = 0, lost: bool = False) -> StepSums:
-    return StepSums(2 * loss, 0.0 if skipped else 2.0, skipped, False, 0, False, lost, torch.zeros(4, 1), 1.0)
+def sums(loss: float, skipped: int = 0, lost: bool = False, weight: float = 2.0) -> StepSums:
+    weight = 0.0 if skipped == 2 else weight  # of two micro-batches
+    return StepSums(weight * loss, weight, skipped, False, 0, False, lost, torch.zeros(4, 1), 1.0)
 
 
 def test_healthy_steps_are_let_through() -> None:
@@ -42,3 +45,28 @@ def test_a_tiny_loss_may_become_many_times_as_high() -> None:
 
 def test_a_lost_gradient_is_a_reason_at_once() -> None:
     assert Guard(TrainConfig()).judge(sums(1.0, lost=True), parts=1) == "the gradient is not finite"
+
+
+def test_a_step_without_targets_is_bad_and_leaves_no_trace_in_the_history() -> None:
+    guard = Guard(TrainConfig(spike_factor=5, max_bad_steps=3))
+    assert not any(guard.judge(sums(1.0), parts=1) for _ in range(30))
+    assert not any(guard.judge(sums(1.0, weight=0.0), parts=1) for _ in range(2))
+    assert guard.bad_steps == 2
+    assert guard.judge(sums(1.0, weight=0.0), parts=1) == "there was no target to learn from in 3 steps in a row"
+    assert not any(guard.judge(sums(1.0), parts=1) for _ in range(30))
+    guard.judge(sums(1e6), parts=1)
+    assert guard.spikes == 1
+
+
+def test_a_restart_changes_no_verdict() -> None:
+    config = TrainConfig(spike_factor=5, max_bad_steps=3)
+    steps = [sums(1.0)] * 25 + [sums(9.0)] * 2 + [sums(1.0, 2)] + [sums(1.0)] * 22 + [sums(8.0)] * 4
+    whole = Guard(config)
+    expected = [whole.judge(one, parts=2) for one in steps]
+    assert sum(map(bool, expected)) == 2
+    for restart in (10, 26, 27, 28, 52):
+        first = Guard(config)
+        found = [first.judge(one, parts=2) for one in steps[:restart]]
+        second = Guard(config, json.loads(json.dumps(first.to_state())))
+        assert found + [second.judge(one, parts=2) for one in steps[restart:]] == expected
+        assert second.to_state() == whole.to_state()

@@ -80,6 +80,36 @@ MANIFESTS = [
         ("none of the 1 records can be used", "'outside': 1", "out/rejected.jsonl"),
         both(folder("corpus"), lines("corpus/manifest.jsonl", {**GOOD, "audio": "/a.wav"})),
     ),
+    Case(
+        "half a surrogate pair",
+        "data import jsonl m.jsonl out",
+        ("{'bad character': 1}", "out/rejected.jsonl"),
+        both(lines("m.jsonl", {**GOOD, "text": "hello \ud83d"}), file("a.wav", tone(1))),
+    ),
+    Case(
+        "UTF-16",
+        "data stats m.jsonl",
+        ("m.jsonl: not UTF-8: the text is UTF-16", "iconv -f UTF-16 -t UTF-8"),
+        file("m.jsonl", '{"id": "l", "audio": "a.wav", "text": "x"}\n'.encode("utf-16")),
+    ),
+    Case(
+        "an address as path",
+        "behave m.jsonl out",
+        ("not a path: the audio is an address (https://)", "download it"),
+        lines("m.jsonl", {**GOOD, "audio": "https://example.com/a.wav"}),
+    ),
+    Case(
+        "unknown split",
+        "data import jsonl m.jsonl out --split dev",
+        ("--split dev: no record has it; there are: train",),
+        lines("m.jsonl", {**GOOD, "split": "train"}),
+    ),
+    Case(
+        "another layout",
+        "data import librispeech . out",
+        ("nothing found", "There are 2 files: ", "1 .scp", "This looks like Kaldi", "manifest"),
+        both(file("wav.scp", "a a.wav"), file("a.wav", tone(1))),
+    ),
     Case("nothing to import", "data import folder . out", ("nothing found", "'folder' expects: Audio files", "`.txt` file")),
     Case("unknown kind of corpus", "data import librespeech . out", ("'librespeech' is unknown", "did you mean 'librispeech'")),
     Case(
@@ -102,6 +132,24 @@ MANIFESTS = [
 ]
 RECORDINGS = [
     Case("missing", "data check m.jsonl", ("1 records cannot be used", "`mtbi data import jsonl`"), lines("m.jsonl", GOOD)),
+    Case(
+        "the first part of a long recording",
+        "data import jsonl m.jsonl out",
+        ("none of the 1 records can be used ({'duration differs': 1})", "out/rejected.jsonl"),
+        both(lines("m.jsonl", {**GOOD, "offset": 0.0, "duration": 2.0}), file("a.wav", tone(6))),
+    ),
+    Case(
+        "a part of a recording",
+        "data stats m.jsonl",
+        ("start_s given", "cut the file first", "line 1 of m.jsonl"),
+        lines("m.jsonl", {**GOOD, "start_s": 1.44}),
+    ),
+    Case(
+        "a format that libsndfile does not read",
+        "data shard m.jsonl $answers out",
+        ("a.m4a (utterance a): ", "MP4 or M4A"),
+        both(lines("m.jsonl", {**GOOD, "audio": "a.m4a"}), file("a.m4a", b"\0\0\0\x20ftypM4A ")),
+    ),
     Case(
         "empty transcript",
         "data import jsonl m.jsonl out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,10 @@ def flipped(data: bytes) -> bytes:
 
 def upwards(data: bytes) -> bytes:
     return data.replace(b"shard.00000.mds", b"../../etc/passwd")
+
+
+def larger(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"llm_size": "hidden_size 4096"}).encode()
 
 
 ALIGN = [
@@ -159,6 +164,38 @@ PLAN = [
         "rows too small",
         "plan demo data.shards=[$shards] plan.row_tokens=5",
         ("no utterance fits plan.row_tokens=5", "1 need more tokens"),
+    ),
+    Case(
+        "prompts on the other side of the speech",
+        "plan demo data.shards=[$shards] behaviour.prompt_first=true",
+        ("its prompts stand after the speech", "set behaviour.prompt_first=false"),
+    ),
+    Case(
+        "another LLM's shards",
+        "plan demo data.shards=[$shards] behaviour.template_variables.day=monday",
+        ("another LLM, chat template or system prompt than the recipe's", "run `mtbi behave` and `mtbi data shard`"),
+    ),
+    Case(
+        "shards of a larger LLM",
+        "plan demo data.shards=[shards]",
+        ("an LLM of another size (hidden_size 4096; set behaviour.allow_other_teacher=true", "run `mtbi behave`"),
+        damaged("shards", "mtbi_index.json", larger),
+    ),
+    Case(
+        "shards of two LLMs",
+        "plan demo data.shards=[shards,$shards]",
+        ("hold answers of LLMs of different sizes (", "hidden_size 4096)", "make one of them again"),
+        damaged("shards", "mtbi_index.json", larger),
+    ),
+    Case(
+        "a variable that is the dialogue's own",
+        "behave $corpus out behaviour.template_variables.tools=none",
+        ("behaviour.template_variables: tools cannot be set", "leave it out"),
+    ),
+    Case(
+        "a variable that is no plain value",
+        "behave $corpus out behaviour.template_variables.day=[1,2]",
+        ("behaviour.template_variables.day must be text, a number, true or false", "[1, 2]"),
     ),
     Case(
         "a task that the shards lack",

@@ -81,9 +81,7 @@ def test_positional_arguments_and_empty_models_are_refused(trained: Path) -> Non
 
 
 @pytest.mark.parametrize("size", ["5GB", "10KB"])
-def test_saved_again_it_holds_the_trained_weights_and_opens(
-    run: TrainedRun, trained: Path, tmp_path: Path, size: str
-) -> None:
+def test_saved_again_it_holds_the_trained_weights_and_opens(run: TrainedRun, trained: Path, tmp_path: Path, size: str) -> None:
     model = open_export(trained).to("cpu", torch.float32)
     model.save_pretrained(tmp_path, max_shard_size=size)
     assert (tmp_path / INDEX).exists() == (size == "10KB")
@@ -119,7 +117,7 @@ def test_saving_over_an_export_leaves_no_older_weights(trained: Path, tmp_path: 
         open_export(folder)
     for name in (WEIGHTS, INDEX):
         (folder / name).unlink()
-    with pytest.raises(ValueError, match="has no model.safetensors"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
         open_export(folder)
     with pytest.raises(ValueError, match="safetensors only"):
         model.save_pretrained(folder, safe_serialization=False)

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from launcher.watchdog import Note, verdict
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launcher.ranks import Ranks
+from launcher.watchdog import HUNG, Note, Watchdog, verdict
 
 NOW = 1000.0
 
@@ -25,3 +32,33 @@ def test_a_process_that_waits_for_data_is_named() -> None:
 def test_processes_at_one_place_are_not_accused() -> None:
     notes: dict[int, Note | None] = {rank: note(rank, 7, "computing", 900) for rank in range(4)}
     assert verdict(notes, NOW, 30) == "all 4 processes are at the same place, computing of step 7"
+
+
+WATCHED = """
+import sys, time
+from launcher.ranks import Ranks
+from launcher.watchdog import Watchdog
+watchdog = Watchdog(Ranks(0, 1, 0, 1), 1.0)
+watchdog.at(int(sys.argv[1]), "starting")
+end = time.monotonic() + 2.5
+while time.monotonic() < end:
+    open("/dev/zero", "rb").read(4_000_000) if sys.argv[2] == "read" else None
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(("step", "does", "status"), [(0, "read", 0), (0, "nothing", HUNG), (1, "read", HUNG)])
+def test_reading_is_a_sign_of_life_before_the_first_step(step: int, does: str, status: int) -> None:
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(step), does], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+
+
+def test_processes_wait_for_one_that_reads() -> None:
+    waiting = Watchdog(Ranks(1, 2, 1, 2), 0)
+    waiting.seconds, waiting.store = 100.0, object()  # type: ignore[assignment]
+    waiting.note.since = time.time() - 200
+    reader = note(0, 0, "starting", time.time() - 5)
+    waiting._notes = lambda store: {0: reader, 1: None}  # type: ignore[assignment, method-assign]
+    assert waiting._somebody_reads()
+    reader.since = waiting.note.since = time.time() - 150
+    assert not waiting._somebody_reads()

@@ -149,16 +149,6 @@ def test_capped_scores_are_refused(make_model, packed):
         make_model("gemma2", attention.DENSE)(packed)
 
 
-def test_auto_takes_flash_only_where_the_kernel_runs():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert attention.choose("auto", cpu, torch.bfloat16) == attention.DENSE
-    assert attention.choose("auto", gpu, torch.bfloat16) == attention.FLASH
-    assert attention.choose("auto", gpu, torch.float32) == attention.DENSE
-    assert attention.choose("flex", gpu, torch.float32) == attention.FLEX
-    with pytest.raises(UserError, match="bf16"):
-        attention.choose("flash", gpu, torch.float32)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_kernel_on_a_gpu_equals_the_reference(pack_rows):

@@ -1,0 +1,125 @@
+"""What a manifest's JSON object may hold: other names for our fields, and what is refused instead of being misread."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mtbi.errors import UserError
+
+#: Keys by which manifests choose a part of a recording.
+STARTS = ("offset", "start", "start_s", "start_sec", "start_seconds", "start_time", "begin", "begin_s", "begin_time")
+ENDS = ("end", "end_s", "end_sec", "end_seconds", "end_time", "stop", "stop_s", "stop_time")
+#: A given duration may differ from the measured one by this, or by this share of it.
+TOLERANCE_SECONDS, TOLERANCE_SHARE = 0.5, 0.1
+
+Fields = dict[str, Any]
+
+
+def rename(record: Mapping[str, Any], aliases: Mapping[str, str]) -> Fields:
+    """The record with our names for the fields, without what is null.
+
+    Our own name goes before an alias of `text`, which is then kept as it is. Raises UserError where two other keys contradict.
+    """
+    values = {str(key): value for key, value in record.items() if value is not None and str(key) not in aliases}
+    source: dict[str, str] = {name: name for name in values}
+    for key, name in aliases.items():
+        value = record.get(key)
+        if value is None:
+            continue
+        if values.get(name) in (None, ""):
+            values[name], source[name] = value, key
+        elif values[name] != value and name == "text" and source[name] == "text":
+            values[key] = value
+        elif values[name] != value:
+            raise UserError(f"bad record: the keys {source[name]} and {key} contradict each other")
+    return values
+
+
+def whole_recording(values: Fields) -> Fields:
+    """The fields without the keys that choose a part, if these choose all of it.
+
+    An end becomes the duration, which is compared with the recording later. Raises UserError for a part of a recording.
+    """
+    values = dict(values)
+    for key in STARTS:
+        if key in values and _number(values.pop(key)) != 0:
+            _refuse(key)
+    for key in ENDS:
+        if key not in values:
+            continue
+        end = _number(values.pop(key))
+        if math.isnan(end) or not same_duration(end, _number(values.setdefault("duration_s", end))):
+            _refuse(key)
+    return values
+
+
+def _refuse(key: str) -> None:
+    raise UserError(f"{key} given: utterances that are part of a longer file are not supported; cut the file first")
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def same_duration(given: float, measured: float) -> bool:
+    """Whether two durations in seconds may be of the same sound."""
+    return abs(given - measured) <= max(TOLERANCE_SECONDS, TOLERANCE_SHARE * measured)
+
+
+def is_cut(record: Mapping[str, Any]) -> bool:
+    """Whether this is a cut of lhotse."""
+    return str(record.get("type", "")).endswith("Cut") or ("supervisions" in record and "recording" in record)
+
+
+def of_cut(cut: Mapping[str, Any]) -> Fields:
+    """Our fields of a lhotse MonoCut that is a whole recording with one supervision. Raises UserError for any other cut."""
+    kind = str(cut.get("type", "MonoCut"))
+    if kind != "MonoCut":
+        raise UserError(f"lhotse {kind}: only a MonoCut that is a whole recording can be read; save the cuts as files first")
+    try:
+        recording, supervisions = cut["recording"], cut["supervisions"]
+        (supervision,) = supervisions
+        (source,) = recording["sources"]
+        duration, channel = float(recording["duration"]), cut.get("channel", 0)
+        stretches = [(float(part["start"]), float(part["duration"])) for part in (cut, supervision)]
+        if source["type"] != "file" or recording.get("transforms") or "features" in source:
+            raise UserError("lhotse MonoCut: the recording is not a plain file")
+        if channel not in (0, [0]) or len(source["channels"]) != 1:
+            raise UserError("lhotse MonoCut: the cut is one channel of several; save the cuts as files first")
+        fields = {"id": cut["id"], "audio": source["source"], "duration_s": duration}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("lhotse MonoCut: it must have one recording in one file, and one supervision") from error
+    for start, length in stretches:
+        if abs(start) > TOLERANCE_SECONDS or not same_duration(length, duration):
+            raise UserError("lhotse MonoCut: the cut is a part of a longer recording; save the cuts as files first")
+    others = {name: supervision.get(name) for name in ("text", "speaker", "language")}
+    return fields | {name: value for name, value in others.items() if value is not None}
+
+
+def refuse_address(audio: str) -> None:
+    """Raises UserError for a path that only other programs understand."""
+    if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", audio):
+        raise UserError(f"not a path: the audio is an address ({address[1]}://); download it, and give the path of the file")
+    if re.match(r"~[^/\\]*/", audio):
+        raise UserError("not a path: `~` stands for a home folder in a shell only; write the whole path")
+
+
+def refuse_characters(record: Any) -> None:
+    """Raises UserError for text that no file of ours can hold: half a surrogate pair, or a NUL."""
+    text = json.dumps(record, ensure_ascii=False)
+    if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):
+        raise UserError("bad character: the record holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character = ord(text[error.start])
+        if 0xDC80 <= character <= 0xDCFF:
+            raise UserError(
+                f"bad character: byte 0x{character - 0xDC00:02x}, which is not UTF-8, in a file name or text; rename the file"
+            ) from error
+        raise UserError(f"bad character: half of a surrogate pair (\\u{character:04x}); write the whole character") from error

@@ -1,0 +1,67 @@
+"""What two processes do together; test_together.py starts it. The first argument names a function below."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from launcher.distributed import start_distributed
+from launcher.ranks import Ranks, find_ranks
+from mtbi import recipe as recipes
+from mtbi.data import store
+from mtbi.engine import checkpoint
+from mtbi.engine.checkpoint import Snapshot
+from mtbi.engine.engine import Engine
+from mtbi.engine.keeper import Keeper
+from mtbi.model.generate import generate
+
+ZERO3 = str(Path(__file__).parents[2] / "ds_configs" / "zero3.json")
+
+
+def answers(ranks: Ranks, out: Path) -> None:
+    """Under ZeRO-3, prompts and answers of other lengths on each rank; the answers are those of each prompt alone."""
+    device = start_distributed(ranks)
+    recipe = recipes.load("demo", ["precision=fp32", f"run_dir={out}"])
+    engine = Engine(recipe, ZERO3, 1, device, ranks.world, None)
+    wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1
+    prompts = [
+        [torch.tensor([5, 6]), wave[:4000], torch.tensor([7])],
+        [torch.tensor([9, 8, 7, 5]), wave, torch.tensor([6] * 9)],
+    ]
+    together = [generate(engine.model, [prompt], 12, -1)[0] for prompt in prompts]
+    own = generate(engine.model, [prompts[ranks.rank]] * (1 + ranks.rank), 3 + 9 * ranks.rank, -1)
+    assert own == [together[ranks.rank][: 3 + 9 * ranks.rank]] * (1 + ranks.rank)
+    print(f"rank {ranks.rank}: {len(own[0])} tokens", flush=True)
+
+
+def upload(ranks: Ranks, out: Path) -> None:
+    """The first process's last copy takes five seconds."""
+    device = start_distributed(ranks)
+
+    class Idle:  # of the engine, closing needs the device alone
+        pass
+
+    engine = Idle()
+    engine.device = device  # type: ignore[attr-defined]
+    told: list[str] = []
+    recipe = recipes.load("demo", [f"run_dir={out}", "train.copy_to=s3://somewhere/run"])
+    keeper = Keeper(recipe, ranks, engine, engine, told.append)  # type: ignore[arg-type]
+    began = time.monotonic()
+    if keeper.copies:
+        store.upload = lambda *_: time.sleep(2.5)
+        keeper.copies.push(checkpoint.save(out, 4, Snapshot({}, {}, {"step": 4})), needed=True)
+    assert keeper.close() == ""
+    assert time.monotonic() - began > 4.5, "left before the copy was made"
+    assert len(told) > 3, "the watchdog heard nothing"
+    print(f"rank {ranks.rank}: left after the copy", flush=True)
+
+
+if __name__ == "__main__":
+    {"answers": answers, "upload": upload}[sys.argv[1]](find_ranks(), Path(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)  # as mtbi/train.py ends

@@ -1,0 +1,111 @@
+"""Two processes that differ, in one call for each way: prints what each of them met as JSON. test_agreement.py runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launcher.ranks import Ranks, find_ranks
+from mtbi import recipe as recipes
+from mtbi.engine import agreement, checkpoint, start
+from mtbi.engine.checkpoint import Snapshot
+from mtbi.errors import UnavailableError, UserError
+
+CPU = torch.device("cpu")
+ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")
+
+
+def snapshot(step: int) -> Snapshot:
+    """Of one parameter."""
+    return Snapshot({"w": torch.full((2, 3), float(step))}, {"w.exp_avg": torch.ones(2, 3) / step}, {"step": step})
+
+
+def stale(error: Exception) -> Any:
+    """Work that fails."""
+    raise error
+
+
+def settle_with(ranks: Ranks, failing: dict[int, Exception]) -> Any:
+    """The processes of `failing` fail."""
+    error = failing.get(ranks.rank)
+    return agreement.settle(ranks, agreement.attempt(lambda: stale(error) if error else "read"))
+
+
+def shared(ranks: Ranks, folder: Path) -> Any:
+    """What a process holds after the first one has chosen a checkpoint of its folder."""
+
+    def choose() -> agreement.Chosen | None:
+        newest = checkpoint.newest(folder)
+        return (newest, checkpoint.load(newest)) if newest else None
+
+    found = agreement.share(ranks, CPU, choose)
+    if found is None:
+        return None
+    held = found[1]
+    return [found[0].name, held.state, held.trainable["w"].tolist(), held.moments["w.exp_avg"].tolist()]
+
+
+def begun(ranks: Ranks, shards: str, run_dir: Path, *overrides: str) -> Any:
+    """The start of a run up to the models."""
+    fields = ["plan.row_tokens=256", "plan.window_samples=20", "data.eval_shards=[]", "precision=fp32"]
+    recipe = recipes.load("demo", [f"data.shards={shards}", f"run_dir={run_dir}", *fields, *overrides])
+    opened = agreement.attempt(lambda: start.open_inputs(recipe))
+    found = start.agree(recipe, ZERO1, ranks, CPU, opened)
+    if found.lease:
+        found.lease.release()
+    return found.progress.step
+
+
+def main() -> None:
+    """Arguments: a folder of shards, a copy of it, and one to write into."""
+    shards, copy, work = sys.argv[1:]
+    ranks = find_ranks()
+    dist.init_process_group("gloo")
+    first, own = ranks.rank == 0, Path(work) / f"node{ranks.rank}"
+    if first:
+        for step in (4, 8):
+            checkpoint.save(own, step, snapshot(step))
+        checkpoint.save(Path(work) / "later1", 8, snapshot(8))
+        damaged = checkpoint.save(Path(work) / "damaged", 4, snapshot(4))
+        (damaged / checkpoint.TRAINABLE).write_bytes(b"x")
+    refused = OSError(116, "Stale file handle", "/data/branches.npy")
+    mine = [shards, copy] if first else [copy, shards]
+    ways: dict[str, Callable[[], Any]] = {
+        "all read": lambda: settle_with(ranks, {}),
+        "one cannot read": lambda: settle_with(ranks, {1: refused}),
+        "the store is away for one": lambda: settle_with(ranks, {1: UnavailableError("s3://b: away")}),
+        "all make the same mistake": lambda: settle_with(ranks, dict.fromkeys((0, 1), UserError("data.shards is empty"))),
+        "equal facts": lambda: agreement.compare(ranks, {"recipe": {"seed": 1}, "data": {"words": "x" * 100}}),
+        "other facts": lambda: agreement.compare(ranks, {"recipe": {"seed": ranks.rank}}),
+        "other long facts": lambda: agreement.compare(ranks, {"data": {"words": f"{ranks.rank}" * 100}}),
+        "a folder on each node": lambda: shared(ranks, own),
+        "no checkpoint": lambda: shared(ranks, Path(work) / "none"),
+        "a damaged checkpoint": lambda: shared(ranks, Path(work) / "damaged"),
+        "equal runs": lambda: begun(ranks, f"[{shards}]", own.with_name("run")),
+        "equal bytes in other places": lambda: begun(ranks, f"[{mine[0]}]", own.with_name("run")),
+        "another plan": lambda: begun(ranks, f"[{shards}]", own.with_name("run"), f"plan.row_tokens={256 + 64 * ranks.rank}"),
+        "shards that one does not see": lambda: begun(ranks, f"[{shards if first else '/nowhere'}]", own.with_name("run")),
+        "shards twice on one": lambda: begun(ranks, f"[{shards}]" if first else f"[{shards},{copy}]", own.with_name("run")),
+        "a later checkpoint on another node": lambda: begun(ranks, f"[{shards}]", Path(work) / f"later{ranks.rank}"),
+        "a folder that cannot be written": lambda: begun(ranks, f"[{shards}]", Path("/proc/run")),
+    }
+    met: dict[str, Any] = {}
+    for name, way in ways.items():
+        try:
+            met[name] = way()
+        except UserError as error:
+            met[name] = f"{type(error).__name__}: {error}"
+    dist.barrier()
+    print(json.dumps(met), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
