@@ -42,7 +42,7 @@ def test_base64_is_decoded_block_by_block(width: int) -> None:
     assert from_base64(memoryview(b"data:audio\\/wav;base64," + written.encode())) == from_base64(memoryview(written.encode()))
 
 
-@pytest.mark.parametrize("end", ["=", "A", "=A==", "-", "AAA=AAAA", " =", "\\n=="])
+@pytest.mark.parametrize("end", ["A", "=A==", "-", "AAA=AAAA", " AAA"])
 def test_what_is_not_base64_is_an_error(end: str) -> None:
     for start in ("AAAA", "AAAA" * (BLOCK // 4), "AAAA\\n" * (BLOCK // 5)):
         with pytest.raises(ValueError, match=r"[Dd]ata|padding"):
@@ -50,10 +50,8 @@ def test_what_is_not_base64_is_an_error(end: str) -> None:
 
 
 def test_a_body_keeps_all_but_the_recordings() -> None:
-    body = {
-        "a": [{"data": "AAAA", "b": 'x "data": "y"'}, {"url": "https://x.org"}, {"url": "data:a/b;base64,AAA="}],
-        "é": "data",
-    }
+    parts = [{"data": "AAAA", "b": 'x "data": "y"'}, {"url": "https://x.org"}, {"url": "data:a/b;base64,AAA="}]
+    body = {"a": parts, "é": "data"}
     rest, recordings = cut_out(json.dumps(body, ensure_ascii=False).encode(), Limits())
     assert json.loads(rest) == {"a": [parts[0] | {"data": "#0"}, parts[1], {"url": "#1"}], "é": "data"}
     assert recordings == {"#0": b"\0\0\0", "#1": b"\0\0"}
