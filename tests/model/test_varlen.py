@@ -125,7 +125,7 @@ def test_where_no_kernel_is_right_that_is_said(installed, monkeypatch) -> None:
 
     monkeypatch.setattr(varlen, "check", refuse)
     with pytest.raises(
-        UserError, match="4 query heads and 2 key heads of 512 numbers .head size 512.*use model.attention=auto"
+        UserError, match=r"4 query heads and 2 key heads of 512 numbers .head size 512.*use model.attention=auto"
     ):
         installed(9, shape=(4, 2, 512))
 
