@@ -52,18 +52,22 @@ def machine() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         yield Finding(WARN, "GPU", "none: CPU, float32, attention `dense`", "train on a machine with CUDA GPUs")
     else:
-        yield Finding(OK, "flash attention", varlen.choose_kernels(torch.device("cuda")))
+        yield guarded("flash attention", lambda: varlen.choose_kernels(torch.device("cuda")))
     yield from peers(torch.cuda.device_count())
     compiler = shutil.which("g++")
     yield Finding(OK if compiler else FAIL, "g++", compiler or "missing", "" if compiler else "apt-get install g++ python3-dev")
-    for title, module, otherwise in (
-        ("flash-attn 2", "flash_attn", "PyTorch's own kernel serves; pip install '.[flash]' for theirs"),
-        ("vllm", "vllm", "leave behaviour.backend at transformers"),
-        ("espeak-ng", "espeakng_loader", "make demo needs SPEECH=FOLDER"),
+    for title, there, otherwise in (
+        ("flash-attn 2", varlen.has_flash_attn_2(), "PyTorch's own kernel serves; pip install '.[flash]' for theirs"),
+        ("vllm", is_importable("vllm"), "leave behaviour.backend at transformers"),
+        ("espeak-ng", is_importable("espeakng_loader"), "make demo needs SPEECH=FOLDER"),
     ):
-        there = importlib.util.find_spec(module) is not None
         yield Finding(OK, title, "found" if there else "not installed", "" if there else otherwise)
     yield disk(Path.cwd())
+
+
+def is_importable(module: str) -> bool:
+    """Whether a module of that name is installed."""
+    return importlib.util.find_spec(module) is not None
 
 
 def matching_builds() -> Iterator[Finding]:
@@ -122,6 +126,7 @@ def of_recipe(recipe: Recipe, gpus: int, gpu_gb: float) -> Iterator[Finding]:
         yield Finding(OK if best else FAIL, "memory", told, "" if best else f"see mtbi plan {recipe.name} --gpus {gpus}")
     except UserError as error:
         yield Finding(FAIL, "models", str(error))
+    yield guarded("packed rows", lambda: packed_rows(recipe))
     yield guarded("tokenizer", lambda: tokenizer(recipe))
     for field, places in (("data.shards", recipe.data.shards), ("data.eval_shards", recipe.data.eval_shards)):
         if not places and field == "data.shards":
@@ -136,6 +141,25 @@ def writable(folder: Path) -> str:
     with tempfile.TemporaryFile(dir=place) as file:
         file.write(b"x")
     return f"{place} can be written"
+
+
+def packed_rows(recipe: Recipe) -> str:
+    """The attention back end of the LLM, and a packed row through two layers of its kind, of random weights."""
+    import torch
+
+    from mtbi.model import back_end, precision, varlen
+    from mtbi.model.miniature import try_packed_row
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = back_end.read_config(recipe.model)
+    shape = back_end.LLMShape.of(config)
+    back_end.check_config(shape)
+    dtype = precision.of(recipe.precision, device)
+    chosen, why = back_end.choose(recipe.model.attention, device, dtype, shape, recipe.plan.row_tokens)
+    if chosen == "flash" and device.type == "cuda":
+        why = f"kernels: {varlen.choose_kernels(device, shape.heads, shape.key_heads, shape.size)}"
+    found = try_packed_row(config, chosen, recipe.model.llm)
+    return f"attention {chosen} ({why}); {found}"
 
 
 def tokenizer(recipe: Recipe) -> str:

@@ -46,8 +46,9 @@ def open_run(folder: Path | str, which: str = "best", device: str = "", as_train
     recipe = recipes.load(folder / "recipe.yaml")
     chosen = find_checkpoint(folder, which)
     place = find_device(device)
-    # Checkpoints of earlier versions do not say what they were trained in.
-    trained_in = checkpoints.load_state(chosen).get("precision", recipe.precision) if as_trained else recipe.precision
+    trained_in = recipe.precision
+    if as_trained and (chosen / checkpoints.STATE).is_file():  # those of earlier versions do not say what they were trained in
+        trained_in = checkpoints.load_state(chosen).get("precision", trained_in)
     dtype = precision.of(trained_in, place)
     model = build_speech_llm(recipes.in_use(recipe.model), recipe.loss, dtype, place, tasks=1)
     put_weights(model, chosen)

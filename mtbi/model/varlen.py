@@ -43,6 +43,11 @@ class Sequences(NamedTuple):
         return cls(starts, int(lengths.max()) if len(lengths) else 0)
 
 
+def has_flash_attn_2() -> bool:
+    """Whether the kernels of flash-attn 2 are installed, for this torch."""
+    return _flash_attn_varlen_forward is not None
+
+
 @cache
 def choose_kernels(device: torch.device, heads: int = 4, key_heads: int = 2, size: int = 128) -> str:
     """Put the newest kernels in place that are installed for a GPU and give the right numbers there; returns their name.

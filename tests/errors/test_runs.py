@@ -130,6 +130,12 @@ COMMANDS = [
     Case("unknown command", "trian", ("invalid choice: 'trian'", "'evaluate'", "`mtbi --help`")),
     Case("unknown option", "evaluate $run --taks", ("unrecognized arguments: --taks", "`mtbi --help`")),
     Case("missing argument", "data import folder", ("required: source, out", "`mtbi data import --help`")),
+    Case(
+        "an LLM of layers that are no attention",
+        "plan demo model.llm=llm --gpus 1",
+        ("model.llm: lfm2 has layers that are no attention (conv)", "Choose an LLM of attention layers only"),
+        both(folder("llm"), file("llm/config.json", '{"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}')),
+    ),
     Case("a recipe for the doctor", "doctor demmo", ("no recipe is called 'demmo'", "did you mean demo?")),
 ]
 

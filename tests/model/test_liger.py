@@ -58,6 +58,20 @@ def test_it_is_taken_for_cross_entropy_on_a_gpu(monkeypatch):
     assert not liger.takes(answers, gpu)
 
 
+def test_a_version_without_the_arguments_is_not_taken(monkeypatch, caplog):
+    """That of 0.8.0 lacks `compute_gradients`: the first step of training would end in a TypeError."""
+    from liger_kernel.ops import fused_linear_cross_entropy as kernel
+
+    assert liger.installed.__wrapped__()
+
+    def older(_input, weight, target, bias=None, reduction="mean", return_predicted_tokens=False):
+        raise AssertionError("not called")
+
+    monkeypatch.setattr(kernel, "fused_linear_cross_entropy_forward", older)
+    assert not liger.installed.__wrapped__()
+    assert "its kernel lacks compute_gradients, weight_requires_grad" in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_a_gpu_it_gives_the_gradients_of_the_chunks(make_model, packed):

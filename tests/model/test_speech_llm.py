@@ -87,6 +87,17 @@ def test_lora_on_the_encoder(folder, heard, tmp_path):
         build(folder, encoder_lora=LoraConfig(rank=2))
 
 
+def test_whispers_sinusoids_stay_as_they_are(folder, tmp_path):
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    whisper = WhisperConfig(d_model=32, vocab_size=64, max_source_positions=150, pad_token_id=0, **sizes, **layers)
+    WhisperModel(whisper).save_pretrained(tmp_path / "whisper")
+    config = ModelConfig(folder, EncoderConfig(str(tmp_path / "whisper"), trainable=True), AdapterConfig(stack=2))
+    names = set(build_speech_llm(config, LossConfig(), torch.float32, CPU).trainable_parameters())
+    assert "encoder.encoder.conv1.weight" in names
+    assert "encoder.encoder.embed_positions.weight" not in names
+
+
 def test_activation_checkpointing_changes_no_gradient(folder, heard):
     results = []
     for chosen in ("auto", "off", "on"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import attention
 
+from mtbi.errors import UserError
 from mtbi.model import varlen
 from mtbi.model.varlen import Sequences
 
@@ -53,16 +54,17 @@ def test_right_kernels_pass_the_check_and_wrong_ones_do_not(monkeypatch) -> None
 def installed(monkeypatch) -> Callable[..., str]:
     """Which kernels are taken on a GPU of some generation, where PyTorch's bridges to newer ones do what these do."""
 
-    def choose(generation: int, **bridges: Callable[[], object]) -> str:
+    def choose(generation: int, shape: tuple[int, ...] = (), **bridges: Callable[[], object]) -> str:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
         for name in varlen.NEWER:
             attention.register_flash_attention_impl(name, register_fn=bridges.get(name, missing))
-        return varlen.choose_kernels.__wrapped__(CPU)
+        return varlen.choose_kernels.__wrapped__(CPU, *shape)
 
     monkeypatch.setattr(varlen, "_newer", None)
     monkeypatch.setattr(varlen, "_flash_attn_varlen_forward", None)
     monkeypatch.setattr("torch.nn.attention._registry._FLASH_ATTENTION_IMPLS", {})
     yield choose
+    torch.backends.cuda.enable_flash_sdp(True)
     if attention.current_flash_attention_impl():
         attention.restore_flash_attention_impl()
 
@@ -87,12 +89,66 @@ def test_kernels_that_do_not_load_or_are_wrong_are_passed_over(installed, monkey
         raise ImportError("undefined symbol")
 
     assert installed(9, FA3=broken, FA4=works) == "FA4"
-    assert "FA3 is installed, but not used: ImportError: undefined symbol" in caplog.text
+    assert "ImportError: undefined symbol" in caplog.text
 
-    def refuse(device):
+    def refuse(device, *shape):
+        if varlen._newer is None:
+            return
         raise ArithmeticError("dq of attention is 12.0% off")
 
     monkeypatch.setattr(varlen, "check", refuse)
     assert installed(9, FA3=works) == "PyTorch's own"
-    assert "FA3 is installed, but not used: ArithmeticError: dq of attention" in caplog.text
+    assert "FA3 is installed, but not used for 4 query heads" in caplog.text
+    assert "ArithmeticError: dq of attention is 12.0% off" in caplog.text
     assert varlen._newer is attention.current_flash_attention_impl() is None
+
+
+def test_kernels_are_tried_with_the_heads_of_the_model(installed, monkeypatch, caplog) -> None:
+    tried, right = [], varlen.check
+
+    def small_heads_only(device, heads, key_heads, size):
+        tried.append((heads, key_heads, size))
+        if varlen._newer and size > 128:
+            raise RuntimeError("head size 256 is not supported")
+        right(device, heads, key_heads, size)
+
+    monkeypatch.setattr(varlen, "check", small_heads_only)
+    assert installed(10, FA4=works, shape=(2, 1, 256)) == "PyTorch's own"
+    assert tried == [(2, 1, 256)] * 2
+    assert "FA4 is installed, but not used for 2 query heads and 1 key heads of 256 numbers" in caplog.text
+    assert attention.current_flash_attention_impl() is None
+
+
+def test_where_no_kernel_is_right_that_is_said(installed, monkeypatch) -> None:
+    def refuse(device, *shape):
+        raise RuntimeError("head size 512 is not supported")
+
+    monkeypatch.setattr(varlen, "check", refuse)
+    with pytest.raises(
+        UserError, match=r"4 query heads and 2 key heads of 512 numbers .head size 512.*use model.attention=auto"
+    ):
+        installed(9, shape=(4, 2, 512))
+
+
+def test_newer_kernels_compute_packed_rows_only(installed) -> None:
+    """PyTorch puts them in the place of its flash kernel for everything; what the check does not cover gets other kernels."""
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert installed(8) == "PyTorch's own"
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert installed(9, FA3=works) == "FA3"
+    assert not torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_flash_attn_2_is_found_by_its_functions_and_used_only_where_it_is_right(installed, monkeypatch, caplog) -> None:
+    assert not varlen.has_flash_attn_2()
+    monkeypatch.setattr(varlen, "_flash_attn_varlen_forward", works)
+    assert varlen.has_flash_attn_2()
+    assert installed(8) == "flash-attn 2"
+
+    def wrong_arguments(device, *shape):
+        if varlen._flash_attn_varlen_forward:
+            raise TypeError("unexpected keyword argument")
+
+    monkeypatch.setattr(varlen, "check", wrong_arguments)
+    assert installed(8) == "PyTorch's own"
+    assert "flash-attn 2 is installed, but not used" in caplog.text
