@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from mtbi import plugins
+from mtbi.data.text_units import unspaced
 
 TextStyle = Callable[[str], str]
 
@@ -20,11 +21,13 @@ def keep(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """English sentence case: "AND I'M HERE" → "And I'm here."
+    """English sentence case: "AND I'M HERE" → "And I'm here." Text of a script without spaces is kept as it is.
 
     A transcript without any lower-case letter is lower-cased first; other capitals are kept. The first letter of each sentence
     and the word "i" become capital; a full stop ends a transcript that lacks a final mark. Names are not found: use a model.
     """
+    if unspaced(text):
+        return text
     if not any(letter.islower() for letter in text):
         text = text.lower()
     text = re.sub(r"\bi\b(?!\.\w)", "I", text)  # "i.e." stays

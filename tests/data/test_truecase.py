@@ -48,3 +48,7 @@ def test_unknown_style_names_the_nearest() -> None:
         style("sentense")
     with pytest.raises(UserError, match=r"unknown\. Shipped: none, lower, sentence\. Installed"):
         style("xyz")
+
+
+def test_sentence_case_is_english_and_leaves_scripts_without_spaces_alone() -> None:
+    assert style("sentence")("今天天气很好") == "今天天气很好"
