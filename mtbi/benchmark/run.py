@@ -123,7 +123,10 @@ def open_shards(place: str, run: TrainedRun) -> Shards:
 
 
 def save(report: Report, run: TrainedRun) -> None:
-    """`report.json` (every number), `table.md`, `notes.md` (on its intervals), `answers.jsonl` (every dialogue); the first last."""
+    """`report.json` (every number), `table.md`, `notes.md` (on the intervals) and `answers.jsonl` (every dialogue).
+
+    The first one comes last.
+    """
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
     (report.folder / "answers.jsonl").write_text("".join(answers), encoding="utf-8")
