@@ -232,7 +232,7 @@ def evaluate(options: Options) -> None:
         print(as_json({"folder": str(report.folder), "cells": [cells.to_json(cell) for cell in shown]}))
         return
     print(f"{cells.render(report.cells)}\n\n{cells.notes(report.cells)}" if options.tasks else report)
-    print(f"\n{report.folder}: report.json, table.md, answers.jsonl")
+    print(f"\n{report.folder}: report.json, table.md, notes.md, answers.jsonl")
 
 
 def reproduce(options: Options) -> None:

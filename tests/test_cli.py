@@ -223,6 +223,9 @@ def test_a_plan_as_json(shard_folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert planned["utterances_in_shards"] == 60
     assert planned["utterances"] + planned["left_out"]["too_long"] == 60
     assert planned["epochs"] == pytest.approx(500 / planned["steps_per_epoch"])
+    assert planned["interleaving"]["unaligned"] == 1
+    assert main(["plan", "demo", f"data.shards=[{shard_folder}]"]) == 0
+    assert "of the utterances can be interleaved, 1.7% have no word times" in capsys.readouterr().out
     table = document(capsys, "plan", "demo", "--gpus", "1", "8", "--tokens-per-second", "1000")
     best = [choice for choice in table["choices"] if choice["best"]]
     assert [(choice["gpus"], choice["memory"]["name"]) for choice in best] == [(1, "ZeRO-1"), (8, "ZeRO-1")]

@@ -51,7 +51,7 @@ class Cell:
     divergence: float | None  #: Kullback-Leibler divergence from the text LLM's probabilities, nats a token
     mean_wording: float | None  #: accuracy averaged over wordings
     worst_wording: float | None  #: accuracy of the worst one (of those asked at least 10 times)
-    wer: float | None  #: of tasks scored by it
+    wer: float | None  #: of tasks scored by it; where there is none, `wer_english`
     bleu: float | None
     chrf: float | None  #: of translations and free texts
     judged: float | None  #: mean of an LLM's judgements

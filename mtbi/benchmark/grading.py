@@ -49,9 +49,10 @@ def scores(dialogues: list[Dialogue]) -> dict[str, float | None]:
             answers, references = by.setdefault(name, ([], []))
             answers.append(dialogue.answers[SPEECH])
             references.append(right)
+    english = scoring.wer(*by["wer_english"], english=True) if "wer_english" in by else None
     return {
-        "wer": scoring.wer(*by["wer"]) if "wer" in by else None,
-        "wer_english": scoring.wer(*by["wer_english"], english=True) if "wer_english" in by else None,
+        "wer": scoring.wer(*by["wer"]) if "wer" in by else english,
+        "wer_english": english,
         "cer": scoring.cer(*by["cer"]) if "cer" in by else None,
         "bleu": scoring.bleu(*by["bleu"]) if "bleu" in by else None,
         "bleu_characters": scoring.bleu(*by["bleu_characters"]) if "bleu_characters" in by else None,

@@ -123,12 +123,15 @@ def open_shards(place: str, run: TrainedRun) -> Shards:
 
 
 def save(report: Report, run: TrainedRun) -> None:
-    """`report.json` (every number), `table.md` and `answers.jsonl` (every dialogue); the first one comes last."""
+    """`report.json` (every number), `table.md`, `notes.md` (on the intervals) and `answers.jsonl` (every dialogue).
+
+    The first one comes last.
+    """
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
-    table = f"{cells.render(report.cells)}\n\n{cells.notes(report.cells)}\n"
     (report.folder / "answers.jsonl").write_text("".join(answers), encoding="utf-8")
-    (report.folder / "table.md").write_text(table, encoding="utf-8")
+    (report.folder / "table.md").write_text(cells.render(report.cells) + "\n", encoding="utf-8")
+    (report.folder / "notes.md").write_text(cells.notes(report.cells) + "\n", encoding="utf-8")
     numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(cells.to_json, report.cells))}
     temporary = report.folder / ".report.json"
     temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from mtbi import plugins
+from mtbi.data.text_units import unspaced
 
 TextStyle = Callable[[str], str]
 #: Notes of transcribers that are no speech: [noise], <unk>, {laugh}, 【笑】, and such words as (laughter) in round brackets.
@@ -33,7 +34,7 @@ def lower(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """English sentence case: "AND I'M HERE" → "And I'm here."
+    """English sentence case: "AND I'M HERE" → "And I'm here." Text of a script without spaces is kept as it is.
 
     A transcript without any lower-case letter is lower-cased first; other capitals are kept. The first letter of each sentence
     and the word "i" become capital; a full stop ends a transcript that lacks a final mark. Names are not found: use a model.
@@ -52,6 +53,8 @@ def _beside_tags(text: str, write: TextStyle) -> str:
 
 
 def _sentence(text: str) -> str:
+    if unspaced(text):
+        return text
     if not any(letter.islower() for letter in text):
         text = text.lower()
     text = re.sub(r"\bi\b(?!\.\w)", "I", text)  # "i.e." stays

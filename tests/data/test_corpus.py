@@ -167,6 +167,18 @@ def test_limits_are_arguments(tmp_path: Path) -> None:
     assert len(corpus.check([silent], tmp_path, Limits(min_peak_dbfs=-np.inf))[0]) == 1
 
 
+def test_a_transcript_without_spaces_can_be_too_long(tmp_path: Path) -> None:
+    recording = sound(tmp_path / "a.wav", 1.0)
+    texts = {"short": "今天天气很好。" * 4, "long": "今天天气很好。" * 5, "thai": "กา" * 16}
+    utterances = [Utterance(name, recording, text) for name, text in texts.items()]
+    good, rejected = corpus.check(utterances, tmp_path, Limits(max_words=24))
+    assert [u.id for u in good] == ["short"]
+    assert [r["reason"] for r in rejected] == [
+        "transcript too long: 30 words, more than 24",
+        "transcript too long: 32 words, more than 24",
+    ]
+
+
 def test_relocated_audio_is_found_from_the_new_folder(tmp_path: Path) -> None:
     moved = corpus.relocate(Utterance("a", "deep/a.wav", "x"), tmp_path / "corpus", tmp_path)
     assert moved.audio == "corpus/deep/a.wav"

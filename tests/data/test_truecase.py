@@ -63,3 +63,7 @@ def test_unknown_style_names_the_nearest() -> None:
 def test_tags_do_not_disturb_the_sentence(text: str, written: str) -> None:
     assert style("sentence")(text) == written
     assert style("lower")("A [NOISE] B") == "a [NOISE] b"
+
+
+def test_sentence_case_is_english_and_leaves_scripts_without_spaces_alone() -> None:
+    assert style("sentence")("今天天气很好") == "今天天气很好"

