@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.ranks import Ranks
 from mtbi.data.loader import LoadedStep
 from mtbi.engine import memory
+from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
@@ -149,9 +151,11 @@ class Engine:
         model = decided_model(recipe, config["zero_optimization"], device, world)  # before ZeRO-3 partitions what is built
         model = decided_attention(model, device, self.dtype, longest_tokens)
         torch.manual_seed(recipe.seed)
-        self.model: SpeechLLM = build_speech_llm(
-            model, recipe.loss, self.dtype, device, tasks, config if self.stage == 3 else None, longest_tokens
-        )
+        partitioned = config if self.stage == 3 else None
+        built = attempt(lambda: build_speech_llm(model, recipe.loss, self.dtype, device, tasks, partitioned, longest_tokens))
+        # Under ZeRO-3 processes already exchange weights while they build: the launcher and the watchdog end the others.
+        own = Ranks(torch.distributed.get_rank(), world, 0, world) if world > 1 else Ranks(0, 1, 0, 1)
+        self.model: SpeechLLM = built.get() if self.stage == 3 else settle(own, built)
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()

@@ -35,7 +35,7 @@ from mtbi.model import precision
 from mtbi.model.geometry import FrameGeometry
 from mtbi.recipe import Recipe
 from mtbi.tasks import identity
-from mtbi.tasks.chat import ChatFormat, read_chat
+from mtbi.tasks.chat import ChatFormat, read_chat, resolve_llm
 from mtbi.versions import commit, installed
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", "flash-attn")
@@ -181,8 +181,22 @@ def facts_of(
         "recipe": fields | {"--deepspeed": config},
         "data": data | features_of,
         "evaluation": measured,
+        "models": {"the configuration of model.llm": llm_configuration(recipe)},
         "software": {package: installed(package) for package in COMPARED},
     }
+
+
+def llm_configuration(recipe: Recipe) -> str:
+    """The LLM's configuration as text, without the name of its folder. Raises UserError where it cannot be read."""
+    from transformers import AutoConfig
+
+    model = recipe.model
+    try:
+        config = AutoConfig.from_pretrained(resolve_llm(model.llm), trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
+    config._name_or_path = ""
+    return config.to_json_string(use_diff=False)
 
 
 def choose_checkpoint(recipe: Recipe) -> tuple[Path, Snapshot] | None:
