@@ -18,6 +18,7 @@ from mtbi.errors import UserError
 #: sox announces 0x7f000008 (AIFF) or 0x7ffff000 (WAV) bytes to a pipe, others 2**31 or 2**32 - 1.
 PLACEHOLDER_BYTES = 0x7F000000
 UNKNOWN = 0xFFFFFFFF
+MOST_CHUNKS = 10_000  # that are looked at: a file of zeros would be millions
 CONTAINERS = {
     b"RIFF": "WAV",
     b"RIFX": "WAV",
@@ -115,7 +116,9 @@ def _judge(container: str, announced: int, present: int, patches: dict[int, byte
 
 def _chunks(file: BinaryIO, size: int, order: str, position: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, length and position of the contents of each chunk of an IFF or RIFF file."""
-    while position + 8 <= size:
+    for _ in range(MOST_CHUNKS):
+        if position + 8 > size:
+            return
         file.seek(position)
         name, length = struct.unpack(f"{order}4sI", file.read(8))
         yield name, length, position + 8
@@ -152,7 +155,9 @@ def _riff(file: BinaryIO, size: int, container: str, order: str) -> Length | Non
 
 def _w64(file: BinaryIO, size: int) -> Length | None:
     position = 40  # chunk lengths count their own header of 24 bytes
-    while position + 24 <= size:
+    for _ in range(MOST_CHUNKS):
+        if position + 24 > size:
+            break
         file.seek(position)
         name, length = struct.unpack("<16sQ", file.read(24))
         if name == W64_DATA:

@@ -99,9 +99,10 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
             put(value)
 
         streamer.put = counted
-        streamer.end_id = -1
+        streamer.end_ids = []
         return complete(model, embeddings, mask, most, -1, streamer, decoding)
 
+    monkeypatch.setattr(generating, "all_end_ids", lambda *_: [-1])
     monkeypatch.setattr(generating, "complete", slow)
     return lambda: count
 

@@ -16,7 +16,7 @@ class Letters:
 def write(text: str, stops: tuple[str, ...] = (), end: bool = True) -> tuple[Writer, list[str]]:
     """A writer that got a text byte by byte until it was full, and the pieces that it gave out."""
     pieces: list[str] = []
-    writer = Writer(Letters(), [0], stops, pieces.append)
+    writer = Writer(Letters(), [7, 0], stops, pieces.append)
     writer.put(torch.empty(1, 0, dtype=torch.long))  # the prompt
     for token in [*text.encode(), *([0] if end else [])]:
         if writer.full():
