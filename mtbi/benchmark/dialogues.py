@@ -120,7 +120,7 @@ def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[T
     """Items with `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`.
 
     `id`, `label`, `metric` and `dataset` may be there: this is the form of Speech-IFEval (Lu et al. 2025). Relative audio
-    paths start at the file's folder, or at `audios` in it or beside it. A `metric` other than `wer` counts as exact match.
+    paths start at the file's folder, or at `audios` in it or beside it. A `metric` other than `wer` and `cer` is exact match.
     Raises UserError, with the line, for unusable items.
     """
     other: np.ndarray | None = None
@@ -155,7 +155,7 @@ def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[T
             prompt_first=prompt_first,
             transcript=nfc(str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or "")),
             gold=None if item.get("label") is None else nfc(str(item["label"])),
-            scorer="wer_english" if item.get("metric") == "wer" else "exact",
+            scorer={"wer": "wer_english", "cer": "cer"}.get(str(item.get("metric")), "exact"),
         )
         yield Turn(dialogue, waveform, waveform[::-1].copy() if other is None else other, None)
         other = waveform
