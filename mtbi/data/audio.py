@@ -110,21 +110,12 @@ def _decode(file: BinaryIO, path: Path | None, size: int, max_seconds: float) ->
     with _Stream(path or file) as stream:
         if stream.format not in ("MP3", "OGG"):
             return _read(stream, stream.frames, max_seconds)
-        most = stream.frames / stream.samplerate
-        if stream.format == "MP3":
-            most = (size - mp3.LARGEST_TAG_BYTES) / mp3.LARGEST_BYTES_PER_SECOND
-        _refuse_longer(most, max_seconds)
-        position = file.tell()
-        file.seek(0)
-        data = file.read()
-        file.seek(position)
-        recounted = mp3.recount(data, stream.frames) if stream.format == "MP3" else None
-        links = lengths.ogg_links(data) if stream.format == "OGG" else []
-        if recounted is None and len(links) < 2:
+        recordings = _recordings(file, size, stream, max_seconds)
+        if not recordings:
             return _read(stream, 0, max_seconds)
     parts = []
-    for part in [recounted] if recounted else links:
-        with _Stream(io.BytesIO(part)) as stream:
+    for data in recordings:
+        with _Stream(io.BytesIO(data)) as stream:
             parts.append(_read(stream, 0, max_seconds))
     if len({(samples.shape[1], rate) for samples, rate in parts}) > 1:
         raise UserError(
@@ -133,6 +124,23 @@ def _decode(file: BinaryIO, path: Path | None, size: int, max_seconds: float) ->
     samples, rate = np.concatenate([samples for samples, _ in parts]), parts[0][1]
     _refuse_longer(len(samples) / rate, max_seconds)
     return samples, rate
+
+
+def _recordings(file: BinaryIO, size: int, stream: _Stream, max_seconds: float) -> list[bytes]:
+    """What to decode in place of an MP3 or Ogg file of which libsndfile would miss the end; empty where it reads all."""
+    seconds = stream.frames / stream.samplerate
+    if stream.format == "MP3":  # its length is an estimate: this is the least that so many bytes last
+        seconds = (size - mp3.LARGEST_TAG_BYTES) / mp3.LARGEST_BYTES_PER_SECOND
+    _refuse_longer(seconds, max_seconds)
+    position = file.tell()  # the stream may read from the same file
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    if stream.format == "MP3":
+        recounted = mp3.recount(data, stream.frames)
+        return [] if recounted is None else [recounted]
+    links = lengths.ogg_links(data)
+    return links if len(links) > 1 else []
 
 
 def _read(stream: _Stream, announced: int, max_seconds: float) -> tuple[np.ndarray, int]:

@@ -6,6 +6,7 @@ guess ends: up to half of a recording is lost. `recount` counts, and puts a head
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mtbi.errors import UserError
@@ -18,6 +19,8 @@ SAMPLE_RATES = (44_100, 48_000, 32_000)
 FRAMES_FLAG = 1
 LARGEST_BYTES_PER_SECOND = 40_000  # 320 kbit/s
 LARGEST_TAG_BYTES = 2**24  # pictures
+MARK = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]|ID3")  # of layer 3
+LARGEST_TRIES = 2**16  # chance has some 20 marks in a megabyte
 STRAY_FRAMES = 10  # that a picture or a tag may hold by chance
 
 
@@ -56,7 +59,7 @@ class Frame:
 def _frames(data: bytes) -> list[tuple[int, Frame]]:
     """Position and frame; what lies between frames, such as ID3 tags, is skipped."""
     found: list[tuple[int, Frame]] = []
-    position = 0
+    position = tries = 0
     while position + 4 <= len(data):
         if data[position : position + 3] == b"ID3" and position + 10 <= len(data):
             seven_bits = data[position + 6 : position + 10]
@@ -69,8 +72,11 @@ def _frames(data: bytes) -> list[tuple[int, Frame]]:
             found.append((position, frame))
             position = after
         else:
-            marks = [at for at in (data.find(b"\xff", position + 1), data.find(b"ID3", position + 1)) if at >= 0]
-            position = min(marks, default=len(data))
+            tries += 1
+            if tries > LARGEST_TRIES:
+                raise UserError("truncated or damaged: too little of the file is sound")
+            mark = MARK.search(data, position + 1)
+            position = mark.start() if mark else len(data)
     return found
 
 

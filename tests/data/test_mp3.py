@@ -63,3 +63,10 @@ def test_two_recordings_one_behind_the_other() -> None:
 def test_no_hour_is_decoded_to_be_refused() -> None:
     with pytest.raises(UserError, match="too long"):
         audio.load(without_header(written(SOUND)), max_seconds=1)
+
+
+def test_bytes_that_look_like_frames_cost_no_time() -> None:
+    data = without_header(written(SOUND))
+    assert abs(len(audio.read(data + b"\xff" * 500_000)) - 33_408) < 600
+    with pytest.raises(UserError, match="too little of the file is sound"):
+        audio.read(data + b"\xff\xfb\x90\x00" * 100_000)
