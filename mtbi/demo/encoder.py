@@ -90,7 +90,8 @@ class DemoEncoder(nn.Module):
         super().__init__()
         self.config = config
         width, channels = config.width, config.channels
-        self.features = LogMel(config.mels)
+        with torch.device("cpu"):  # torchaudio computes its filters, which a model without memory cannot
+            self.features = LogMel(config.mels)
         sizes = pairwise((1, channels, 2 * channels, 2 * channels))
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride, padding=1) for (before, after), stride in zip(sizes, STRIDES, strict=True)

@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mtbi.demo.encoder import DemoEncoder, DemoEncoderConfig
+from mtbi.demo.encoder import LogMel as DemoLogMel
 from mtbi.hf import frozen
 from mtbi.hf.configuration import MtbiConfig
 from mtbi.model import buckets
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoder import Convolutional, Whisper, mel_filters
+from mtbi.model.encoder import FFT_SAMPLES, Convolutional, LogMel, Whisper, mel_filters
 from mtbi.model.speech_llm import SpeechLLM
 
 
@@ -45,7 +46,12 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             width = self.llm.get_input_embeddings().embedding_dim
             self.adapter = build_adapter(config.model.adapter, self.encoder.width, width, config.embedding_rms)
         self._no_split_modules = self.llm._no_split_modules
-        self._tied_weights_keys: Any = [f"llm.{key}" for key in self.llm._tied_weights_keys or []]
+        self._tied_weights_keys: Any = None
+        tied = getattr(self.llm, "all_tied_weights_keys", None)  # of transformers 5
+        if tied is None:
+            self._tied_weights_keys = [f"llm.{key}" for key in self.llm._tied_weights_keys or []]
+        else:
+            self.all_tied_weights_keys = {f"llm.{key}": f"llm.{source}" for key, source in tied.items()}
         self._keys_to_ignore_on_save: Any  #: transformers leaves these out of what it saves
         # Frozen weights with their versions, which count changes in place: a changed one is saved with the trained ones.
         self._frozen = {name: (id(value), value._version) for name, value in self.named_parameters() if not value.requires_grad}
@@ -68,7 +74,9 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             config, unused = MtbiConfig.from_pretrained(config or path, return_unused_kwargs=True, **others)
             kwargs = {**unused, **kept}
         if config.complete:
-            return super().from_pretrained(path, *args, config=config, **kwargs)
+            loaded = super().from_pretrained(path, *args, config=config, **kwargs)
+            restore_features(loaded[0] if isinstance(loaded, tuple) else loaded)
+            return loaded
         if args:
             raise TypeError(f"from_pretrained takes one argument without a name, the path; {len(args)} more were given")
         return frozen.load(cls, path, config, kwargs)
@@ -169,9 +177,33 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             heard = (input_ids == self.config.audio_token_id).any(1)
             if len(input_ids) != len(sound) or not heard.all():
                 raise ValueError("several answers to a prompt need exactly one recording in each prompt")
-        return GenerationMixin._expand_inputs_for_generation(
+        return super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
+
+
+def features_of(config: MtbiConfig) -> nn.Module | None:
+    """What makes features of waveforms for an encoder: it has no weights, and its filters are float32."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            if config.encoder_config.get("model_type") == "mtbi-demo-encoder":
+                return DemoLogMel(config.encoder_config["mels"])
+            if config.encoder_config.get("model_type") == "whisper":
+                return LogMel(mel_filters(config.encoder_config["num_mel_bins"]))
+            return None
+    finally:
+        torch.set_default_dtype(default)
+
+
+def restore_features(model: Any) -> None:
+    """Compute again what transformers 4 makes in the model's precision, and transformers 5 not at all: filters and windows."""
+    fresh = features_of(model.config)
+    for name, value in fresh.named_buffers() if fresh is not None else ():
+        parent, _, leaf = name.rpartition(".")
+        module = model.encoder.features.get_submodule(parent)
+        setattr(module, leaf, value.to(getattr(module, leaf).device))
 
 
 def empty_encoder(config: MtbiConfig) -> nn.Module:
@@ -184,7 +216,7 @@ def empty_encoder(config: MtbiConfig) -> nn.Module:
     if kind == "whisper":
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        return Whisper(WhisperEncoder(sizes), mel_filters(sizes.num_mel_bins))
+        return Whisper(WhisperEncoder(sizes), torch.zeros(FFT_SAMPLES // 2 + 1, sizes.num_mel_bins))
     from transformers import AutoModel
 
     return Convolutional(AutoModel.from_config(sizes), config.normalise)

@@ -81,7 +81,8 @@ class AudioTextToTextPipeline(Pipeline):
         """Token ids `(conversations, answers, tokens)` of a batch of conversations, or of a single one."""
         talks = [model_inputs] if parts.is_message(model_inputs[0]) else model_inputs
         batch = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
-        kwargs.setdefault("generation_config", self.generation_config)
+        if generation := getattr(self, "generation_config", None):  # transformers 4 keeps what `pipeline` was given in it
+            kwargs.setdefault("generation_config", generation)
         ids = self.model.generate(**batch.to(self.device), **kwargs)
         answers = ids[:, batch["input_ids"].shape[1] :]
         return answers.reshape(len(talks), -1, answers.shape[1])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 
 from mtbi.hf import MtbiConfig, MtbiForConditionalGeneration
 from mtbi.hf.frozen import INDEX, WEIGHTS, one_device
+from mtbi.hf.modeling import features_of
 from mtbi.trained import TrainedRun
 
 
@@ -133,3 +134,12 @@ def test_checkpoints_of_transformers_trainer_hold_the_same(run: TrainedRun, trai
 def test_one_device() -> None:
     assert one_device({"": "cpu"}) == one_device(None) == torch.device("cpu")
     assert one_device(0).index == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_export_computes_features_in_float32_in_every_precision(merged: Path, dtype: torch.dtype) -> None:
+    model = open_export(merged, dtype=dtype)
+    expected = features_of(model.config)
+    assert expected is not None
+    assert next(model.encoder.parameters()).dtype == dtype
+    assert_equal(dict(model.encoder.features.named_buffers()), dict(expected.named_buffers()))
