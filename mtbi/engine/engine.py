@@ -172,7 +172,7 @@ class Engine:
         self._make_moments()
         if snapshot:
             self.restore(snapshot)
-        self_test.check(self.model.llm, recipe.model.llm)
+        self_test.check(self.model.llm, recipe.model.llm, device)
 
     # --- one step ----------------------------------------------------------------------------------------------------
 

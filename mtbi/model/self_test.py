@@ -27,16 +27,16 @@ BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 FP8_BOUND = 0.2  #: two roundings of an activation may fall to neighbouring 8-bit floats
 
 
-def check(llm: Any, name: str) -> None:
+def check(llm: Any, name: str, device: torch.device | None = None) -> None:
     """Hold the LLM's packed rows, and what its answers are generated with, against transformers' eager attention.
 
-    All ranks must call it together under ZeRO-3. Nothing random is drawn. `name` is the recipe's. Raises UserError where hidden
-    states at the answers differ by more than rounding.
+    All ranks must call it together under ZeRO-3. Nothing random is drawn. `name` is the recipe's; `device` is where it computes,
+    by default where its embeddings are. Raises UserError where hidden states at the answers differ by more than rounding.
     """
     dtype = next(parameter.dtype for parameter in llm.parameters() if parameter.dtype.is_floating_point)
     bound = FP8_BOUND if fp8.size(llm) else BOUNDS.get(dtype, BOUNDS[torch.bfloat16])
     how = f"attention {llm.get_decoder().config._attn_implementation}, {str(dtype).removeprefix('torch.')}, bound {bound:.1%}"
-    packed, alone = differences(llm)
+    packed, alone = differences(llm, device)
     for what, found in (("packed rows", packed), ("answers alone", alone)):
         if not found < bound:
             raise UserError(
@@ -46,11 +46,11 @@ def check(llm: Any, name: str) -> None:
 
 
 @torch.no_grad()
-def differences(llm: Any) -> tuple[float, float]:
+def differences(llm: Any, device: torch.device | None = None) -> tuple[float, float]:
     """How much (`_relative`) hidden states at the answers differ from those of each dialogue alone under transformers' eager
     attention: in a packed row, and in dialogues alone under the LLM's own back end.
     """
-    device = llm.get_input_embeddings().weight.device
+    device = device or llm.get_input_embeddings().weight.device
     builder = row(llm.get_input_embeddings().num_embeddings)
     ids, positions, group, branch = (
         torch.tensor(column, device=device) for column in (builder.tokens, builder.positions, builder.groups, builder.branches)
