@@ -24,6 +24,7 @@ from mtbi.errors import UserError
 FILE = "lease.json"
 BEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
+ENDING_SECONDS = 10.0  #: that a process of the same machine, killed just now, is given to end
 
 
 class LeaseLostError(UserError):
@@ -61,9 +62,10 @@ class Holder:
 
 
 def ticks(pid: int) -> str:
-    """When a process of this machine began; empty where there is none."""
+    """When a process of this machine began; empty where there is none, or where it has ended and nobody has asked how."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return "" if facts[0] in "ZX" else facts[19]
     except (OSError, IndexError):
         return ""
 
@@ -140,7 +142,7 @@ class Lease:
     def _is_free(self, own: Path) -> bool:
         """Whether the present holder is dead; False where its file is gone meanwhile. Raises UserError where it lives."""
         first: int | None = None
-        said = False
+        said, began = False, time.monotonic()
         while True:
             try:
                 holder, touched = read(self.path)
@@ -148,8 +150,11 @@ class Lease:
                 return False
             if holder.is_dead(self.holder):
                 return True
-            alive = first is not None and touched != first
-            if alive or (holder.machine and holder.machine == self.holder.machine):
+            here = bool(holder.machine) and holder.machine == self.holder.machine
+            if here and time.monotonic() - began < ENDING_SECONDS:
+                time.sleep(0.1)
+                continue
+            if here or (first is not None and touched != first):
                 raise UserError(
                     f"{self.path.parent}: another run writes there ({holder}). Wait for it, end it, or choose another run_dir."
                 )

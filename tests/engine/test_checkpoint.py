@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtbi.engine import checkpoint
+from mtbi.engine import checkpoint, remote
 from mtbi.engine.checkpoint import Snapshot
 
 
@@ -79,3 +79,44 @@ def test_what_follows_bad_steps_is_neither_gone_back_to_nor_deleted_for(tmp_path
     assert checkpoint.latest_good(tmp_path) == checkpoint.folder_of(tmp_path, 1)
     checkpoint.save(tmp_path, 5, make(5))  # as older versions wrote them
     assert checkpoint.latest_good(tmp_path) == checkpoint.folder_of(tmp_path, 5)
+
+
+def copied(tmp_path: Path, step: int) -> str:
+    """A copy of a run, as the upload leaves it, in a folder."""
+    there = tmp_path / "copy"
+    checkpoint.save(there, step, make(step))
+    (there / remote.LATEST).write_text(
+        json.dumps({"checkpoint": checkpoint.folder_of(there, step).name, "files": list(checkpoint.FILES)})
+    )
+    return str(there)
+
+
+@pytest.mark.parametrize(
+    ("own", "damaged", "fetched"),
+    [((), (), True), ((4,), (), True), ((8,), (), False), ((4, 8), (8,), True), ((9,), (), False)],
+)
+def test_the_later_of_folder_and_copy_is_taken(
+    tmp_path: Path, own: tuple[int, ...], damaged: tuple[int, ...], fetched: bool
+) -> None:
+    place = copied(tmp_path, 8)
+    for step in own:
+        checkpoint.save(tmp_path / "run", step, make(step))
+    for step in damaged:
+        (checkpoint.folder_of(tmp_path / "run", step) / checkpoint.OPTIMIZER).write_bytes(b"x")
+    found = remote.pull(place, tmp_path / "run")
+    assert found == (checkpoint.folder_of(tmp_path / "run", 8) if fetched else None)
+    assert checkpoint.newest(tmp_path / "run") == checkpoint.folder_of(tmp_path / "run", max({*own, 8}))
+
+
+def test_a_disk_that_fails_for_a_moment_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (4, 8):
+        checkpoint.save(tmp_path, step, make(step))
+    real, failures = checkpoint.checksum, [OSError(116, "Stale file handle")]
+
+    def once(path: Path) -> str:
+        if failures:
+            raise failures.pop()
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "checksum", once)
+    assert checkpoint.newest(tmp_path) == checkpoint.folder_of(tmp_path, 8)

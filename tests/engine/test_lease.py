@@ -33,7 +33,8 @@ def elsewhere(**facts: object) -> Holder:
     return replace(Holder("other", "gpu07", 12, "99", "boot of gpu07", "4242"), **facts)  # type: ignore[arg-type]
 
 
-def test_a_second_writer_of_the_same_machine_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_second_writer_of_the_same_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "ENDING_SECONDS", 0.2)
     first = Lease.take(tmp_path)
     with pytest.raises(UserError, match=rf"another run writes there \(process {os.getpid()} on .*choose another run_dir"):
         Lease.take(tmp_path)
@@ -50,6 +51,17 @@ def test_a_dead_process_of_the_same_machine_is_followed_at_once(tmp_path: Path) 
     held = Lease.take(tmp_path)
     held.verify()
     held.release()
+
+
+def test_a_process_that_is_just_ending_or_not_yet_reaped_is_followed(tmp_path: Path) -> None:
+    code = "import sys, time; from mtbi.engine.lease import Lease; Lease.take(sys.argv[1]); print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.kill()
+        held = Lease.take(tmp_path)  # before anybody waits for the process
+        held.release()
 
 
 def test_a_process_number_that_came_again_is_not_the_holder(tmp_path: Path) -> None:
