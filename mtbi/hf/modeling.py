@@ -166,7 +166,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         sound = {name: kwargs.pop(name, None) for name in ("input_values", "input_lengths")}
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         position, first = kwargs.get("cache_position"), kwargs.get("is_first_iteration")  # of transformers 4 and 5
-        begins = position[0] == 0 if position is not None else first is not False
+        begins = position[0] == 0 if position is not None else bool(first)
         return {**inputs, **sound} if begins else inputs
 
     def _expand_inputs_for_generation(  # type: ignore[override]  # of the model, not of the class: it looks for audio tokens
