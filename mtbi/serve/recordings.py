@@ -25,7 +25,7 @@ LARGEST_KERNEL = 2**19  #: numbers in the resampling filter bank; the common rat
 BLOCK = 2**20  #: characters of base64
 SECONDS_AT_ONCE = 4  #: that are resampled
 _KEY = re.compile(rb'"(?:data|url)"\s*:\s*"')  # cannot occur within a string of JSON, where quotes are escaped
-_NOT_BASE64 = re.compile(rb"[^\x20-\x7e]|\\(?![nrt/])")
+_BASE64 = re.compile(rb"[\x20-\x5b\x5d-\x7e]*+(?:\\[nrt/][\x20-\x5b\x5d-\x7e]*+)*+")
 _ADDRESS = re.compile(rb"\w+:\\?/")
 _WRAPPED = re.compile(rb"[ \\]")
 _ESCAPED = {b" ": b"", b"\\n": b"", b"\\r": b"", b"\\t": b"", b"\\/": b"/"}
@@ -41,7 +41,8 @@ def cut_out(body: bytes, limits: Limits) -> tuple[bytes, dict[str, bytes | ApiEr
     recordings: dict[str, bytes | ApiError] = {}
     for key in _KEY.finditer(body):
         start, stop = key.end(), body.find(b'"', key.end())
-        if stop < 0 or _ADDRESS.match(body, start) or _NOT_BASE64.search(body, start, stop):
+        plain = _BASE64.match(body, start, stop) if stop >= 0 and not _ADDRESS.match(body, start) else None
+        if plain is None or plain.end() < stop:
             continue
         name = f"#{len(recordings)}"
         kept += [view[end:start], name.encode()]
