@@ -30,7 +30,7 @@ FP8_BOUND = 0.2  #: two roundings of an activation may fall to neighbouring 8-bi
 def check(llm: Any, name: str, device: torch.device | None = None) -> None:
     """Hold the LLM's packed rows, and what its answers are generated with, against transformers' eager attention.
 
-    All ranks must call it together under ZeRO-3. Nothing random is drawn. `name` is the recipe's; `device` is where it computes,
+    Under ZeRO-3 all ranks must call it together. Nothing random is drawn. `name` is the recipe's; `device` where it computes,
     by default where its embeddings are. Raises UserError where hidden states at the answers differ by more than rounding.
     """
     dtype = next(parameter.dtype for parameter in llm.parameters() if parameter.dtype.is_floating_point)
