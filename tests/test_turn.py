@@ -17,6 +17,8 @@ from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.chat import Conversation
 from mtbi.export import chat_template, make_processor
 from mtbi.model.speech_llm import build_speech_llm
+from mtbi.serve.answerer import pieces
+from mtbi.serve.api_types import AudioUrl, InputAudio
 from mtbi.serve.mix import Mix, Mixer, Word
 from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 from mtbi.trained import TrainedRun
@@ -51,10 +53,12 @@ def test_which_text_is_the_prompt(given: list, said: list, prompt: str) -> None:
 
 
 def test_the_server_takes_openais_order() -> None:
-    from mtbi.serve.server import Message, pieces
+    class Listener:
+        def listen(self, recording: InputAudio, where: str) -> np.ndarray:
+            return A
 
-    parts = [{"type": "text", "text": "now"}, {"type": "input_audio", "input_audio": {"data": ""}}]
-    said, prompt = pieces(Message(role="user", content=parts), lambda *_: A)  # type: ignore[arg-type]
+    parts: list[tuple[str, str | InputAudio | AudioUrl]] = [("part 1", "now"), ("part 2", InputAudio(data=""))]
+    said, prompt = pieces(parts, Listener())  # type: ignore[arg-type]
     assert (len(said), prompt) == (1, "now")
 
 

@@ -141,7 +141,7 @@ def test_transcripts_are_in_one_unicode_form_and_what_cannot_be_interleaved_is_c
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = import_corpus("jsonl", tmp_path / "in.jsonl", tmp_path / "out")
     assert summary.single == 1
-    assert "1 of them (33.3%) have one word only: they cannot be interleaved" in str(summary)
+    assert "1 utterances (33.3%) have one word only: they cannot be interleaved" in str(summary)
     first, second, _ = read_manifest(tmp_path / "out/manifest.jsonl")
     assert first.text == first.answers["repeat"] == unicodedata.normalize("NFC", texts["a"])
     assert second.words == [("今天", 0.0, 0.5), ("天气", 0.5, 1.0)]

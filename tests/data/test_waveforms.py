@@ -195,7 +195,7 @@ def test_other_rates_are_resampled(rate: int) -> None:
         (b"no sound at all", "not readable as audio"),
         (io.BytesIO(), "empty file"),
         ("no.wav", "no.wav: no such file"),
-        ("a\0.wav", "null byte"),
+        ("a\0.wav", "NUL character"),
         ("https://example.org/a.wav", "not a local file"),
         ("s3://bucket/a.wav", "not a local file"),
         ("data:audio/wav,abc", "not audio in base64"),
