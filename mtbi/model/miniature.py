@@ -23,7 +23,7 @@ def shrunk(config: Any) -> Any:
     for name in lists:
         kinds = list(dict.fromkeys(getattr(small, name)))
         setattr(small, name, (kinds * 2)[:2])
-    changes = {"num_hidden_layers": 2, "vocab_size": VOCABULARY, "initializer_range": SPREAD, **NARROW}
+    changes: dict[str, Any] = {"num_hidden_layers": 2, "vocab_size": VOCABULARY, "initializer_range": SPREAD, **NARROW}
     changes |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     if back_end.LLMShape.of(small).window:
         changes["sliding_window"] = WINDOW
