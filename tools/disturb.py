@@ -1,0 +1,159 @@
+"""Train small runs of random recipes while one random thing is wrong, and prove that none ends well with a wrong result:
+
+    .venv/bin/python tools/disturb.py OUT --shards runs/demo/data/train/shards --cases 500 --seed 1
+
+A case is a recipe, its undisturbed run on two processes, and a run that meets one disturbance: a file system that fails or is
+stale on one rank, a killed rank, a damaged shard or checkpoint, a field that differs between ranks or between two starts, a
+second job in the same folder. The disturbance then ends, and the run is started again until it ends with status 0 or has
+refused three times. The outcome is one of
+
+- `equal`: the run ended with status 0, and weights, moments and position are those of the undisturbed run to the last bit;
+- `refused`: no start ended with status 0;
+- `reported`: the result differs since a field was changed that may change, and the log names the field;
+- `silent`: the run ended with status 0 and another result. One of these fails the experiment.
+
+Processes are forked from one that has imported everything, so a case takes seconds. Writes OUT/disturb.json after every case
+and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from disturbances import DISTURBANCES, Runner, Start, result
+
+from launcher.distributed import build_collectives
+
+RESTARTS = 3
+#: Fields that are drawn for each case, and what they may be.
+DRAWN: dict[str, Sequence[str]] = {
+    "seed": ("1", "2", "3"),
+    "interleave.share": ("0", "0.5", "1"),
+    "interleave.cut": ("slice", "encode"),
+    "plan.rows_per_micro_batch": ("1", "2"),
+    "plan.tasks_per_utterance": ("1", "3"),
+    "loss.kl": ("0.0", "1.0"),
+    "loss.ce": ("0.5", "1.0"),
+    "model.adapter.kind": ("mlp", "swiglu"),
+    "model.llm_lora.rank": ("0", "4"),
+    "data.workers": ("1", "3"),
+}
+
+
+@dataclass
+class Case:
+    """What was tried, and what came of it."""
+
+    number: int
+    disturbance: str
+    detail: str
+    fields: list[str]
+    stage: int
+    statuses: list[int]  #: of the disturbed start, then of those after the disturbance
+    outcome: str
+    seconds: float
+
+
+def draw_fields(rng: random.Random) -> tuple[list[str], int]:
+    """A recipe's overrides and a ZeRO stage. Recipes are few, so that their undisturbed runs are made once."""
+    names = rng.sample(sorted(DRAWN), 3)
+    return sorted(f"{name}={rng.choice(DRAWN[name])}" for name in names), rng.choice([1, 3])
+
+
+def reported(run_dir: Path, detail: str) -> bool:
+    """Whether the log names the field that was changed between two starts."""
+    name = detail.partition("=")[0]
+    return any("changed" in line and name in line for line in (run_dir / "rank-0.log").read_text(errors="replace").splitlines())
+
+
+def try_case(number: int, runner: Runner, out: Path, seed: int, recipes: list[tuple[list[str], int]]) -> Case:
+    """One case; depends on the seed and its number alone."""
+    rng, began = random.Random(f"{seed} {number}"), time.monotonic()
+    fields, stage = recipes[number // len(DISTURBANCES) % len(recipes)]
+    name = list(DISTURBANCES)[number % len(DISTURBANCES)]
+    quiet = out / ("quiet-" + hashlib.sha256(f"{fields} {stage}".encode()).hexdigest()[:8])
+    if not result(quiet):
+        shutil.rmtree(quiet, ignore_errors=True)
+        if status := runner.run(Start(quiet, fields, stage)):
+            raise RuntimeError(f"the undisturbed run {quiet} ended with {status}: {tail(quiet)}")
+    run_dir = out / f"case-{number}"
+    for old in out.glob(f"case-{number}*"):
+        shutil.rmtree(old)
+    start = Start(run_dir, fields, stage)
+    detail, status = DISTURBANCES[name](runner, start, rng)
+    statuses = [status]
+    outcome = "equal" if status == 0 else ""
+    if (
+        status == 0
+        and result(run_dir) != result(quiet)
+        and name == "field changes between starts"
+        and reported(run_dir, detail)
+    ):
+        outcome = "reported"
+    while not outcome and len(statuses) <= RESTARTS:
+        statuses.append(runner.run(start))
+        outcome = "equal" if statuses[-1] == 0 else ""
+    if outcome == "equal" and result(run_dir) != result(quiet):
+        outcome = "silent"
+    case = Case(number, name, detail, fields, stage, statuses, outcome or "refused", round(time.monotonic() - began, 1))
+    if case.outcome != "silent":
+        for old in out.glob(f"case-{number}*"):
+            shutil.rmtree(old)
+    return case
+
+
+def tail(run_dir: Path) -> str:
+    """The ends of the logs of both ranks."""
+    logs = [run_dir / f"rank-{number}.log" for number in range(2)]
+    return "\n".join(log.read_text(errors="replace")[-1500:] for log in logs if log.exists())
+
+
+def experiment(out: Path, shards: Path, count: int, seed: int, recipe_count: int) -> dict[str, Any]:
+    """All cases that are not done yet; returns what is written to disturb.json."""
+    rng, runner = random.Random(seed), Runner(shards)
+    recipes = [draw_fields(rng) for _ in range(recipe_count)]
+    path = out / "disturb.json"
+    cases = [Case(**case) for case in json.loads(path.read_text())["cases"]] if path.exists() else []
+    record: dict[str, Any] = {}
+    for number in range(len(cases), count):
+        cases.append(try_case(number, runner, out, seed, recipes))
+        case = cases[-1]
+        print(f"{number}: {case.disturbance} ({case.detail}): {case.statuses} {case.outcome}, {case.seconds} s", flush=True)
+        outcomes = Counter(case.outcome for case in cases)
+        by_kind = {name: dict(Counter(c.outcome for c in cases if c.disturbance == name)) for name in DISTURBANCES}
+        record = {"seed": seed, "outcomes": dict(outcomes), "by_kind": by_kind, "cases": [asdict(case) for case in cases]}
+        path.with_suffix(".partial").write_text(json.dumps(record, indent=1) + "\n")
+        path.with_suffix(".partial").replace(path)
+    return record or json.loads(path.read_text())
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for runs and disturb.json")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of training shards of the miniature world")
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--recipes", type=int, default=8, help="different recipes (default: 8)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    build_collectives()  # which takes longer on a fresh machine than the runs' watchdogs wait
+    record = experiment(out, options.shards.resolve(), options.cases, options.seed, options.recipes)
+    print(json.dumps({key: record[key] for key in ("seed", "outcomes", "by_kind")}, indent=1))
+    return 1 if record["outcomes"].get("silent") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
