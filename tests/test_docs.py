@@ -135,6 +135,15 @@ def table(page: str, header: str) -> set[str]:
     return {name for first in firsts for _, name in CODE.findall(first)}
 
 
+def test_the_guarantees_name_what_is_there() -> None:
+    text = (REPOSITORY / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:mtbi|launcher|tests)/[\w/]+\.py)`", text)
+    assert len(named) > 60
+    assert not [path for path in named if not (REPOSITORY / path).is_file()]
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    assert not [row[1] for row in rows if len(row) != 5 or "tests/" not in row[3]]
+
+
 def test_the_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
     assert links

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Debian's packages of what the slow tests run for real: Slurm, OpenStack Swift for its S3 API, Chromium. As root it installs what is
+# Debian's packages of what the slow tests run for real: Slurm, OpenStack Swift for its S3 API, Chromium, ffmpeg. As root it installs what is
 # missing; otherwise it says what.
 set -euo pipefail
 missing=()
-for package in slurm-wlm munge chromium swift-proxy swift-account swift-container swift-object memcached; do
+for package in ffmpeg slurm-wlm munge chromium swift-proxy swift-account swift-container swift-object memcached; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
 done
 ((${#missing[@]})) || exit 0

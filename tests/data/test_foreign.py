@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +14,17 @@ import soundfile
 from mtbi.data import audio, foreign
 from mtbi.errors import UserError
 
-needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+
+@pytest.fixture
+def ffmpeg() -> str:
+    """The program, which tools/install_servers.sh installs."""
+    found = shutil.which("ffmpeg")
+    if not found:
+        message = "ffmpeg is not installed: run tools/install_servers.sh"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    return found
+
+
 STARTS = {
     "a.m4a": (b"\0\0\0\x20ftypM4A \0\0\0\0", "MP4 or M4A"),
     "renamed.wav": (b"\0\0\0\x20ftypisom\0\0\0\0", "MP4 or M4A"),
@@ -53,7 +64,8 @@ def test_no_ending_is_both_readable_and_foreign() -> None:
     assert all(ending.startswith(".") and ending == ending.lower() for ending in foreign.ENDINGS)
 
 
-@needs_ffmpeg
+@pytest.mark.slow  # as what it needs is installed for the slow tests
+@pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("ending", ["m4a", "webm", "aac", "wma", "wv", "mka", "oga"])
 def test_ffmpeg_decodes_the_rest(ending: str, tmp_path: Path) -> None:
     wave = 0.3 * np.sin(np.arange(32_000) * 0.1)
@@ -70,7 +82,8 @@ def test_ffmpeg_decodes_the_rest(ending: str, tmp_path: Path) -> None:
         audio.load(path)
 
 
-@needs_ffmpeg
+@pytest.mark.slow
+@pytest.mark.usefixtures("ffmpeg")
 def test_playlists_do_not_reach_other_files(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "secret.wav", np.zeros(16_000), 16_000)
     (tmp_path / "a.m4a").write_text("ffconcat version 1.0\nfile secret.wav\n")
