@@ -78,7 +78,7 @@ def test_ffmpeg_decodes_the_rest(ending: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too long"):
         audio.load(path, max_seconds=1)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match="truncated|ffmpeg cannot decode"):  # versions of ffmpeg tell it in other words
+    with pytest.raises(UserError, match=r"truncated|ffmpeg cannot decode"):  # versions of ffmpeg tell it in other words
         audio.load(path)
 
 
