@@ -6,7 +6,6 @@ A recipe is named by a path (`my/recipe.yaml`) or by the name of a shipped one (
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from mtbi import plugins
+from mtbi import files, plugins
 from mtbi.errors import UserError
 
 
@@ -301,9 +300,7 @@ def save(recipe: Recipe, path: str | Path) -> None:
     """Write the resolved recipe as YAML, in one piece."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(to_yaml(recipe), encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, to_yaml(recipe))
 
 
 def _find(name_or_path: str | Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mtbi import files
 from mtbi.benchmark import cells, dialogues
 from mtbi.benchmark.answers import CONTROLS, Answerer, Transcriber, in_batches
 from mtbi.benchmark.cells import Cell
@@ -133,9 +134,7 @@ def save(report: Report, run: TrainedRun) -> None:
     (report.folder / "table.md").write_text(cells.render(report.cells) + "\n", encoding="utf-8")
     (report.folder / "notes.md").write_text(cells.notes(report.cells) + "\n", encoding="utf-8")
     numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(cells.to_json, report.cells))}
-    temporary = report.folder / ".report.json"
-    temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(report.folder / "report.json")
+    files.write_text(report.folder / "report.json", json.dumps(numbers, indent=1) + "\n")
 
 
 def load(run: TrainedRun) -> Report | None:

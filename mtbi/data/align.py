@@ -184,14 +184,25 @@ def align_manifest(manifest: Path | str, out: Path | str, aligner: CtcAligner, p
     place = part_file(target, part) if part else target
     if part and place.exists():
         aligned = read_manifest(place)
+        check_same_utterances(place, aligned, part.take(utterances))
     else:
         found = align(part.take(utterances) if part else utterances, folder, aligner)
         aligned = [relocate(utterance, folder, Path(os.path.abspath(target.parent))) for utterance in found]
         write_manifest(place, aligned)
-    if part and all(part_file(target, one).exists() for one in part.siblings()):
-        write_manifest(target, (utterance for one in part.siblings() for utterance in read_manifest(part_file(target, one))))
+    if part and all(part_file(target, sibling).exists() for sibling in part.siblings()):
+        joined = []
+        for sibling in part.siblings():
+            joined += (found := read_manifest(part_file(target, sibling)))
+            check_same_utterances(part_file(target, sibling), found, sibling.take(utterances))
+        write_manifest(target, joined)
     without = sum(utterance.words is None for utterance in aligned)
     return len(aligned) - without, without
+
+
+def check_same_utterances(path: Path, aligned: list[Utterance], wanted: list[Utterance]) -> None:
+    """Raises UserError where a finished part holds other utterances than those of the manifest, or other transcripts."""
+    if [(one.id, one.text) for one in aligned] != [(one.id, one.text) for one in wanted]:
+        raise UserError(f"{path}: this part was aligned from another manifest; delete it, and run its `mtbi data align` again.")
 
 
 def part_file(target: Path, part: Part) -> Path:

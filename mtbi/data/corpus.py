@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
+from mtbi import files
 from mtbi.data import audio, records, text_units, truecase
 from mtbi.data.text_units import nfc
 from mtbi.errors import UserError
@@ -212,15 +213,8 @@ def write_lines(path: Path | str, lines: Iterable[dict[str, Any]]) -> None:
     """JSON lines, written under a temporary name and renamed, so that a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(_line(line) for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_line(line) for line in lines)
 
 
 def _line(record: dict[str, Any]) -> str:

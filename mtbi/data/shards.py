@@ -251,7 +251,7 @@ def write_local(
     index = IndexWriter()
     with MDSWriter(out=str(local), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for utterance in tqdm(utterances, desc=f"{label}: shards", unit="utterance", disable=None):
-            if found := behaviours.get(utterance.id):
+            if found := behaviours.get(utterance.id, utterance.text):
                 path = Path(folder) / utterance.audio
                 try:
                     wave = audio.read(path)

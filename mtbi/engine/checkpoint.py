@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mtbi import files
 from mtbi.engine.lease import Lease
 from mtbi.errors import UserError
 
@@ -59,21 +59,9 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file in one go."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    flush(temporary)
-    temporary.replace(path)
+    files.write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def save(run_dir: Path | str, step: int, snapshot: Snapshot, lease: Lease | None = None) -> Path:
@@ -96,12 +84,12 @@ def save(run_dir: Path | str, step: int, snapshot: Snapshot, lease: Lease | None
     sums = {name: checksum(partial / name) for name in (TRAINABLE, OPTIMIZER, STATE)}
     (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     for path in partial.iterdir():
-        flush(path)
+        files.flush(path)
     if lease:
         lease.verify()  # writing may have taken minutes
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-    flush(folder.parent)
+    files.flush(folder.parent)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 import sys
 import time
@@ -33,15 +34,24 @@ from mtbi.recipe import Recipe
 log = logging.getLogger(__name__)
 
 #: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
+PEAK_FLOPS = {
+    "H100": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "H200 NVL": 835e12, "H800": 989e12, "H20": 148e12,
+    "B200": 2250e12, "GB200": 2500e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "MI300X": 1307e12,
+}  # fmt: skip
 
 
 def peak_flops(device: torch.device) -> float | None:
     """The device's peak, where it is known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """The peak of a GPU by the name that its driver gives, such as `NVIDIA A100-SXM4-80GB`; None for one that is not listed."""
+    words = re.sub(r"[^A-Za-z0-9]+", " ", name)
+    found = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b", words)]
+    return PEAK_FLOPS[max(found, key=len)] if found else None
 
 
 def peak_memory_gb(device: torch.device) -> float:

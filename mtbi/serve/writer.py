@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-#: Scripts without spaces between words: Thai to Myanmar, Khmer, kana and Chinese characters.
-WITHOUT_SPACES = ((0x0E00, 0x109F), (0x1780, 0x17FF), (0x3000, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
+from mtbi.data.text_units import unspaced
 
 
 class Writer(BaseStreamer):
@@ -67,15 +66,10 @@ class Writer(BaseStreamer):
     def _certain(self) -> int:
         """Characters of the text that no further token changes."""
         text = self.text.rstrip("\ufffd")  # part of a character whose other bytes are still to come
-        words = len(text) if text and _is_written_without_spaces(text[-1]) else text.rfind(" ")
+        words = len(text) if text and unspaced(text[-1]) else text.rfind(" ")
         words = max(words, text.rfind("\n"))
         begun = min((len(text) - length for stop in self.stops if (length := _overlap(text, stop))), default=len(text))
         return len(text[: max(0, min(words, begun))].rstrip())
-
-
-def _is_written_without_spaces(character: str) -> bool:
-    """Whether it belongs to such a script."""
-    return any(first <= ord(character) <= last for first, last in WITHOUT_SPACES)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from mtbi import files
 from mtbi.data import text_units
 from mtbi.data.corpus import Part, Utterance
 from mtbi.errors import UserError
@@ -143,7 +143,7 @@ def open_folder(out: Path, config: BehaviourConfig, chat: ChatFormat) -> None:
                 "this one."
             )
     else:
-        write_text(path, json.dumps(note, indent=1) + "\n")
+        files.write_text(path, json.dumps(note, indent=1) + "\n")
 
 
 def other_settings(found: dict[str, Any], note: dict[str, Any]) -> list[str]:
@@ -174,22 +174,25 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{out}: another `mtbi behave` is writing there; wait for it or choose another folder.") from error
+        except OSError as error:  # Lustre without the mount option `flock`
+            raise UserError(
+                f"{out}: this file system has no locks ({error.strerror}), so two `mtbi behave` could mix answers. Choose "
+                "a folder on another file system, or have it mounted with locks (Lustre: `flock`)."
+            ) from error
         for left_over in out.glob(".chunk-*"):  # of a killed run
             left_over.unlink()
         yield
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def digest(transcript: str) -> str:
+    """What says later whether an answer is about the same transcript."""
+    return hashlib.sha256(transcript.encode()).hexdigest()[:16]
 
 
-def answered(out: Path) -> set[tuple[str, str, int]]:
-    """(utterance, task, wording) of every answer in the folder."""
+def answered(out: Path) -> dict[tuple[str, str, int], str]:
+    """(utterance, task, wording) of every answer in the folder, and the digest of its transcript, where it is known."""
     return {
-        (line["utterance"], line["task"], line["wording"])
+        (line["utterance"], line["task"], line["wording"]): line.get("about", "")
         for path in sorted(out.glob("chunk-*.jsonl"))
         for line in read_lines(path)
     }
@@ -214,14 +217,13 @@ def write_chunk(out: Path, number: int, pairs: list[tuple[Request, Answer]], tex
         "topk_ids": np.concatenate([answer.topk_ids.reshape(len(answer.ids), k) for _, answer in pairs]),
         "topk_logprobs": np.concatenate([answer.topk_logprobs.reshape(len(answer.ids), k) for _, answer in pairs]),
     }
-    temporary = stem.with_name(f".{stem.name}.{os.getpid()}")
-    save_file(tensors, temporary)
-    temporary.replace(stem.with_suffix(".safetensors"))
+    with files.whole(stem.with_suffix(".safetensors")) as temporary:
+        save_file(tensors, temporary)
     records = []
     for (request, answer), text in zip(pairs, texts, strict=True):
-        record = asdict(request) | {"answer": text, "truncated": answer.truncated}
+        record = asdict(request) | {"answer": text, "truncated": answer.truncated, "about": digest(request.transcript)}
         records.append({key: value for key, value in record.items() if key not in ("transcript", "max_new_tokens")})
-    write_text(stem.with_suffix(".jsonl"), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    files.write_text(stem.with_suffix(".jsonl"), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def generate(
@@ -244,7 +246,12 @@ def generate(
         wanted: Iterable[Request] = (
             request for utterance in utterances for request in draw_requests(utterance, tasks, config, chat, seed)
         )
-        asked = [request for request in wanted if request.key not in done]
+        asked = []
+        for request in wanted:
+            if request.key not in done:
+                asked.append(request)
+            elif done[request.key] not in ("", digest(request.transcript)):
+                raise other_transcript(out, request.utterance)
         if config.answers == "gold":
             teacher, asked = None, with_gold(asked, done)
         written = ask(asked, config, teacher, chat, out)
@@ -252,7 +259,15 @@ def generate(
         return written
 
 
-def with_gold(requests: list[Request], done: set[tuple[str, str, int]]) -> list[Request]:
+def other_transcript(folder: Path, utterance: str) -> UserError:
+    """The error for answers about what an utterance's transcript was before."""
+    return UserError(
+        f"{folder}: its answers about utterance {utterance} are about another transcript than the manifest's. Choose another "
+        "folder for the answers, or delete this one."
+    )
+
+
+def with_gold(requests: list[Request], done: Mapping[tuple[str, str, int], str]) -> list[Request]:
     """The requests to which the corpus knows the right answer. Raises UserError where there is none at all."""
     known = [request for request in requests if request.gold is not None]
     if requests and not known and not done:
@@ -302,9 +317,13 @@ def parts_of(folder: Path) -> list[Path]:
     if (folder / NOTE).exists():
         return [folder]
     found = {path.parent.name for path in folder.glob(f"part-*-of-*/{DONE}")}
-    wanted = [str(part) for part in Part(1, int(next(iter(found)).rsplit("-", 1)[1])).siblings()] if found else []
+    totals = sorted({int(name.rsplit("-", 1)[1]) for name in found})
     if not found:
         raise UserError(f"{folder}: no answers there; make them with `mtbi behave`.")
+    if len(totals) > 1:
+        several = " and ".join(f"part-*-of-{total}" for total in totals)
+        raise UserError(f"{folder}: holds parts of different divisions, {several}; delete those that are not meant.")
+    wanted = [str(part) for part in Part(1, totals[0]).siblings()]
     if missing := sorted(set(wanted) - found):
         raise UserError(
             f"{folder}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; run `mtbi behave --part`."
@@ -332,10 +351,15 @@ class BehaviourStore:
             for row, record in enumerate(read_lines(path)):
                 self._places[record["utterance"]].append((path.with_suffix(".safetensors"), row, record))
 
-    def get(self, utterance: str) -> list[Behaviour]:
-        """The answers about an utterance, in the order of task names; empty where there are none."""
+    def get(self, utterance: str, transcript: str | None = None) -> list[Behaviour]:
+        """The answers about an utterance, in the order of task names; empty where there are none.
+
+        Raises UserError where they are about another `transcript`. Answers of earlier versions do not say what they are about.
+        """
         found = []
         for path, row, record in self._places.get(utterance, []):
+            if transcript is not None and record.get("about", "") not in ("", digest(transcript)):
+                raise other_transcript(self.folder, utterance)
             ends, chunk = self._chunk(path)
             span = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
             found.append(

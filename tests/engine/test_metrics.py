@@ -12,7 +12,7 @@ from mtbi import recipe as recipes
 from mtbi.data import features
 from mtbi.data.shards import Shards
 from mtbi.engine.evaluation import Evaluation, similarity
-from mtbi.engine.metrics import Metrics
+from mtbi.engine.metrics import Metrics, peak_of
 from mtbi.model.flops import LLMSize
 from mtbi.model.geometry import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
@@ -95,3 +95,14 @@ def test_runs_are_told_apart_by_the_fields_that_differ(tmp_path: Path) -> None:
     assert a["data.shards"].string_value == '["{run_dir}/data/train/shards"]'
     assert {*a, "run_dir"} == {note.path for note in recipes.reference()}
     assert found["b"].group_name == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA RTX A1000", None), ("NVIDIA GB200", 2500e12), ("AMD Instinct MI300X", 1307e12),
+    ],
+)  # fmt: skip
+def test_gpus_are_known_by_their_whole_names(name: str, peak: float | None) -> None:
+    assert peak_of(name) == peak

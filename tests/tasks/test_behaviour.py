@@ -220,3 +220,27 @@ def test_parts_that_are_not_all_there_are_named(tmp_path: Path, chat: ChatFormat
     for wrong in ("0/3", "4/3", "half"):
         with pytest.raises(UserError, match="a part has the form 3/8"):
             Part.parse(wrong)
+
+
+def test_parts_of_two_divisions_are_not_mixed(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    for text in ("1/2", "2/2", "1/1"):
+        part = Part.parse(text)
+        behaviour.generate(part.take(make_utterances(2)), CONFIG, teacher, chat, tmp_path / str(part))
+    with pytest.raises(UserError, match=r"parts of different divisions, part-\*-of-1 and part-\*-of-2"):
+        behaviour.BehaviourStore(tmp_path)
+
+
+def test_answers_about_another_transcript_are_refused(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    before = make_utterances(3)
+    behaviour.generate(before, CONFIG, teacher, chat, tmp_path)
+    after = [*before[:2], dataclasses.replace(before[2], text="one")]
+    with pytest.raises(UserError, match=r"answers about utterance u2 are about another transcript"):
+        behaviour.generate(after, CONFIG, teacher, chat, tmp_path)
+    store = behaviour.BehaviourStore(tmp_path)
+    assert [len(store.get(one.id, one.text)) for one in before] == [3, 3, 3]
+    with pytest.raises(UserError, match=r"answers about utterance u2 are about another transcript"):
+        store.get("u2", "one")
+    for path in tmp_path.glob("chunk-*.jsonl"):  # as versions wrote them that did not keep what an answer is about
+        lines = [{key: value for key, value in line.items() if key != "about"} for line in behaviour.read_lines(path)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert behaviour.generate(after, CONFIG, teacher, chat, tmp_path) == 0
