@@ -173,6 +173,7 @@ class Engine:
         if snapshot:
             self.restore(snapshot)
         self_test.check(self.model.llm, recipe.model.llm, device)
+        self.model.train()  # models are read in evaluation mode; the first step shall compute as one after an evaluation
 
     # --- one step ----------------------------------------------------------------------------------------------------
 

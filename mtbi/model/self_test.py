@@ -56,7 +56,7 @@ def differences(llm: Any, device: torch.device | None = None) -> tuple[float, fl
         torch.tensor(column, device=device) for column in (builder.tokens, builder.positions, builder.groups, builder.branches)
     )
     wanted = (branch > 0).nonzero()[:, 0]
-    was_training, decoder = llm.training, llm.get_decoder()
+    modes, decoder = {module: module.training for module in llm.modules()}, llm.get_decoder()  # those of LoRA's may differ
     llm.eval()
     try:
         embeddings = llm.get_input_embeddings()(ids)
@@ -72,7 +72,8 @@ def differences(llm: Any, device: torch.device | None = None) -> tuple[float, fl
                 packing=Packing(group[None], branch[None], positions[None], wanted),
             ).last_hidden_state[0, wanted]
     finally:
-        llm.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     return _relative(packed, right), _relative(own, right)
 
 
