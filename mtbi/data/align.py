@@ -192,8 +192,8 @@ def align_manifest(manifest: Path | str, out: Path | str, aligner: CtcAligner, p
     if part and all(part_file(target, sibling).exists() for sibling in part.siblings()):
         joined = []
         for sibling in part.siblings():
-            joined += (found := read_manifest(part_file(target, sibling)))
-            check_same_utterances(part_file(target, sibling), found, sibling.take(utterances))
+            joined += (part_aligned := read_manifest(part_file(target, sibling)))
+            check_same_utterances(part_file(target, sibling), part_aligned, sibling.take(utterances))
         write_manifest(target, joined)
     without = sum(utterance.words is None for utterance in aligned)
     return len(aligned) - without, without
