@@ -232,7 +232,9 @@ def other_layout(walk: paths.Walk, kind: str) -> str:
     known = known or ("LibriSpeech" if any(name.endswith(".trans.txt") for name in names) else "")
     if not known or known.replace(" ", "").lower() == kind:
         return ""
-    return f" This looks like {known}: choose its kind, or write a manifest and use the kind 'jsonl'."
+    own = {"a manifest": "jsonl", "Common Voice": "commonvoice", "LibriSpeech": "librispeech"}
+    advice = f"use the kind {own[known]!r}" if known in own else "write a manifest and use the kind 'jsonl'"
+    return f" This looks like {known}: {advice}."
 
 
 def sort_out(
