@@ -39,6 +39,8 @@ ALIASES = {
 #: What text of two or four bytes a character begins with.
 WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 GZIP_MARK = b"\x1f\x8b"
+#: What files begin with that are no lines of text.
+OTHER_MARKS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zX": "xz", b"BZh": "bzip2", b"PK\3\4": "zip", b"PAR1": "Parquet"}
 CHECK_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter lock
 
 
@@ -181,9 +183,12 @@ def _lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             start = file.read(4)
             file.seek(0)
-            if b"\0" in start or any(start.startswith(mark) for mark in WIDE_MARKS):
+            if other := next((name for mark, name in OTHER_MARKS.items() if start.startswith(mark)), None):
+                raise UserError(f"this is {other}, but a manifest is JSON lines, as plain text or compressed by gzip")
+            packed = start.startswith(GZIP_MARK)
+            if not packed and (b"\0" in start or any(start.startswith(mark) for mark in WIDE_MARKS)):
                 decode_text(start)
-            with gzip.open(file) if start.startswith(GZIP_MARK) else file as lines:
+            with gzip.open(file) if packed else file as lines:
                 yield from lines
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: the manifest is compressed, and damaged ({error})") from error

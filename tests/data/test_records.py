@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,16 @@ def test_json_without_end_is_a_bad_line(line: str) -> None:
     good, rejected = corpus.scan_manifest("m.jsonl")
     assert [u.id for u in good] == ["a"]
     assert rejected[0]["reason"].startswith("not JSON: line 1")
+
+
+def test_compressed_manifests() -> None:
+    line = json.dumps(GOOD).encode() + b"\n"
+    Path("m.jsonl.gz").write_bytes(gzip.compress(line))  # without a file name in it: its fourth byte is 0
+    assert [u.id for u in corpus.read_manifest("m.jsonl.gz")] == ["a"]
+    for kind, data in {"xz": lzma.compress(line), "bzip2": bz2.compress(line), "zip": b"PK\3\4\x14\0"}.items():
+        Path("m.jsonl").write_bytes(data)
+        with pytest.raises(UserError, match=rf"m\.jsonl: this is {kind}, but a manifest is JSON lines"):
+            corpus.scan_manifest("m.jsonl")
 
 
 def test_lhotse_cuts_that_are_whole_recordings() -> None:
