@@ -59,7 +59,7 @@ def import_folder(source: Path) -> Iterator[Record]:
             continue
         used.add(transcript)
         try:
-            text = decode_text(transcript.read_bytes())
+            text = decode_text(paths.read_bytes(transcript))
         except UserError as error:
             yield Rejected(id=name, audio=str(path), reason=f"transcript {error}")
         except OSError as error:
@@ -84,7 +84,7 @@ def import_librispeech(source: Path) -> Iterator[Record]:
     for transcript in (path for path in files if path.name.endswith(".trans.txt")):
         split = next((part for part in transcript.parts[::-1] if part.startswith(("train-", "dev-", "test-"))), "")
         try:
-            data = transcript.read_bytes()
+            data = paths.read_bytes(transcript)
         except OSError as error:
             yield Rejected(id=transcript.name, audio="", reason=f"transcript cannot be opened: {error.strerror}")
             continue

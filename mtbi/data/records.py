@@ -11,8 +11,10 @@ from typing import Any
 from mtbi.errors import UserError
 
 #: Words in the keys by which manifests choose a part of a recording ("offset", "clip_start", "endTimeMs"), and what they say.
-ROLES = dict.fromkeys(("offset", "start", "begin", "onset", "stime", "tstart", "tmin", "xmin"), "start")
-ROLES |= dict.fromkeys(("end", "stop", "etime", "tend", "tmax", "xmax"), "end") | dict.fromkeys(("duration", "dur"), "duration")
+ROLES = dict.fromkeys(("offset", "start", "begin", "onset", "stime", "tstart", "tmin", "xmin", "t0"), "start")
+ROLES |= dict.fromkeys(("end", "stop", "etime", "tend", "tmax", "xmax", "t1"), "end") | dict.fromkeys(
+    ("duration", "dur"), "duration"
+)
 FILLERS = {"audio", "chunk", "clip", "cut", "seg", "segment", "sound", "t", "time", "utt", "utterance", "wav"}
 UNITS = dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0)
 UNITS |= dict.fromkeys(("ms", "msec", "msecs", "millis", "millisecond", "milliseconds"), 0.001)
@@ -94,8 +96,11 @@ def _refuse(key: str) -> None:
 
 
 def _number(value: Any) -> float:
-    """NaN for what is none."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    """A number, also in quotes; NaN for what is none."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def same_duration(given: float, measured: float) -> bool:
