@@ -91,7 +91,8 @@ _TYPES |= {"words": (list,), "answers": (dict,)}
 def parse(record: Any) -> Utterance:
     """An utterance from a manifest's JSON object; `null` counts as absent.
 
-    Raises UserError for a wrong type, a missing audio path, a part of a recording, or characters that no file can hold.
+    Raises UserError for a wrong type, a missing audio path, a part of a recording, word times that do not rise, or characters
+    that no file can hold.
     """
     if not isinstance(record, dict):
         raise UserError("bad record: a manifest line must be a JSON object")
@@ -113,6 +114,7 @@ def parse(record: Any) -> Utterance:
             known["words"] = [(nfc(str(word)), float(start), float(end)) for word, start, end in known["words"]]
         except (TypeError, ValueError) as error:
             raise UserError("bad record: words must be a list of [word, start seconds, end seconds]") from error
+        records.refuse_times(known["words"], known.get("duration_s") or math.inf)
     known["text"] = nfc(known.get("text", ""))
     if "answers" in known:
         known["answers"] = {task: nfc(one) if isinstance(one, str) else one for task, one in known["answers"].items()}
@@ -302,6 +304,7 @@ def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
     if samples.shape[1] > 1 and "channel" in utterance.extra:
         raise UserError(f"channel given: one of {samples.shape[1]} channels cannot be chosen; write the channels as files")
     refuse_other_duration(utterance, duration)
+    records.refuse_times(utterance.words or [], duration)
     peak = float(np.abs(samples.mean(axis=1)).max())
     level = 20 * math.log10(peak) if peak else -math.inf
     if level < limits.min_peak_dbfs:

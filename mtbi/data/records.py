@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mtbi.errors import UserError
@@ -24,6 +25,7 @@ COUNTS = {"num_frames", "num_samples", "n_frames", "n_samples"}
 SPANS = {"interval", "segment", "span", "start_end", "time", "timestamp", "timestamps"}
 #: A given duration may differ from the measured one by this, or by this share of it.
 TOLERANCE_SECONDS, TOLERANCE_SHARE = 0.5, 0.1
+OVERLAP_SECONDS = 0.05  #: of neighbouring words, by which other aligners may round
 
 Fields = dict[str, Any]
 
@@ -106,6 +108,18 @@ def _number(value: Any) -> float:
 def same_duration(given: float, measured: float) -> bool:
     """Whether two durations in seconds may be of the same sound."""
     return abs(given - measured) <= max(TOLERANCE_SECONDS, TOLERANCE_SHARE * measured)
+
+
+def refuse_times(words: Sequence[tuple[str, float, float]], seconds: float) -> None:
+    """Raises UserError for word times that do not rise from 0 to the recording's `seconds`; pauses may lie between words."""
+    edges = [0.0, *(edge for _, *times in words for edge in times)]
+    if not all(map(math.isfinite, edges)):
+        raise UserError("word times: a start or an end is no number; align the manifest again with `mtbi data align`")
+    if any(right < left - OVERLAP_SECONDS for left, right in pairwise(edges)):
+        raise UserError("word times: a start or an end lies before the one before it; align again with `mtbi data align`")
+    if edges[-1] > seconds + TOLERANCE_SECONDS:
+        reason = f"the last word ends at {edges[-1]:.2f} s, the recording at {seconds:.2f} s; give seconds, or align again"
+        raise UserError(f"word times: {reason} with `mtbi data align`")
 
 
 def is_cut(record: Mapping[str, Any]) -> bool:

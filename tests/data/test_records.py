@@ -129,6 +129,28 @@ def test_a_whole_recording_is_kept(whole: dict[str, Any]) -> None:
     assert reason(**whole) == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([["a", 0, float("nan")]], "no number"),
+        ([["a", 0, float("inf")]], "no number"),
+        ([["a", -1, 0.5]], "before the one before"),
+        ([["a", 0.5, 0.2], ["b", 0.2, 1]], "before the one before"),
+        ([["a", 0, 1.5], ["b", 0.5, 2]], "before the one before"),
+        ([["a", 0, 700], ["b", 700, 2000]], "the last word ends at 2000.00 s, the recording at 2.00 s"),
+        ([["a", 0.1, 0.9], ["b", 1.0, 2.1]], ""),
+        ([["a", 0, 1.01], ["b", 1.0, 2.0]], ""),
+        ([["a", 0, 1], ["b", 1, 1], ["c", 1, 2]], ""),
+        ([], ""),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("duration", [{}, {"duration_s": 2.0}], ids=["", "duration"])
+def test_word_times_rise_to_the_end(words: list, problem: str, duration: dict[str, float]) -> None:
+    found = reason(words=words, **duration)
+    assert problem in found if problem else found == ""
+
+
 @pytest.mark.parametrize("key", ["sentence", "transcript", "transcription", "normalized_text"])
 def test_other_names_of_the_text(key: str) -> None:
     assert corpus.parse({"audio": "a.wav", key: "hi"}).text == "hi"
