@@ -30,6 +30,7 @@ from mtbi.data.corpus import (
 )
 from mtbi.data.summary import Summary, counted, endings, summarise, unique, unlisted
 from mtbi.data.truecase import TAG, TextStyle, style
+from mtbi.data.truecase import strip_tags as without_tags
 from mtbi.demo.world import DIGITS
 from mtbi.errors import UserError
 
@@ -202,7 +203,7 @@ def import_corpus(
     chosen, rejected = sort_out(records, base, allow_outside, splits)
     tagged = [utterance for utterance in chosen if TAG.search(utterance.text)]
     if strip_tags:
-        chosen = [replace(utterance, text=TAG.sub(" ", utterance.text)) for utterance in chosen]
+        chosen = [replace(utterance, text=without_tags(utterance.text)) for utterance in chosen]
     good, unfit = check((restyle(utterance, write) for utterance in chosen), base, limits)
     good, repeated = unique(good)
     rejected += unfit + repeated

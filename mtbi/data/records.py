@@ -55,7 +55,8 @@ def whole_recording(values: Fields) -> Fields:
 
     An end becomes the duration, which is compared with the recording later. Raises UserError for a part of a recording.
     """
-    values, lengths = dict(values), []
+    values = dict(values)
+    lengths: list[tuple[str, float]] = []
     for key, role, seconds in list(_choices(values)):
         values.pop(key, None)
         if math.isnan(seconds) or (role == "start" and seconds != 0):
