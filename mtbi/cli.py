@@ -603,7 +603,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     origins = "a web site whose pages may use the API, such as http://localhost:3000; may be repeated; '*': any"
     command.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=origins)
-    command.add_argument("--max-waiting", type=at_least(1), default=8, help="requests at once, others get 429 (default: 8)")
+    command.add_argument("--max-waiting", type=at_least(1), default=64, help="requests at once, others get 429 (default: 64)")
 
     group = commands.add_parser("recipe", help="look at recipes").add_subparsers(required=True, metavar="COMMAND")
     command = add(

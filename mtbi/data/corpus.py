@@ -40,6 +40,8 @@ ALIASES = {
 #: What text of two or four bytes a character begins with.
 WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 GZIP_MARK = b"\x1f\x8b"
+#: What files begin with that are no lines of text.
+OTHER_MARKS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zX": "xz", b"BZh": "bzip2", b"PK\3\4": "zip", b"PAR1": "Parquet"}
 CHECK_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter lock
 
 
@@ -90,7 +92,8 @@ _TYPES |= {"words": (list,), "answers": (dict,)}
 def parse(record: Any) -> Utterance:
     """An utterance from a manifest's JSON object; `null` counts as absent.
 
-    Raises UserError for a wrong type, a missing audio path, a part of a recording, or characters that no file can hold.
+    Raises UserError for a wrong type, a missing audio path, a part of a recording, word times that do not rise, or characters
+    that no file can hold.
     """
     if not isinstance(record, dict):
         raise UserError("bad record: a manifest line must be a JSON object")
@@ -112,6 +115,7 @@ def parse(record: Any) -> Utterance:
             known["words"] = [(nfc(str(word)), float(start), float(end)) for word, start, end in known["words"]]
         except (TypeError, ValueError) as error:
             raise UserError("bad record: words must be a list of [word, start seconds, end seconds]") from error
+        records.refuse_times(known["words"], known.get("duration_s") or math.inf)
     known["text"] = nfc(known.get("text", ""))
     if "answers" in known:
         known["answers"] = {task: nfc(one) if isinstance(one, str) else one for task, one in known["answers"].items()}
@@ -182,9 +186,12 @@ def _lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             start = file.read(4)
             file.seek(0)
-            if b"\0" in start or any(start.startswith(mark) for mark in WIDE_MARKS):
+            if other := next((name for mark, name in OTHER_MARKS.items() if start.startswith(mark)), None):
+                raise UserError(f"this is {other}, but a manifest is JSON lines, as plain text or compressed by gzip")
+            packed = start.startswith(GZIP_MARK)
+            if not packed and (b"\0" in start or any(start.startswith(mark) for mark in WIDE_MARKS)):
                 decode_text(start)
-            with gzip.open(file) if start.startswith(GZIP_MARK) else file as lines:
+            with gzip.open(file) if packed else file as lines:
                 yield from lines
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: the manifest is compressed, and damaged ({error})") from error
@@ -291,6 +298,7 @@ def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
     if samples.shape[1] > 1 and "channel" in utterance.extra:
         raise UserError(f"channel given: one of {samples.shape[1]} channels cannot be chosen; write the channels as files")
     refuse_other_duration(utterance, duration)
+    records.refuse_times(utterance.words or [], duration)
     peak = float(np.abs(samples.mean(axis=1)).max())
     level = 20 * math.log10(peak) if peak else -math.inf
     if level < limits.min_peak_dbfs:

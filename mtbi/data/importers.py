@@ -30,6 +30,7 @@ from mtbi.data.corpus import (
 )
 from mtbi.data.summary import Summary, counted, endings, summarise, unique, unlisted
 from mtbi.data.truecase import TAG, TextStyle, style
+from mtbi.data.truecase import strip_tags as without_tags
 from mtbi.demo.world import DIGITS
 from mtbi.errors import UserError
 
@@ -59,7 +60,7 @@ def import_folder(source: Path) -> Iterator[Record]:
             continue
         used.add(transcript)
         try:
-            text = decode_text(transcript.read_bytes())
+            text = decode_text(paths.read_bytes(transcript))
         except UserError as error:
             yield Rejected(id=name, audio=str(path), reason=f"transcript {error}")
         except OSError as error:
@@ -84,7 +85,7 @@ def import_librispeech(source: Path) -> Iterator[Record]:
     for transcript in (path for path in files if path.name.endswith(".trans.txt")):
         split = next((part for part in transcript.parts[::-1] if part.startswith(("train-", "dev-", "test-"))), "")
         try:
-            data = transcript.read_bytes()
+            data = paths.read_bytes(transcript)
         except OSError as error:
             yield Rejected(id=transcript.name, audio="", reason=f"transcript cannot be opened: {error.strerror}")
             continue
@@ -202,7 +203,7 @@ def import_corpus(
     chosen, rejected = sort_out(records, base, allow_outside, splits)
     tagged = [utterance for utterance in chosen if TAG.search(utterance.text)]
     if strip_tags:
-        chosen = [replace(utterance, text=TAG.sub(" ", utterance.text)) for utterance in chosen]
+        chosen = [replace(utterance, text=without_tags(utterance.text)) for utterance in chosen]
     good, unfit = check((restyle(utterance, write) for utterance in chosen), base, limits)
     good, repeated = unique(good)
     rejected += unfit + repeated
@@ -232,7 +233,9 @@ def other_layout(walk: paths.Walk, kind: str) -> str:
     known = known or ("LibriSpeech" if any(name.endswith(".trans.txt") for name in names) else "")
     if not known or known.replace(" ", "").lower() == kind:
         return ""
-    return f" This looks like {known}: choose its kind, or write a manifest and use the kind 'jsonl'."
+    own = {"a manifest": "jsonl", "Common Voice": "commonvoice", "LibriSpeech": "librispeech"}
+    advice = f"use the kind {own[known]!r}" if known in own else "write a manifest and use the kind 'jsonl'"
+    return f" This looks like {known}: {advice}."
 
 
 def sort_out(

@@ -136,19 +136,23 @@ def _whole_chunks(file: BinaryIO, size: int, order: str, position: int) -> bool:
 
 def _riff(file: BinaryIO, size: int, container: str, order: str) -> Length | None:
     file.seek(4)
-    riff_bytes, big = struct.unpack(f"{order}I", file.read(4))[0], 0
+    riff_bytes, big, big_at = struct.unpack(f"{order}I", file.read(4))[0], 0, 0
     for name, length, start in _chunks(file, size, order, 12):
         if name == b"ds64" and container == "RF64":
             file.seek(start)
-            big = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))[1]
+            big, big_at = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))[1], start + 8
         if name != b"data":
             continue
         present = size - start
         if container == "RF64" and length == UNKNOWN:
-            return _judge(container, big or UNKNOWN, present)
-        rest_is_sound = riff_bytes + 8 != start + length and not _whole_chunks(file, size, order, start + length + length % 2)
-        if length < present and rest_is_sound and (length == 0 or present - length > length // 10):
+            patches = {big_at: struct.pack("<Q", present)} if big_at and not big else {}
+            return _judge(container, big or UNKNOWN, present, patches)
+        # A RIFF chunk may end with its data, and other things follow; but not where both are empty, as a pipe's writer begins.
+        rest_is_sound = length == 0 or (riff_bytes + 8 != start + length and present - length > length // 10)
+        if length < present and rest_is_sound and not _whole_chunks(file, size, order, start + length + length % 2):
             return Length(container, None, present, patches={start - 4: struct.pack(f"{order}I", min(present, UNKNOWN))})
+        if length in (size, size - 8):  # some programs count the header too
+            length = present
         return _judge(container, length, present)
     return None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,6 +27,13 @@ SOUND = READABLE | foreign.ENDINGS
 def is_sound(path: Path) -> bool:
     """Whether the ending of a file is one of sound or video."""
     return path.suffix.lower() in SOUND
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError, also for a pipe, which would wait for its writer."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
 
 
 @dataclass

@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mtbi.errors import UserError
 
-#: Keys by which manifests choose a part of a recording.
-STARTS = ("offset", "start", "start_s", "start_sec", "start_seconds", "start_time", "begin", "begin_s", "begin_time")
-ENDS = ("end", "end_s", "end_sec", "end_seconds", "end_time", "stop", "stop_s", "stop_time")
+#: Words in the keys by which manifests choose a part of a recording ("offset", "clip_start", "endTimeMs"), and what they say.
+ROLES = dict.fromkeys(("offset", "start", "begin", "onset", "stime", "tstart", "tmin", "xmin", "t0"), "start")
+ROLES |= dict.fromkeys(("end", "stop", "etime", "tend", "tmax", "xmax", "t1"), "end") | dict.fromkeys(
+    ("duration", "dur"), "duration"
+)
+FILLERS = {"audio", "chunk", "clip", "cut", "seg", "segment", "sound", "t", "time", "utt", "utterance", "wav"}
+UNITS = dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0)
+UNITS |= dict.fromkeys(("ms", "msec", "msecs", "millis", "millisecond", "milliseconds"), 0.001)
+UNITS |= dict.fromkeys(("frame", "frames", "sample", "samples"), math.nan)  # only the file knows their length
+COUNTS = {"num_frames", "num_samples", "n_frames", "n_samples"}
+#: Keys whose value, if it is two numbers, is a start and an end in seconds.
+SPANS = {"interval", "segment", "span", "start_end", "time", "timestamp", "timestamps"}
 #: A given duration may differ from the measured one by this, or by this share of it.
 TOLERANCE_SECONDS, TOLERANCE_SHARE = 0.5, 0.1
+OVERLAP_SECONDS = 0.05  #: of neighbouring words, by which other aligners may round
 
 Fields = dict[str, Any]
 
@@ -45,16 +56,42 @@ def whole_recording(values: Fields) -> Fields:
     An end becomes the duration, which is compared with the recording later. Raises UserError for a part of a recording.
     """
     values = dict(values)
-    for key in STARTS:
-        if key in values and _number(values.pop(key)) != 0:
+    lengths: list[tuple[str, float]] = []
+    for key, role, seconds in list(_choices(values)):
+        values.pop(key, None)
+        if math.isnan(seconds) or (role == "start" and seconds != 0):
             _refuse(key)
-    for key in ENDS:
-        if key not in values:
-            continue
-        end = _number(values.pop(key))
-        if math.isnan(end) or not same_duration(end, _number(values.setdefault("duration_s", end))):
+        if role != "start":
+            lengths.append((key, seconds))
+    for key, seconds in lengths:
+        if not same_duration(seconds, _number(values.setdefault("duration_s", seconds))):
             _refuse(key)
     return values
+
+
+def _choices(values: Fields) -> Iterator[tuple[str, str, float]]:
+    """Each key that may choose a part, what it says, and the seconds; NaN where they cannot be known."""
+    pair = [_number(values.get(key)) for key in ("from", "to")]
+    for key, value in values.items():
+        role, unit = _role(key)
+        if key in SPANS and isinstance(value, list) and len(value) == 2 and not math.isnan(sum(map(_number, value))):
+            yield key, "start", _number(value[0])
+            yield key, "end", _number(value[1])
+        elif key in ("from", "to") and not math.isnan(sum(pair)):
+            yield key, "start" if key == "from" else "end", _number(value)
+        elif role == "start":  # 0 samples are 0 seconds, but the end is unknown where samples are counted
+            yield key, role, _number(value) if not (math.isnan(unit) and COUNTS & set(values)) else math.nan
+        elif role == "end" or (role == "duration" and key != "duration_s" and not math.isnan(_number(value) * unit)):
+            yield key, role, _number(value) * unit
+
+
+def _role(key: str) -> tuple[str, float]:
+    """What a key says about a part of a recording, and the seconds of its unit; empty for any other key."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().split("_")
+    roles = {ROLES[word] for word in words if word in ROLES}
+    role = next((role for role in ("end", "start", "duration") if role in roles), "")
+    known = set(words) <= ROLES.keys() | FILLERS | UNITS.keys()
+    return role if known else "", next((UNITS[word] for word in words if word in UNITS), 1.0)
 
 
 def _refuse(key: str) -> None:
@@ -62,13 +99,28 @@ def _refuse(key: str) -> None:
 
 
 def _number(value: Any) -> float:
-    """NaN for what is none."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    """A number, also in quotes; NaN for what is none."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def same_duration(given: float, measured: float) -> bool:
     """Whether two durations in seconds may be of the same sound."""
     return abs(given - measured) <= max(TOLERANCE_SECONDS, TOLERANCE_SHARE * measured)
+
+
+def refuse_times(words: Sequence[tuple[str, float, float]], seconds: float) -> None:
+    """Raises UserError for word times that do not rise from 0 to the recording's `seconds`; pauses may lie between words."""
+    edges = [0.0, *(edge for _, *times in words for edge in times)]
+    if not all(map(math.isfinite, edges)):
+        raise UserError("word times: a start or an end is no number; align the manifest again with `mtbi data align`")
+    if any(right < left - OVERLAP_SECONDS for left, right in pairwise(edges)):
+        raise UserError("word times: a start or an end lies before the one before it; align again with `mtbi data align`")
+    if edges[-1] > seconds + TOLERANCE_SECONDS:
+        reason = f"the last word ends at {edges[-1]:.2f} s, the recording at {seconds:.2f} s; give seconds, or align again"
+        raise UserError(f"word times: {reason} with `mtbi data align`")
 
 
 def is_cut(record: Mapping[str, Any]) -> bool:

@@ -15,12 +15,17 @@ from mtbi.data.text_units import unspaced
 TextStyle = Callable[[str], str]
 #: Notes of transcribers that are no speech: [noise], <unk>, {laugh}, 【笑】, and such words as (laughter) in round brackets.
 TAG = re.compile(
-    r"\[[^\[\]]*\]|<[^<>\s][^<>]*>|\{\w+\}|【[^【】]*】"
+    r"\[[^\[\]]*\]|<[^<>\s][^<>]*>|\{\w+\}|【[^【】]*】|\+\+\w+\+\+|&=[\w:]+|!SIL\b"
     r"|[(（](?:laugh(?:s|ter|ing)?|noise|music|applause|clap(?:s|ping)?|cough(?:s|ing)?|breath(?:s|ing|es)?|sighs?|sniffs?|sneezes?"
     r"|silence|pause|inaudible|unintelligible|indistinct|crosstalk|background noise|笑|笑い|音乐|音楽|拍手)[)）]",
     re.IGNORECASE,
 )
 MASK = "\ue000"  # stands for a tag while a text style writes
+
+
+def strip_tags(text: str) -> str:
+    """The text without tags; of a word that was said laughing (Switchboard: [laughter-yeah]) the word stays."""
+    return TAG.sub(" ", re.sub(r"\[laughter-([^\[\]\s]+)\]", r"\1", text, flags=re.IGNORECASE))
 
 
 def keep(text: str) -> str:

@@ -40,7 +40,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "top_k": (-1,),
     "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "detokenize": (True,),
 }
+#: Unsupported parameters that ask for something by false or 0.
+ON_BY_DEFAULT = {"add_generation_prompt", "detokenize", "n", "skip_special_tokens", "spaces_between_special_tokens"}
 MOST_WORDS = 1000  #: of a recording, with times
 MOST_MESSAGES = 2000
 MOST_PARTS = 1000  #: of a message
@@ -153,7 +158,8 @@ class ChatRequest(BaseModel):
     def check_supported(self) -> None:
         """Raises ApiError 400 for a parameter that would change the answer and cannot."""
         for name, value in (self.model_extra or {}).items():
-            if name not in WITHOUT_EFFECT and value and value not in NEUTRAL.get(name, ()):
+            asks = bool(value) or (name in ON_BY_DEFAULT and value is not None)
+            if name not in WITHOUT_EFFECT and asks and value not in NEUTRAL.get(name, ()):
                 shown = json.dumps(value, ensure_ascii=False)
                 shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
                 raise ApiError(400, f"{name}: {shown} is not supported by this server", "unsupported_parameter", name[:100])

@@ -20,7 +20,7 @@ from mtbi.errors import UserError
 from mtbi.serve.api_types import ApiError, failed
 
 KEY_VARIABLE = "MTBI_API_KEY"  #: of the environment
-IN_MEMORY_BYTES = 256 * 1024  #: of an upload that waits; the rest lies in a temporary file
+IN_MEMORY_BYTES = 64 * 1024  #: of an upload that waits; the rest lies in a temporary file
 DRAIN_SECONDS = 2.0  #: for which the rest of a refused upload is read, so that the client reads the reason
 
 
@@ -28,7 +28,7 @@ class Limits(BaseModel):
     """What one server takes on."""
 
     megabytes: float = 25.0  #: of a request
-    waiting: int = 8  #: requests at once, the one being answered included
+    waiting: int = 64  #: requests at once, the one being answered included
     new_tokens: int = 512  #: longest answer
     upload_seconds: float = 120.0  #: in which a request must have come
     rates_hz: tuple[int, int] = (4_000, 384_000)  #: sampling rates

@@ -1,7 +1,8 @@
 """How good answers are.
 
 Every comparison is between texts in one Unicode form, and keeps what changes the meaning: combining marks (the vowels of Hindi
-or Thai, the points of Arabic), a minus before a digit, the signs of "C++" and "C#", per cent and currency signs, superscripts.
+or Thai, the points of Arabic), a minus before a digit, the signs of "C++" and "C#", those between the parts of a formula, per
+cent, degree and currency signs, superscripts.
 """
 
 from __future__ import annotations
@@ -24,17 +25,26 @@ SCORERS = ("exact", "wer", "wer_english", "cer", "bleu", "similarity")
 _SUPERSCRIPTS = regex.compile(r"([²³¹¼-¾⁰-₟⅐-⅟]+)")  # NFKC would make "10²" of "10²" and "102" one text
 _INVISIBLE = regex.compile(r"[\p{Cf}--[\u200b\u200c]]|\p{Variation_Selector}|[\u20e3ـ]", regex.V1)  # with the Arabic tatweel
 _MINUS = regex.compile(r"[−‐‑‒–](?=\p{Sc}?\p{N})")
+#: Signs of a formula: between its parts, or before a number.
+_FORMULA = (
+    r"(?:(?<=[\p{L}\p{N}\p{M}]\ ?)[<=>¬±×÷√≠≤≥≈∈∧∨∪∩](?=\ ?-?[\p{L}\p{N}])"
+    r"|[<=>¬±×÷√≠≤≥≈](?=-?\p{N})|(?<=\p{N}\ ?)\+(?=\ ?\p{N}))"
+)
+_SIGNS = regex.compile(_FORMULA + "|(?<=\\p{N}) ?°|(?<=\\p{L})[♭♯]")
 _DROPPED = regex.compile(
-    r"""(?! [\p{L}\p{N}'%‰\p{Sc}]
-          | (?<=[\p{L}\p{N}\p{M}])\p{M}                       # not the mark of a dropped sign
-          | (?<![\p{L}\p{N}\p{M}])-(?=\p{Sc}?\p{N})           # -5, but not 3-5
-          | (?<=\p{L}\p{M}*\+*)\+ | (?<=\p{N}\+*)\+(?!\+*[\p{L}\p{N}])   # C++, 18+
-          | (?<=[\p{L}\p{N}])\# | \#(?=[\p{L}\p{N}])          # C#, #1
+    rf"""(?! [\p{{L}}\p{{N}}'%‰°\p{{Sc}}]
+          | (?<=[\p{{L}}\p{{N}}\p{{M}}])\p{{M}}                       # not the mark of a dropped sign
+          | (?<![\p{{L}}\p{{N}}\p{{M}}])-(?=\p{{Sc}}?\p{{N}})           # -5, but not 3-5
+          | (?<=\p{{L}}\p{{M}}*\+*)\+ | (?<=\p{{N}}\+*)\+(?!\+*[\p{{L}}\p{{N}}])   # C++, 18+
+          | (?<=[\p{{L}}\p{{N}}])\# | \#(?=[\p{{L}}\p{{N}}])          # C#, #1
+          | (?<=\p{{L}})[♭♯] | (?<![\p{{L}}\p{{N}}\p{{M}}.])\.(?=\p{{N}})   # A♯, .5
+          | {_FORMULA}                                        # 5 > 3, 2+3
         )[\s\S]""",
     regex.VERBOSE,
 )
-_BEFORE_SIGN = regex.compile(r"(?<=\p{N}) (?=[%‰]|\p{Sc}(?! ?\p{N}))")  # "50 %" is "50%"
+_BEFORE_SIGN = regex.compile(r"(?<=\p{N}) (?=[%‰°]|\p{Sc}(?! ?\p{N}))")  # "50 %" is "50%"
 _AFTER_SIGN = regex.compile(r"(?<!\p{N} ?)(\p{Sc}) (?=\p{N})")
+_AT_FORMULA = regex.compile(r" ?([<=>¬±×÷√≠≤≥≈∈∧∨∪∩]|(?<=\p{N} ?)\+(?= ?\p{N})) ?")
 _AT_UNSPACED = regex.compile(rf" (?={UNSPACED.pattern})|(?<={UNSPACED.pattern}) ")
 _REMARKS = regex.compile(r"<[^<>]*>|\[[^\[\]]*\]|\([^)]+\)")  # noises, speakers and asides, as Whisper's normalisers drop them
 _LETTERS = regex.compile(r"\p{L}")
@@ -52,13 +62,14 @@ def normalise(text: str) -> str:
     """No case, no punctuation except apostrophes inside words, single spaces, none where the script has no spaces."""
     text = _MINUS.sub("-", fold(text).replace("’", "'").replace("ʼ", "'"))
     text = _DROPPED.sub(" ", text).replace(" '", " ").replace("' ", " ").strip("'")
-    text = _BEFORE_SIGN.sub("", " ".join(text.split()))
+    text = _AT_FORMULA.sub(r"\1", _BEFORE_SIGN.sub("", " ".join(text.split())))
     return _AT_UNSPACED.sub("", _AFTER_SIGN.sub(r"\1", text))
 
 
 def exact_match(answer: str | None, reference: str) -> bool:
-    """Whether the two are the same after `normalise`."""
-    return normalise(answer or "") == normalise(reference)
+    """Whether the two are the same after `normalise`; where it leaves nothing, such as of an emoji, as they are written."""
+    given, right = normalise(answer or ""), normalise(reference)
+    return given == right if given or right else fold(answer or "").split() == fold(reference).split()
 
 
 def follows(answer: str, form: str) -> bool:
@@ -76,13 +87,14 @@ def whisper_english() -> Callable[[str], str]:
 
 def _spelt(signs: regex.Match[str]) -> str:
     """The Unicode names of signs."""
-    return "".join(f" {unicodedata.name(sign, '')} " for sign in signs[0])
+    return "".join(f" {unicodedata.name(sign, '')} " for sign in signs[0].strip())
 
 
 def normalise_english(text: str) -> str:
     """Whisper's English normalisation, with the signs spelt that it would drop and that change the meaning."""
     text = _MINUS.sub("-", _INVISIBLE.sub("", text_units.nfc(text)))
     text = regex.sub(r"(?<![\p{L}\p{N}\p{M}])-(?=[$¢€£]?\p{N})", "minus ", text)
+    text = _SIGNS.sub(_spelt, text)
     text = regex.sub(r"(?<=\p{L}(?: plus)*)\+|(?<=\p{N}(?: plus)*)\+(?!\+*[\p{L}\p{N}])", " plus", text)
     text = regex.sub(r"(?<=\p{L})#", " sharp", regex.sub(r"#(?=[\p{L}\p{N}])", "hash ", text))
     text = regex.sub(r"(?<=\p{N}) +(?=%)|(?<=[$¢€£]) +(?=\p{N})", "", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import unicodedata
 from collections import Counter
@@ -157,3 +158,17 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     (tmp_path / "0_anna_1.wav").write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the 1 records can be used \(\{'empty file': 1\}\); see .*rejected\.jsonl"):
         import_corpus("fsdd", tmp_path, tmp_path / "out")
+
+
+def test_a_pipe_in_place_of_a_transcript_is_rejected_and_not_waited_for(speech: Path, tmp_path: Path) -> None:
+    clip = min((speech / "fsdd" / "audio").rglob("*.flac"))
+    for name in ("good.flac", "bad.flac"):
+        shutil.copy(clip, tmp_path / name)
+    (tmp_path / "good.txt").write_text("hi there")
+    for name in ("bad.txt", "1-2.trans.txt"):
+        os.mkfifo(tmp_path / name)
+    assert import_corpus("folder", tmp_path, tmp_path / "out").kept == 1
+    reason = "transcript cannot be opened: not a regular file"
+    assert {record["id"]: record["reason"] for record in rejections(tmp_path / "out")}["bad"] == reason
+    with pytest.raises(UserError, match="transcript cannot be opened"):
+        import_corpus("librispeech", tmp_path, tmp_path / "out")

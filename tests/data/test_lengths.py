@@ -28,10 +28,12 @@ def with_number(data: bytes, position: int, value: int, order: str = "<") -> byt
 
 WAV, AIFF, AU = written("WAV"), written("AIFF"), written("AU")
 DATA, SSND = WAV.index(b"data") + 4, AIFF.index(b"SSND") + 4
+RF64 = written("RF64")
+DS64 = RF64.index(b"ds64") + 8
 
 
-@pytest.mark.parametrize("riff", [0, 0xFFFFFFFF, 0x7FFFF024, len(WAV), len(WAV) - 8])
-@pytest.mark.parametrize("data", [0, 0xFFFFFFFF, 0x7FFFF000, 0x80000000, len(WAV) - 44])
+@pytest.mark.parametrize("riff", [0, 36, 0xFFFFFFFF, 0x7FFFF024, len(WAV), len(WAV) - 8])
+@pytest.mark.parametrize("data", [0, 0xFFFFFFFF, 0x7FFFF000, 0x80000000, len(WAV) - 44, len(WAV) - 8, len(WAV)])
 def test_placeholders_of_wav_mean_to_the_end(riff: int, data: int) -> None:
     assert len(audio.read(with_number(with_number(WAV, 4, riff), DATA, data))) == 8000
 
@@ -43,8 +45,9 @@ def test_placeholders_of_wav_mean_to_the_end(riff: int, data: int) -> None:
         with_number(AU, 8, 0xFFFFFFFF, ">"),
         with_number(AU, 8, 0, ">"),
         with_number(WAV, DATA, 1000),
+        RF64[:DS64] + bytes(24) + RF64[DS64 + 24 :],
     ],
-    ids=["AIFF of sox", "AU", "AU of 0", "WAV of 1000 bytes whose RIFF is whole"],
+    ids=["AIFF of sox", "AU", "AU of 0", "WAV of 1000 bytes whose RIFF is whole", "RF64 of 0"],
 )
 def test_other_wrong_lengths(data: bytes) -> None:
     assert np.array_equal(audio.read(data), audio.read(WAV))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,20 @@ def reason(**record: Any) -> str:
         {"end_time": "00:01"},
         {"end": 1.0, "duration": 2.0},
         {"channel": 1, "audio": "stereo.wav"},
+        {"clip_start": 0.0, "clip_end": 1.0},
+        {"startTime": 0, "endTimeMs": 1000},
+        {"start_ms": 0, "end_ms": 1000},
+        {"stime": 0, "etime": 1.0},
+        {"start_sample": 0, "end_sample": 16000},
+        {"frame_offset": 0, "num_frames": 16000},
+        {"frame_offset": 16000},
+        {"t0": 0, "t1": "1.0"},
+        {"duration_seconds": "1.0"},
+        {"from": 0.0, "to": 1.0},
+        {"timestamp": [0.0, 1.0]},
+        {"segment": [0.5, 2.0]},
+        {"duration_ms": 1000},
+        {"offset": 0.0, "audio_duration": 1.0},
     ],
     ids=json.dumps,
 )
@@ -96,11 +112,43 @@ def test_a_part_of_a_recording_is_refused(part: dict[str, Any]) -> None:
         {"channel": 0},
         {"offset": None},
         {"duration": -1},
+        {"start_ms": 0, "end_ms": 2000, "duration": 2.0},
+        {"frame_offset": 0},
+        {"num_frames": 200},
+        {"from": "en", "to": "de"},
+        {"start": "0", "end": "2.0"},
+        {"start": 0, "duration_ms": "unknown"},
+        {"timestamp": "2026-01-01"},
+        {"timestamp": [0.0, 2.0]},
+        {"duration_ms": 2000},
+        {"time": 12},
     ],
     ids=json.dumps,
 )
 def test_a_whole_recording_is_kept(whole: dict[str, Any]) -> None:
     assert reason(**whole) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([["a", 0, float("nan")]], "no number"),
+        ([["a", 0, float("inf")]], "no number"),
+        ([["a", -1, 0.5]], "before the one before"),
+        ([["a", 0.5, 0.2], ["b", 0.2, 1]], "before the one before"),
+        ([["a", 0, 1.5], ["b", 0.5, 2]], "before the one before"),
+        ([["a", 0, 700], ["b", 700, 2000]], "the last word ends at 2000.00 s, the recording at 2.00 s"),
+        ([["a", 0.1, 0.9], ["b", 1.0, 2.1]], ""),
+        ([["a", 0, 1.01], ["b", 1.0, 2.0]], ""),
+        ([["a", 0, 1], ["b", 1, 1], ["c", 1, 2]], ""),
+        ([], ""),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("duration", [{}, {"duration_s": 2.0}], ids=["", "duration"])
+def test_word_times_rise_to_the_end(words: list, problem: str, duration: dict[str, float]) -> None:
+    found = reason(words=words, **duration)
+    assert problem in found if problem else found == ""
 
 
 @pytest.mark.parametrize("key", ["sentence", "transcript", "transcription", "normalized_text"])
@@ -151,6 +199,16 @@ def test_json_without_end_is_a_bad_line(line: str) -> None:
     good, rejected = corpus.scan_manifest("m.jsonl")
     assert [u.id for u in good] == ["a"]
     assert rejected[0]["reason"].startswith("not JSON: line 1")
+
+
+def test_compressed_manifests() -> None:
+    line = json.dumps(GOOD).encode() + b"\n"
+    Path("m.jsonl.gz").write_bytes(gzip.compress(line))  # without a file name in it: its fourth byte is 0
+    assert [u.id for u in corpus.read_manifest("m.jsonl.gz")] == ["a"]
+    for kind, data in {"xz": lzma.compress(line), "bzip2": bz2.compress(line), "zip": b"PK\3\4\x14\0"}.items():
+        Path("m.jsonl").write_bytes(data)
+        with pytest.raises(UserError, match=rf"m\.jsonl: this is {kind}, but a manifest is JSON lines"):
+            corpus.scan_manifest("m.jsonl")
 
 
 def test_lhotse_cuts_that_are_whole_recordings() -> None:

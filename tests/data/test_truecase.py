@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtbi.data.truecase import style
+from mtbi.data.truecase import strip_tags, style
 from mtbi.errors import UserError
 
 
@@ -58,11 +58,16 @@ def test_unknown_style_names_the_nearest() -> None:
         ("[NOISE] so. [noise] and", "[NOISE] So. [noise] And."),
         ("[noise]", "[noise]"),
         ("(laughter) OK?", "(laughter) Ok?"),
+        ("!SIL HI ++NOISE++ YOU &=laughs", "!SIL Hi ++NOISE++ you. &=laughs"),
     ],
 )
 def test_tags_do_not_disturb_the_sentence(text: str, written: str) -> None:
     assert style("sentence")(text) == written
     assert style("lower")("A [NOISE] B") == "a [NOISE] b"
+
+
+def test_words_that_were_said_laughing_stay() -> None:
+    assert strip_tags("[laughter-yeah] so [laughter] ++um++ C++ is good !SIL").split() == ["yeah", "so", "C++", "is", "good"]
 
 
 def test_sentence_case_is_english_and_leaves_scripts_without_spaces_alone() -> None:

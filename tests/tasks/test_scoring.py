@@ -13,6 +13,9 @@ def test_exact_match_ignores_case_and_punctuation() -> None:
     assert scoring.exact_match("Three, five.", "three five")
     assert not scoring.exact_match("three fife", "three five")
     assert not scoring.exact_match(None, "three")
+    assert scoring.exact_match("👍 ", "👍")
+    assert not scoring.exact_match("👍", "👎")
+    assert not scoring.exact_match(None, "👎")
 
 
 def test_wer_counts_over_all_answers() -> None:
@@ -60,6 +63,17 @@ def test_nearness_is_by_the_scorer() -> None:
         ("10²", "102"),
         ("½", "1 2"),
         ("#1", "1"),
+        ("5 > 3", "5 < 3"),
+        ("<5", "5"),
+        ("2+3", "2-3"),
+        ("2 × 3", "2÷3"),
+        ("x = -5", "x ≠ -5"),
+        ("p∧q", "p∨q"),
+        ("±5", "5"),
+        ("√4", "4"),
+        (".5", "5"),
+        ("5°", "5"),
+        ("A♯", "A♭"),
     ],
 )
 def test_signs_and_marks_that_change_the_meaning_count(answer: str, reference: str) -> None:
@@ -73,6 +87,12 @@ def test_signs_and_marks_that_change_the_meaning_count(answer: str, reference: s
     [
         ("cafe\u0301", "Café."),
         ("50 %", "50%"),
+        ("20 °C", "20°C"),
+        ("2 + 3 = 5", "2+3=5"),
+        ("a < b", "a<b."),
+        ("> five", "five"),
+        ("five 👍", "five"),
+        ("seven → five", "seven five"),
         ("5 €", "5€"),
         ("–5", "-5"),
         ("3-5", "3 5"),
