@@ -7,9 +7,11 @@ A recipe is named by a path (`my/recipe.yaml`) or by the name of a shipped one (
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from inspect import getsource
 from math import isfinite
 from pathlib import Path
@@ -462,14 +464,25 @@ class FieldNote:
     note: str
 
 
+@cache
+def field_comments(module: str) -> dict[tuple[str, str], str]:
+    """The comment beside each field of the classes of a module, by class and field; the source is read once."""
+    found, kind = {}, ""
+    for line in getsource(sys.modules[module]).splitlines():
+        if match := re.match(r"class (\w+)", line):
+            kind = match[1]
+        elif match := re.match(r"    (\w+): .*?#: (.*)$", line):
+            found[kind, match[1]] = match[2]
+    return found
+
+
 def reference(kind: type = Recipe, path: str = "") -> Iterator[FieldNote]:
     """Every field of the tree with its type, default and the comment beside it in this file."""
-    default = kind()
-    notes = dict(re.findall(r"^    (\w+): .*?#: (.*)$", getsource(kind), re.MULTILINE))
+    default, comments = kind(), field_comments(kind.__module__)
     for name, hint in get_type_hints(kind).items():
         where = f"{path}.{name}" if path else name
         if is_dataclass(hint):
             yield from reference(hint, where)  # type: ignore[arg-type]
         else:
             label = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")
-            yield FieldNote(where, label, getattr(default, name), notes.get(name, ""))
+            yield FieldNote(where, label, getattr(default, name), comments.get((kind.__name__, name), ""))

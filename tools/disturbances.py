@@ -23,13 +23,16 @@ from typing import Any
 from launcher import ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS = 6
+STEPS = 5
 STOP_STEP = 3  # after which a run is killed or stopped
 PATIENCE_SECONDS = 150
-PRELOAD = ["torch", "deepspeed", "peft", "transformers", "streaming", "mtbi.train", "mtbi.engine.start", "mtbi.engine.engine"]
+PRELOAD = [
+    "torch", "deepspeed", "deepspeed.runtime.zero.muon.original_muon", "peft", "streaming", "tensorboard", "transformers",
+    "mtbi.train", "mtbi.engine.engine", "mtbi.engine.metrics", "mtbi.engine.start", "mtbi.engine.zero3",
+]  # fmt: skip
 FIELDS = [
     f"train.steps={STEPS}", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=2",
-    "train.warmup_steps=2", "train.hang_seconds=60", "train.keep_last=3", "plan.row_tokens=256", "plan.rows_per_step=4",
+    "train.warmup_steps=2", "train.hang_seconds=60", "train.keep_last=3", "plan.row_tokens=192", "plan.rows_per_step=4",
     "plan.window_samples=20", "precision=fp32", "data.eval_shards=[]",
 ]  # fmt: skip
 #: Fields that change between two starts, or that differ between ranks by mistake, and a value that is not drawn.
