@@ -28,6 +28,7 @@ def answers(ranks: Ranks, out: Path) -> None:
     device = start_distributed(ranks)
     recipe = recipes.load("demo", ["precision=fp32", f"run_dir={out}"])
     engine = Engine(recipe, ZERO3, 1, device, ranks.world, None)
+    engine.model.llm.generation_config.eos_token_id = None  # so that only the limit ends an answer
     wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1
     prompts = [
         [torch.tensor([5, 6]), wave[:4000], torch.tensor([7])],
@@ -50,7 +51,7 @@ def upload(ranks: Ranks, out: Path) -> None:
     engine.device = device  # type: ignore[attr-defined]
     told: list[str] = []
     recipe = recipes.load("demo", [f"run_dir={out}", "train.copy_to=s3://somewhere/run"])
-    keeper = Keeper(recipe, ranks, engine, engine, told.append)  # type: ignore[arg-type]
+    keeper = Keeper(recipe, ranks, engine, engine, doing=told.append)  # type: ignore[arg-type]
     began = time.monotonic()
     if keeper.copies:
         store.upload = lambda *_: time.sleep(2.5)
