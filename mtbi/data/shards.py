@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tqdm import tqdm
 
-from mtbi.data import audio, store
+from mtbi.data import audio, index_sums, store
 from mtbi.data.corpus import Utterance, refuse_other_duration
 from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.tasks import identity
@@ -178,6 +178,7 @@ def write_index(folder: Path, facts: dict[str, Any]) -> None:
     described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     sizes = [shard["samples"] for shard in described["shards"]]
     record = {"version": VERSION, **facts, "shard_sizes": sizes, "utterances": sum(sizes)}
+    record[index_sums.KEY] = index_sums.sums_of(folder, TABLES, record)
     (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -334,7 +335,7 @@ class Folder:
             found = record.get("version")
             raise UserError(f"{self.place}: written by another version of mtbi ({found}); make the shards again.")
         tables = {name: self._read_table(name, dtype) for name, dtype in TABLES.items()}
-        record = LATER_FACTS | record
+        written, record = record, LATER_FACTS | record
         names = {one.name for one in fields(Index)} - set(TABLES)
         if missing := sorted(names - set(record)):
             raise UserError(f"{self.place}: {INDEX_NAME} has no {', '.join(missing)}; make the shards again.")
@@ -349,6 +350,16 @@ class Folder:
         )
         if not fits:
             raise UserError(f"{self.place}: the index does not fit the shards; make the shards again.")
+        try:
+            wrong = index_sums.damaged(self.local, TABLES, written)
+        except OSError as error:
+            raise refused(self.local, error) from error
+        if wrong:
+            name = INDEX_NAME if wrong[0] == index_sums.FACTS else f"{wrong[0]}.npy"
+            raise UserError(
+                f"{self.local / name}: damaged (its checksum is not the one in {INDEX_NAME}); copy it again or make the shards "
+                "again."
+            )
         return index
 
     def _read_table(self, name: str, dtype: np.dtype) -> np.ndarray:

@@ -114,6 +114,24 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(shard_folder: Path, tm
         Shards(str(copy))
 
 
+@pytest.mark.parametrize("name", ["utterances", "branches", "words"])
+def test_a_changed_number_of_a_table_is_damage_and_not_another_plan(shard_folder: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
+    content = bytearray((copy / f"{name}.npy").read_bytes())
+    content[-60] ^= 1
+    (copy / f"{name}.npy").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}\.npy: damaged \(its checksum is not|does not fit"):
+        Shards(str(copy))
+    index = json.loads((copy / INDEX_NAME).read_text())
+    shutil.copy(shard_folder / f"{name}.npy", copy)
+    (copy / INDEX_NAME).write_text(json.dumps({**index, "tasks": index["tasks"][::-1]}))
+    with pytest.raises(UserError, match=rf"{INDEX_NAME}: damaged"):
+        Shards(str(copy))
+    del index["sums"]  # as versions wrote it that kept none
+    (copy / INDEX_NAME).write_text(json.dumps(index))
+    assert len(Shards(str(copy))) == 60
+
+
 def test_a_bad_recording_is_named(
     corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
 ) -> None:

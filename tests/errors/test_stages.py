@@ -22,7 +22,8 @@ def upwards(data: bytes) -> bytes:
 
 
 def larger(data: bytes) -> bytes:
-    return json.dumps(json.loads(data) | {"llm_size": "hidden_size 4096"}).encode()
+    index = json.loads(data) | {"llm_size": "hidden_size 4096"}
+    return json.dumps({key: value for key, value in index.items() if key != "sums"}).encode()
 
 
 ALIGN = [
