@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from mtbi.model import attention
@@ -16,6 +17,7 @@ from mtbi.model.speech_llm import SpeechLLM
 TOOL = Path(__file__).parents[1] / "tools" / "bench_gpu.py"
 
 
+@pytest.mark.slow
 def test_packed_gradients_are_the_padded_ones_and_every_case_runs(tmp_path: Path) -> None:
     small = ["--llm", "tiny", "--encoder", "tiny", "--seconds", "2", "--row-tokens", "256"]
     command = [sys.executable, str(TOOL), *small, "--out", str(tmp_path / "found.json")]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from errors.case import Case, both, file, folder, lines, tone
 
-GOOD = {"id": "a", "audio": "a.wav", "text": "one two"}
+GOOD = {"id": "a", "audio": "a.wav", "text": "one two three"}
 
 RECIPES = [
     Case("unknown recipe", "recipe show demmo", ("no recipe is called 'demmo'", "did you mean demo?", ".yaml file")),

@@ -186,6 +186,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, chat: ChatFormat,
     assert behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.jsonl", make_utterances(700))
     out = tmp_path / "answers"
