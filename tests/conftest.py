@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mtbi import recipe as recipes
 from mtbi.data import audio, shards
 from mtbi.data.corpus import Utterance
 from mtbi.demo import world
 from mtbi.demo.speech import EspeakVoices, join
+from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.tasks import behaviour
 from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 from mtbi.tasks.teacher import build_teacher
+from mtbi.trained import TrainedRun
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,16 @@ def speech() -> Path:
 @pytest.fixture(scope="session")
 def chat() -> ChatFormat:
     return ChatFormat(load_llm_tokenizer("demo"))
+
+
+@pytest.fixture(scope="session")
+def untrained_run() -> TrainedRun:
+    """The miniature speech LLM with an untrained adapter: what it reads it answers, what it hears it does not understand."""
+    chosen = recipes.load("demo", ["plan.max_audio_seconds=5"])
+    torch.manual_seed(0)
+    model = build_speech_llm(chosen.model, chosen.loss, torch.float32, torch.device("cpu"), tasks=1)
+    chat = ChatFormat(load_llm_tokenizer("demo"))
+    return TrainedRun(Path("run"), Path("none"), chosen, model.eval(), chat, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -8,24 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from mtbi import recipe
 from mtbi.chat import Conversation, talk
 from mtbi.errors import UserError
-from mtbi.model.speech_llm import build_speech_llm
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 from mtbi.trained import TrainedRun
 
 
 @pytest.fixture(scope="module")
-def run() -> TrainedRun:
-    chosen = recipe.load("demo", ["plan.max_audio_seconds=5"])
-    torch.manual_seed(0)
-    model = build_speech_llm(chosen.model, chosen.loss, torch.float32, torch.device("cpu"), tasks=1)
-    return TrainedRun(
-        Path("run"), Path("none"), chosen, model.eval(), ChatFormat(load_llm_tokenizer("demo")), torch.device("cpu")
-    )
+def run(untrained_run: TrainedRun) -> TrainedRun:
+    return untrained_run
 
 
 def tone(path: Path, seconds: float = 1.0) -> Path:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mtbi import recipe
 from mtbi.api import SpeechLLM
 from mtbi.benchmark.answers import Answerer
 from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.chat import Conversation
 from mtbi.export import chat_template, make_processor
-from mtbi.model.speech_llm import build_speech_llm
 from mtbi.serve.answerer import pieces
 from mtbi.serve.api_types import AudioUrl, InputAudio
 from mtbi.serve.mix import Mix, Mixer, Word
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+from mtbi.tasks.chat import load_llm_tokenizer
 from mtbi.trained import TrainedRun
 from mtbi.turn import split_prompt, user_turn
 
@@ -62,19 +59,10 @@ def test_the_server_takes_openais_order() -> None:
     assert (len(said), prompt) == (1, "now")
 
 
-@pytest.fixture(scope="module")
-def plain() -> TrainedRun:
-    chosen = recipe.load("demo", ["plan.max_audio_seconds=5"])
-    torch.manual_seed(0)
-    model = build_speech_llm(chosen.model, chosen.loss, torch.float32, torch.device("cpu"), tasks=1)
-    chat = ChatFormat(load_llm_tokenizer("demo"))
-    return TrainedRun(Path("run"), Path("none"), chosen, model.eval(), chat, torch.device("cpu"))
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["prompt after", "prompt first"])
-def run(plain: TrainedRun, request: pytest.FixtureRequest) -> TrainedRun:
-    behaviour = replace(plain.recipe.behaviour, prompt_first=request.param)
-    return replace(plain, recipe=replace(plain.recipe, behaviour=behaviour))
+def run(untrained_run: TrainedRun, request: pytest.FixtureRequest) -> TrainedRun:
+    behaviour = replace(untrained_run.recipe.behaviour, prompt_first=request.param)
+    return replace(untrained_run, recipe=replace(untrained_run.recipe, behaviour=behaviour))
 
 
 def flat(parts: list) -> list:

@@ -9,18 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import uvicorn
 from fastapi import FastAPI
 
-from mtbi import recipe
 from mtbi.data import audio
 from mtbi.demo.speech import join
 from mtbi.demo.world import DIGITS
-from mtbi.model.speech_llm import build_speech_llm
 from mtbi.serve.mix import choose_aligner
 from mtbi.serve.server import Limits, make_app
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
 from mtbi.trained import TrainedRun
 
 Spoken = tuple[np.ndarray, list[tuple[float, float]]]
@@ -28,13 +24,9 @@ Serving = Callable[[FastAPI], AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="session")
-def run() -> TrainedRun:
-    """The miniature speech LLM with an untrained adapter: what it reads it answers, what it hears it does not understand."""
-    chosen = recipe.load("demo", ["plan.max_audio_seconds=5"])
-    torch.manual_seed(0)
-    model = build_speech_llm(chosen.model, chosen.loss, torch.float32, torch.device("cpu"), tasks=1)
-    chat = ChatFormat(load_llm_tokenizer("demo"))
-    return TrainedRun(Path("run"), Path("none"), chosen, model.eval(), chat, torch.device("cpu"))
+def run(untrained_run: TrainedRun) -> TrainedRun:
+    """What the servers of these tests serve."""
+    return untrained_run
 
 
 @pytest.fixture(scope="session")
