@@ -39,14 +39,14 @@ from training import baselines, world
 
 from launcher.distributed import build_collectives, start_distributed
 from launcher.ranks import find_ranks
-from mtbi.data.batch import Batch
-from mtbi.data.loader import Loader
-from mtbi.data.plan import Plan
-from mtbi.data.shards import Shards
+from mtbi.batches.batch import Batch
+from mtbi.batches.loader import Loader
+from mtbi.batches.plan import Plan
 from mtbi.engine.engine import Engine
-from mtbi.model.geometry import FrameGeometry
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import DataConfig, Recipe
+from mtbi.shards.shards import Shards
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS_A_TURN, SLOW = 2, ("padded", "online_kl")  #: these take half as many

@@ -12,19 +12,20 @@ import torch
 
 from mtbi import SpeechLLM
 from mtbi import recipe as recipes
-from mtbi.data import batch, shards
-from mtbi.data.corpus import read_manifest
-from mtbi.data.importers import import_corpus
-from mtbi.data.plan import Plan
+from mtbi.answers import behaviour
+from mtbi.answers.teacher import build_teacher
+from mtbi.batches import batch
+from mtbi.batches.plan import Plan
+from mtbi.corpus.importers import import_corpus
+from mtbi.corpus.manifest import read_manifest
 from mtbi.demo.corpus import Part, make_part
 from mtbi.demo.speech import speak_digits
 from mtbi.engine.schedule import learning_rate
-from mtbi.model.geometry import FrameGeometry
+from mtbi.llm.chat_format import read_chat
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.tasks import behaviour
-from mtbi.tasks.chat import read_chat
-from mtbi.tasks.teacher import build_teacher
-from mtbi.trained import TrainedRun
+from mtbi.shards import shards
+from mtbi.use.open_run import TrainedRun
 
 recipe = recipes.load("demo", ["behaviour.per_utterance=4", "plan.rows_per_step=1", "plan.row_tokens=512"])
 chat, device = read_chat(recipe), torch.device("cpu")

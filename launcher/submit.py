@@ -65,7 +65,7 @@ def render(options: argparse.Namespace, name: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     from mtbi import recipe as recipes
-    from mtbi.arguments import parse
+    from mtbi.cli.arguments import parse
     from mtbi.errors import UserError
 
     options = parse(build_parser(), arguments)

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mtbi import moved
+
 if TYPE_CHECKING:
-    from mtbi.api import SpeechLLM
     from mtbi.recipe import Recipe
+    from mtbi.use.api import SpeechLLM
 
 __all__ = ["Recipe", "SpeechLLM"]
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:
     """Import torch and transformers only when they are needed: `import mtbi` takes milliseconds."""
     if name == "SpeechLLM":
-        from mtbi.api import SpeechLLM
+        from mtbi.use.api import SpeechLLM
 
         return SpeechLLM
     if name == "Recipe":

@@ -38,7 +38,7 @@ def machine() -> Iterator[Finding]:
     """Packages, devices, compilers, disk."""
     import torch
 
-    from mtbi.model import varlen
+    from mtbi.llm import kernels
 
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     for package in PACKAGES:
@@ -52,12 +52,12 @@ def machine() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         yield Finding(WARN, "GPU", "none: CPU, float32, attention `dense`", "train on a machine with CUDA GPUs")
     else:
-        yield guarded("flash attention", lambda: varlen.choose_kernels(torch.device("cuda")))
+        yield guarded("flash attention", lambda: kernels.choose_kernels(torch.device("cuda")))
     yield from peers(torch.cuda.device_count())
     compiler = shutil.which("g++")
     yield Finding(OK if compiler else FAIL, "g++", compiler or "missing", "" if compiler else "apt-get install g++ python3-dev")
     for title, there, otherwise in (
-        ("flash-attn 2", varlen.has_flash_attn_2(), "PyTorch's own kernel serves; pip install '.[flash]' for theirs"),
+        ("flash-attn 2", kernels.has_flash_attn_2(), "PyTorch's own kernel serves; pip install '.[flash]' for theirs"),
         ("vllm", is_importable("vllm"), "leave behaviour.backend at transformers"),
         ("espeak-ng", is_importable("espeakng_loader"), "make demo needs SPEECH=FOLDER"),
     ):
@@ -147,7 +147,7 @@ def packed_rows(recipe: Recipe) -> str:
     """The attention back end of the LLM, and a packed row through two layers of its kind, of random weights."""
     import torch
 
-    from mtbi.model import back_end, precision, varlen
+    from mtbi.llm import back_end, kernels, precision
     from mtbi.model.miniature import try_packed_row
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,14 +157,14 @@ def packed_rows(recipe: Recipe) -> str:
     dtype = precision.of(recipe.precision, device)
     chosen, why = back_end.choose(recipe.model.attention, device, dtype, shape, recipe.plan.row_tokens)
     if chosen == "flash" and device.type == "cuda":
-        why = f"kernels: {varlen.choose_kernels(device, shape.heads, shape.key_heads, shape.size)}"
+        why = f"kernels: {kernels.choose_kernels(device, shape.heads, shape.key_heads, shape.size)}"
     found = try_packed_row(config, chosen, recipe.model.llm)
     return f"attention {chosen} ({why}); {found}"
 
 
 def tokenizer(recipe: Recipe) -> str:
     """The LLM's tokenizer and chat template work."""
-    from mtbi.tasks.chat import read_chat
+    from mtbi.llm.chat_format import read_chat
 
     chat = read_chat(recipe)
     return f"{recipe.model.llm}: {len(chat.tokenizer)} tokens, fingerprint {chat.fingerprint[:12]}"
@@ -172,9 +172,9 @@ def tokenizer(recipe: Recipe) -> str:
 
 def shards(place: str, recipe: Recipe) -> str:
     """The index is whole, fits the recipe's LLM, and first and last utterances can be read; how fast, if remote."""
-    from mtbi.data.store import is_remote
-    from mtbi.engine.start import open_shards
-    from mtbi.tasks.chat import read_chat
+    from mtbi.engine.inputs import open_shards
+    from mtbi.llm.chat_format import read_chat
+    from mtbi.object_store import is_remote
 
     with tempfile.TemporaryDirectory(prefix="mtbi-doctor-") as cache:
         local = replace(recipe, data=replace(recipe.data, cache_dir=cache))
@@ -191,17 +191,17 @@ def shards(place: str, recipe: Recipe) -> str:
 
 def store_rights(place: str) -> str:
     """Write, read and compare one object below an address; its throughput."""
-    from mtbi.data import store
+    from mtbi import object_store
 
     name, payload = f"mtbi-doctor-{uuid.uuid4().hex}", os.urandom(PROBE_BYTES)
     with tempfile.TemporaryDirectory(prefix="mtbi-doctor-") as folder:
         (Path(folder) / name).write_bytes(payload)
         began = time.perf_counter()
-        store.upload(Path(folder), [name], place)
+        object_store.upload(Path(folder), [name], place)
         written = time.perf_counter()
-        store.fetch(f"{place.rstrip('/')}/{name}", Path(folder) / "back", retries=2)
+        object_store.fetch(f"{place.rstrip('/')}/{name}", Path(folder) / "back", retries=2)
         read = time.perf_counter()
-        store.delete(f"{place.rstrip('/')}/{name}")
+        object_store.delete(f"{place.rstrip('/')}/{name}")
         if (Path(folder) / "back").read_bytes() != payload:
             raise UserError(f"{place}: what was read is not what was written; look at the store and the proxies before it.")
     return f"writes {PROBE_BYTES / 1e6 / (written - began):.0f} MB/s, reads {PROBE_BYTES / 1e6 / (read - written):.0f} MB/s"

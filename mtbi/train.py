@@ -44,49 +44,49 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
 
     from launcher.distributed import start_distributed
     from launcher.watchdog import Watchdog
-    from mtbi.data.loader import Loader
-    from mtbi.engine import agreement, start
+    from mtbi.batches.loader import Loader
+    from mtbi.engine import agreement, inputs
+    from mtbi.engine.checkpointing import Keeper
     from mtbi.engine.engine import Engine
     from mtbi.engine.guard import Guard
-    from mtbi.engine.keeper import Keeper
-    from mtbi.engine.metrics import Metrics
+    from mtbi.engine.log import Metrics
     from mtbi.engine.schedule import learning_rate
 
     # --- everything that can be wrong is looked at before a model is read -------------------------------------------
     began, config = time.perf_counter(), recipe.train
-    opened = agreement.attempt(lambda: start.open_inputs(recipe))
+    opened = agreement.attempt(lambda: inputs.open_inputs(recipe))
     if ranks.world == 1:
         opened.get()
     watchdog = Watchdog(ranks, config.hang_seconds)
     device = start_distributed(ranks)
     watchdog.meet()
-    begin = start.agree(recipe, ds_config, ranks, device, opened)
-    inputs, evaluation, newest, snapshot = begin.inputs, begin.evaluation, begin.newest, begin.snapshot
+    begin = inputs.agree(recipe, ds_config, ranks, device, opened)
+    data, evaluation, newest, snapshot = begin.inputs, begin.evaluation, begin.newest, begin.snapshot
 
     # --- model and state --------------------------------------------------------------------------------------------
-    tasks, progress = inputs.shards.index.tasks, begin.progress
+    tasks, progress = data.shards.index.tasks, begin.progress
 
     def doing(what: str) -> None:
         watchdog.at(progress.step + 1, what)
 
-    longest = start.longest_dialogue(inputs, evaluation)
+    longest = inputs.longest_dialogue(data, evaluation)
     engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot, longest)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
     keeper = Keeper(recipe, ranks, engine, metrics, begin.lease, doing)
     guard, stopped = Guard(config, progress.guard), False
     metrics.say(
-        f"{recipe.name}: {len(inputs.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
+        f"{recipe.name}: {len(data.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
         f"beside an LLM of {engine.llm_size.all:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
         + (f"going on from {newest}" if newest else "from the start")
     )
     if progress.step >= config.steps:
         keeper.copy_again()
-    if recipe.interleave.share and inputs.coverage.possible < inputs.coverage.utterances:
-        metrics.say(f"interleaving: {inputs.coverage}")
+    if recipe.interleave.share and data.coverage.possible < data.coverage.utterances:
+        metrics.say(f"interleaving: {data.coverage}")
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     with Loader(
-        inputs.shards, inputs.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
+        data.shards, data.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
         recipe.data.prefetch, progress.position, recipe.data.unreadable == "skip", doing,
     ) as loader:  # fmt: skip
         for step in loader:
@@ -108,7 +108,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
             metrics.skipped(number, sums.skipped, step.parts, guard.spikes)
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
-            if lost := progress.too_much_lost(recipe.data, len(inputs.shards)):
+            if lost := progress.too_much_lost(recipe.data, len(data.shards)):
                 keeper.end(progress, UserError(lost))
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from mtbi import recipe as recipes
-from mtbi.data import audio, shards
-from mtbi.data.corpus import Utterance
+from mtbi.answers import behaviour
+from mtbi.answers.teacher import build_teacher
+from mtbi.audio import codec
+from mtbi.corpus.manifest import Utterance
 from mtbi.demo import world
 from mtbi.demo.speech import EspeakVoices, join
+from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.tasks import behaviour
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
-from mtbi.tasks.teacher import build_teacher
-from mtbi.trained import TrainedRun
+from mtbi.shards import shards
+from mtbi.use.open_run import TrainedRun
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +54,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Utteran
     """60 strings spoken by espeak-ng: a folder and its utterances, the last of which is not aligned."""
     folder = tmp_path_factory.mktemp("corpus")
     espeak, rng, pauses = EspeakVoices(), random.Random(0), np.random.default_rng(0)
-    digits = [audio.standardise(espeak.speak(word, "en+m3", 180, 50)[:, None], espeak.sample_rate) for word in world.DIGITS]
+    digits = [codec.standardise(espeak.speak(word, "en+m3", 180, 50)[:, None], espeak.sample_rate) for word in world.DIGITS]
     utterances = []
     for number in range(60):
         string = world.random_digits(rng)
         wave, times = join([digits[d] for d in string], pauses)
-        (folder / f"{number}.flac").write_bytes(audio.encode(wave))
+        (folder / f"{number}.flac").write_bytes(codec.encode(wave))
         text = " ".join(world.DIGITS[d] for d in string)
         words = [(word, start, end) for word, (start, end) in zip(text.split(), times, strict=True)]
         utterances.append(Utterance(f"u{number:02d}", f"{number}.flac", text, words=words if number < 59 else None))

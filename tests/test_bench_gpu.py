@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtbi.model import attention
+from mtbi.llm import attention
 from mtbi.model.speech_llm import SpeechLLM
 
 TOOL = Path(__file__).parents[1] / "tools" / "bench_gpu.py"

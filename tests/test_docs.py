@@ -19,13 +19,13 @@ from launcher import submit
 from launcher.ranks import free_port
 from mtbi import recipe as recipes
 from mtbi import train
+from mtbi.answers import task_library
 from mtbi.cli import build_parser, main
-from mtbi.data.corpus import ALIASES, Utterance, read_manifest
-from mtbi.data.importers import IMPORTERS
-from mtbi.data.truecase import STYLES
+from mtbi.corpus.importers import IMPORTERS
+from mtbi.corpus.manifest import ALIASES, Utterance, read_manifest
+from mtbi.corpus.text_style import STYLES
 from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
-from mtbi.tasks import registry
 
 REPOSITORY = Path(__file__).parents[1]
 #: Those of plugins.md need the example package that tests/test_plugins.py installs.
@@ -161,9 +161,9 @@ def test_the_corpus_page_lists_what_there_is() -> None:
 def test_the_example_of_a_task_file_is_one(tmp_path: Path) -> None:
     (example,) = fenced(REPOSITORY / "docs" / "your-task.md", "yaml")
     (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
-    tasks = registry.load([str(tmp_path / "mine.yaml")])
+    tasks = task_library.load([str(tmp_path / "mine.yaml")])
     assert set(tasks) == {"action_items", "urgency", "urgency/lower_case"}
-    assert table("your-task.md", "key") >= set(registry.Task.__dataclass_fields__) - {"name"}
+    assert table("your-task.md", "key") >= set(task_library.Task.__dataclass_fields__) - {"name"}
 
 
 def test_the_models_page_lists_what_there_is() -> None:

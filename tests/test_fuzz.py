@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtbi import recipe as recipes
+from mtbi.audio import codec
 from mtbi.benchmark import dialogues
-from mtbi.data import audio, corpus
-from mtbi.data.shards import Shards
+from mtbi.corpus import manifest
 from mtbi.errors import UserError
+from mtbi.shards.shards import Shards
 
 SECONDS = float(os.environ.get("MTBI_FUZZ_SECONDS", "0"))
 pytestmark = pytest.mark.timeout(900)
@@ -74,7 +75,7 @@ def test_manifests(tmp_path: Path) -> None:
     def check(lines: list, tail: bytes) -> None:
         path = tmp_path / "manifest.jsonl"
         path.write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode() + tail)
-        only_our_errors(lambda: corpus.read_manifest(path))
+        only_our_errors(lambda: manifest.read_manifest(path))
         only_our_errors(lambda: list(dialogues.from_jsonl("group", path)))
 
     for_a_while(check)
@@ -144,12 +145,12 @@ def test_shard_descriptions(shard_folder: Path, tmp_path: Path) -> None:
 
 def test_recordings(corpus: tuple[Path, list]) -> None:
     flac = (corpus[0] / "0.flac").read_bytes()
-    wave = audio.load(flac)[0][:, 0]
-    contents = [flac, audio.encode(wave, "opus"), b"RIFF" + len(flac).to_bytes(4, "little") + b"WAVEfmt " + flac[:200]]
+    wave = codec.load(flac)[0][:, 0]
+    contents = [flac, codec.encode(wave, "opus"), b"RIFF" + len(flac).to_bytes(4, "little") + b"WAVEfmt " + flac[:200]]
 
     @fuzz
     @given(st.sampled_from(contents), DAMAGE)
     def check(content: bytes, how: tuple[list[tuple[float, int]], float]) -> None:
-        only_our_errors(lambda: audio.load(damage(content, *how), max_seconds=600))
+        only_our_errors(lambda: codec.load(damage(content, *how), max_seconds=600))
 
     for_a_while(check)

@@ -12,19 +12,19 @@ import torch
 
 from mtbi import plugins
 from mtbi import recipe as recipes
+from mtbi.batches.loader import Loader
+from mtbi.batches.plan import Plan
 from mtbi.cli import main
-from mtbi.data.corpus import read_manifest
-from mtbi.data.loader import Loader
-from mtbi.data.plan import Plan
-from mtbi.data.shards import Shards
+from mtbi.corpus.manifest import read_manifest
 from mtbi.demo.world import DIGITS
 from mtbi.engine import checkpoint, memory
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
-from mtbi.model.geometry import FrameGeometry
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.trained import open_run
+from mtbi.shards.shards import Shards
+from mtbi.use.open_run import open_run
 
 EXAMPLE = Path(__file__).with_name("plugin") / "example_package"
 MODEL = ["model.adapter.kind=mean", "model.adapter.stack=8", "model.encoder.path=plugin:bands"]

@@ -42,19 +42,20 @@ sys.path.insert(0, str(REPOSITORY))
 
 from mtbi import recipe as recipes  # noqa: E402
 from mtbi import versions  # noqa: E402
-from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
-from mtbi.data.batch import Batch, build  # noqa: E402
-from mtbi.data.plan import Group, Plan, Row  # noqa: E402
-from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
-from mtbi.model import attention, fp8, liger, varlen  # noqa: E402
+from mtbi.answers.behaviour import Behaviour  # noqa: E402
+from mtbi.audio.codec import SAMPLE_RATE  # noqa: E402
+from mtbi.batches.batch import Batch, build  # noqa: E402
+from mtbi.batches.plan import Group, Plan, Row  # noqa: E402
+from mtbi.llm import attention, fp8, kernels  # noqa: E402
+from mtbi.llm.back_end import NAMES, choose  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
-from mtbi.model.back_end import NAMES, choose  # noqa: E402
-from mtbi.model.encoder import Whisper  # noqa: E402
+from mtbi.model.encoders.build import Whisper  # noqa: E402
 from mtbi.model.flops import LLMSize, size  # noqa: E402
-from mtbi.model.geometry import WHISPER_STAGES, FrameGeometry  # noqa: E402
+from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry  # noqa: E402
+from mtbi.model.losses import liger  # noqa: E402
 from mtbi.model.speech_llm import SpeechLLM, compile_layers  # noqa: E402
 from mtbi.recipe import LossConfig  # noqa: E402
-from mtbi.tasks.behaviour import Behaviour  # noqa: E402
+from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
 
 LLAMA_8B = {
     "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
@@ -378,7 +379,7 @@ def main() -> int:
             name: versions.installed(name) for name in ("torch", "transformers", "deepspeed", "flash-attn", "liger-kernel")
         },
         "commit": versions.commit(),
-        "flash_kernels": varlen.choose_kernels(device) if gpu else None,
+        "flash_kernels": kernels.choose_kernels(device) if gpu else None,
         "ceiling_tflops": round(ceiling(device, dtype, 8192 if gpu else 1024), 2),
         "gradient_difference": check_gradients(work, make, device, back_ends),
         "fp8_gradient_difference": attempted(partial(check_fp8, work, make, device, best)) if rounded else None,

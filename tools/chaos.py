@@ -37,13 +37,13 @@ from servers.swift import swift_server
 
 from launcher.distributed import build_collectives
 from mtbi import recipe as recipes
-from mtbi.data import shards
-from mtbi.data.corpus import read_manifest
+from mtbi.answers.behaviour import BehaviourStore
+from mtbi.corpus.manifest import read_manifest
 from mtbi.demo import corpus
 from mtbi.demo import run as demo
 from mtbi.engine import checkpoint
-from mtbi.tasks.behaviour import BehaviourStore
-from mtbi.tasks.chat import read_chat
+from mtbi.llm.chat_format import read_chat
+from mtbi.shards import shards
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACE = "s3://chaos/train"

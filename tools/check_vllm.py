@@ -52,13 +52,13 @@ def make(folder: Path, run_folder: Path | None) -> None:
     """Export the run, and let it answer every prompt about some digits."""
     import torch
 
-    from mtbi.data import audio
+    from mtbi.audio import codec
     from mtbi.demo.speech import EspeakVoices
     from mtbi.engine import checkpoint
-    from mtbi.export import export
     from mtbi.model.generate import answer_logits, generate
-    from mtbi.trained import open_run
-    from mtbi.turn import user_turn
+    from mtbi.use.export import export
+    from mtbi.use.open_run import open_run
+    from mtbi.use.turn import user_turn
 
     folder.mkdir(parents=True)
     place = run_folder or small_run(folder)
@@ -67,7 +67,7 @@ def make(folder: Path, run_folder: Path | None) -> None:
     espeak = EspeakVoices()
     waves, expected = [], []
     for number, prompt in enumerate(PROMPTS):
-        wave = audio.standardise(
+        wave = codec.standardise(
             espeak.speak("four two five zero"[: 9 + 5 * number], "en+m3", 180, 50)[:, None], espeak.sample_rate
         )
         asked = user_turn(run.chat, run.chat.prefix_ids, [wave], prompt, run.recipe.behaviour.prompt_first)

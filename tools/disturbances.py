@@ -28,7 +28,7 @@ STOP_STEP = 3  # after which a run is killed or stopped
 PATIENCE_SECONDS = 150
 PRELOAD = [
     "torch", "deepspeed", "deepspeed.runtime.zero.muon.original_muon", "peft", "streaming", "tensorboard", "transformers",
-    "mtbi.train", "mtbi.engine.engine", "mtbi.engine.metrics", "mtbi.engine.start", "mtbi.engine.zero3",
+    "mtbi.train", "mtbi.engine.engine", "mtbi.engine.log", "mtbi.engine.inputs", "mtbi.engine.zero3",
 ]  # fmt: skip
 FIELDS = [
     f"train.steps={STEPS}", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=2",

@@ -23,9 +23,9 @@ from measuring import header, save, timed  # noqa: E402
 from planning.run import LENGTHS  # noqa: E402
 from training import world  # noqa: E402
 
-from mtbi.data.audio import SAMPLE_RATE  # noqa: E402
-from mtbi.model import buckets  # noqa: E402
-from mtbi.model.encoder import Whisper  # noqa: E402
+from mtbi.audio.codec import SAMPLE_RATE  # noqa: E402
+from mtbi.model import by_length  # noqa: E402
+from mtbi.model.encoders.build import Whisper  # noqa: E402
 
 AUDIO_SECONDS = 300  # beside prompts and answers in 8,192 positions
 REPEATS = 7
@@ -46,10 +46,10 @@ def measure(encoder: Whisper, kind: str) -> dict[str, float]:
     waveforms, lengths = draw(kind)
     pairs = []
     for turn in range(REPEATS + 1):
-        pair = timed(lambda: encoder(waveforms, lengths)), timed(lambda: buckets.encode(encoder, waveforms, lengths))
+        pair = timed(lambda: encoder(waveforms, lengths)), timed(lambda: by_length.encode(encoder, waveforms, lengths))
         pairs += [pair] if turn else []
     real = int(lengths.sum())
-    areas = [max(lengths[group]) * len(group) for group in buckets.split(lengths.tolist(), buckets.CPU_CALL_SAMPLES)]
+    areas = [max(lengths[group]) * len(group) for group in by_length.split(lengths.tolist(), by_length.CPU_CALL_SAMPLES)]
     return {
         "clips": len(lengths),
         "calls": len(areas),

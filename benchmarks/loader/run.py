@@ -32,12 +32,13 @@ from measuring import header, save, timed  # noqa: E402
 from servers.swift import swift_server  # noqa: E402
 from training import world  # noqa: E402
 
-from mtbi.data import audio, store  # noqa: E402
-from mtbi.data.loader import Loader  # noqa: E402
-from mtbi.data.plan import Plan, Position, Step  # noqa: E402
-from mtbi.data.shards import Shards  # noqa: E402
-from mtbi.model.geometry import FrameGeometry  # noqa: E402
+from mtbi import object_store  # noqa: E402
+from mtbi.audio import codec  # noqa: E402
+from mtbi.batches.loader import Loader  # noqa: E402
+from mtbi.batches.plan import Plan, Position, Step  # noqa: E402
+from mtbi.model.frame_counts import FrameGeometry  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
+from mtbi.shards.shards import Shards  # noqa: E402
 
 LATE = 1_000_000
 REPEATS = 5
@@ -55,7 +56,7 @@ def medians(works: dict[str, Callable[[], object]]) -> dict[str, float]:
 def decode(shards: Shards) -> dict[str, float]:
     """Utterances a second on one core."""
     stored = [shards.columns(number)["audio"] for number in range(len(shards))]
-    hours = float(shards.index.utterances["samples"].sum(dtype="u8")) / audio.SAMPLE_RATE / 3600
+    hours = float(shards.index.utterances["samples"].sum(dtype="u8")) / codec.SAMPLE_RATE / 3600
     seconds = medians(
         {
             "ours": lambda: [shards[number] for number in range(len(shards))],
@@ -114,13 +115,13 @@ def from_store(recipe: Recipe) -> dict[str, float]:
         client = boto3.client("s3", endpoint_url=environment["S3_ENDPOINT_URL"])
         client.create_bucket(Bucket="loader")
         names = sorted(path.name for path in local.iterdir())
-        store.upload(local, names, "s3://loader/shards")
+        object_store.upload(local, names, "s3://loader/shards")
         size = sum((local / name).stat().st_size for name in names)
         folder = Path(place) / "fetched"
 
         def fetch() -> None:
             for name in names:
-                store.fetch(f"s3://loader/shards/{name}", folder / name)
+                object_store.fetch(f"s3://loader/shards/{name}", folder / name)
 
         def plain() -> None:
             for name in names:

@@ -2,7 +2,7 @@
 
 One micro-batch of token positions of which some are answers. Three ways to the gradient of the hidden states under a frozen
 output layer, each in a process of its own: logits of every position (as Hugging Face's models make them from labels), logits of
-the answers at once, and `mtbi.model.loss.AnswerHead`, whose chunks' logits exist one after the other. The last two also for the
+the answers at once, and `AnswerHead`, whose chunks' logits exist one after the other. The last two also for the
 divergence from a stored top-k teacher; what is not `AnswerHead` leaves the gradient to autograd. Measured: the peak of memory
 above what weights and hidden states take, seconds, and the difference of the gradients.
 """
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import header, peak_gib, save, timed
 
-from mtbi.model.loss import AnswerHead
+from mtbi.model.losses.imitation import AnswerHead
 from mtbi.recipe import LossConfig
 
 VOCABULARY, HIDDEN = 151_936, 1024  # Qwen3 0.6B

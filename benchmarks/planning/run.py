@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measuring import header, peak_gib, save
 
 from mtbi import recipe as recipes
-from mtbi.data.audio import SAMPLE_RATE
-from mtbi.data.plan import Plan, Row, Step
-from mtbi.data.shards import BRANCH, UTTERANCE, WORD, Index
-from mtbi.model.geometry import WHISPER_STAGES, FrameGeometry
+from mtbi.audio.codec import SAMPLE_RATE
+from mtbi.batches.plan import Plan, Row, Step
+from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry
+from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index
 
 POOL = 1_000_000
 SHARD_UTTERANCES = 512

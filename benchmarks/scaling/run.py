@@ -26,7 +26,7 @@ from training import world
 from launcher.distributed import build_collectives
 from launcher.ranks import free_port
 from mtbi import recipe as recipes
-from mtbi.engine import memory, pace
+from mtbi.engine import memory, step_time
 from mtbi.recipe import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,8 +73,8 @@ def compare(recipe: Recipe, recipe_path: Path) -> list[dict[str, Any]]:
             alone = alone or tokens
             estimate = next(one for one in memory.estimates(recipe, sizes, processes) if one.name == name)
             gbps = speeds.get(processes, 1.0)
-            speed = pace.Speeds(alone * min(1.0, cores / processes), gbps, gbps)
-            predicted = pace.predict(recipe, sizes, estimate, processes, 8, speed).step
+            speed = step_time.Speeds(alone * min(1.0, cores / processes), gbps, gbps)
+            predicted = step_time.predict(recipe, sizes, estimate, processes, 8, speed).step
             found.append(
                 {
                     "stage": name,

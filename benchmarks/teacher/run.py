@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import header, save
 
-from mtbi.data.batch import build
-from mtbi.data.plan import Plan
-from mtbi.data.shards import Sample, Shards
-from mtbi.model.geometry import FrameGeometry
-from mtbi.model.loss import teacher_divergence
-from mtbi.trained import TrainedRun, open_run
+from mtbi.batches.batch import build
+from mtbi.batches.plan import Plan
+from mtbi.model.frame_counts import FrameGeometry
+from mtbi.model.losses.imitation import teacher_divergence
+from mtbi.shards.shards import Sample, Shards
+from mtbi.use.open_run import TrainedRun, open_run
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from mtbi.data.shards import Shards
 from mtbi.model.adapter import frame_mask
-from mtbi.model.geometry import FrameGeometry
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLM
+from mtbi.shards.shards import Shards
 
 IGNORED = -100
 

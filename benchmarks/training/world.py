@@ -15,13 +15,14 @@ from planning.run import librispeech_seconds
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtbi import recipe as recipes
-from mtbi.data import audio, features, shards
-from mtbi.data.corpus import Utterance
-from mtbi.model.encoder import build_encoder
+from mtbi.answers import behaviour
+from mtbi.answers.teacher import Answer
+from mtbi.audio import codec
+from mtbi.corpus.manifest import Utterance
+from mtbi.llm.chat_format import load_llm_tokenizer, read_chat
+from mtbi.model.encoders.build import build_encoder
 from mtbi.recipe import Recipe
-from mtbi.tasks import behaviour
-from mtbi.tasks.chat import load_llm_tokenizer, read_chat
-from mtbi.tasks.teacher import Answer
+from mtbi.shards import features, shards
 
 VOCABULARY = 4096
 LLM = {
@@ -81,8 +82,8 @@ def make(folder: Path, utterances: int) -> Recipe:
     recipe = recipes.load("demo", [f"model.llm={folder / 'llm'}", f"model.encoder.path={folder / 'encoder'}", *FIELDS])
     rng, chat, corpus = np.random.default_rng(1), read_chat(recipe), []
     for number, seconds in enumerate(librispeech_seconds(rng, utterances)):
-        wave = 0.01 * rng.standard_normal(int(seconds * audio.SAMPLE_RATE)).astype(np.float32)
-        (folder / f"{number:05d}.flac").write_bytes(audio.encode(wave))
+        wave = 0.01 * rng.standard_normal(int(seconds * codec.SAMPLE_RATE)).astype(np.float32)
+        (folder / f"{number:05d}.flac").write_bytes(codec.encode(wave))
         words = ["three"] * max(1, int(2.7 * seconds))
         times = np.linspace(0, seconds, len(words) + 1).round(3).tolist()
         corpus.append(

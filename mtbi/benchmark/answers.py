@@ -12,8 +12,8 @@ from torch import nn
 
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue, Turn
 from mtbi.model.generate import Piece, answer_logits, generate
-from mtbi.model.loss import teacher_divergence
-from mtbi.trained import TrainedRun
+from mtbi.model.losses.imitation import teacher_divergence
+from mtbi.use.open_run import TrainedRun
 
 SPARE_TOKENS = 16  #: an answer may be this much longer than twice the text LLM's before it is cut off
 UNKNOWN_ANSWER_TOKENS = 256  #: the longest answer where the text LLM has not answered yet

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mtbi.data import audio
-from mtbi.data.shards import Sample, Shards
-from mtbi.data.text_units import nfc
+from mtbi.answers.behaviour import Behaviour
+from mtbi.answers.task_library import Task
+from mtbi.audio import codec
 from mtbi.errors import UserError
-from mtbi.tasks.behaviour import Behaviour
-from mtbi.tasks.registry import Task
+from mtbi.shards.shards import Sample, Shards
+from mtbi.text_units import nfc
 
 SPEECH, TEXT_LLM = "speech LLM", "text LLM"
 
@@ -139,7 +139,7 @@ def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[T
             raise UserError(f"{where}: an item is a JSON object with `audio` and `instruction` ({error!r})") from error
         recording = locate(path.parent, str(sound), where)
         try:
-            waveform = audio.read(recording)
+            waveform = codec.read(recording)
         except UserError as error:
             raise UserError(f"{where}: {recording}: {error}") from error
         task = str(item.get("dataset") or item.get("task") or path.stem)

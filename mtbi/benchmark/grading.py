@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mtbi import metrics
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue
-from mtbi.tasks import scoring
 
 #: Scorers of tasks whose right answer is known word for word: such an answer is right or wrong.
 RIGHT_OR_WRONG = ("exact", "wer", "cer")
@@ -24,14 +24,14 @@ def reference(dialogue: Dialogue) -> str:
 
 def right(dialogue: Dialogue, who: str) -> bool:
     """Whether an answer is the gold one."""
-    return scoring.exact_match(dialogue.answers.get(who), dialogue.gold or "")
+    return metrics.exact_match(dialogue.answers.get(who), dialogue.gold or "")
 
 
 def worth(dialogue: Dialogue, who: str) -> float:
     """1 or 0 where there is a right answer; else the nearness to the reference by the task's scorer."""
     if is_graded(dialogue):
         return float(right(dialogue, who))
-    return scoring.nearness(dialogue.scorer, dialogue.answers[who], reference(dialogue))
+    return metrics.nearness(dialogue.scorer, dialogue.answers[who], reference(dialogue))
 
 
 def scores(dialogues: list[Dialogue]) -> dict[str, float | None]:
@@ -42,19 +42,19 @@ def scores(dialogues: list[Dialogue]) -> dict[str, float | None]:
     by: dict[str, tuple[list[str], list[str]]] = {}
     for dialogue in dialogues:
         right = reference(dialogue)
-        names = [scoring.fitting(dialogue.scorer, right)]
+        names = [metrics.fitting(dialogue.scorer, right)]
         if dialogue.scorer == "bleu":
-            names = ["bleu_characters" if scoring.is_unspaced(right) else "bleu", "chrf"]
+            names = ["bleu_characters" if metrics.is_unspaced(right) else "bleu", "chrf"]
         for name in ["chrf" if name == "similarity" else name for name in names]:
             answers, references = by.setdefault(name, ([], []))
             answers.append(dialogue.answers[SPEECH])
             references.append(right)
-    english = scoring.wer(*by["wer_english"], english=True) if "wer_english" in by else None
+    english = metrics.wer(*by["wer_english"], english=True) if "wer_english" in by else None
     return {
-        "wer": scoring.wer(*by["wer"]) if "wer" in by else english,
+        "wer": metrics.wer(*by["wer"]) if "wer" in by else english,
         "wer_english": english,
-        "cer": scoring.cer(*by["cer"]) if "cer" in by else None,
-        "bleu": scoring.bleu(*by["bleu"]) if "bleu" in by else None,
-        "bleu_characters": scoring.bleu(*by["bleu_characters"]) if "bleu_characters" in by else None,
-        "chrf": scoring.chrf(*by["chrf"]) if "chrf" in by else None,
+        "cer": metrics.cer(*by["cer"]) if "cer" in by else None,
+        "bleu": metrics.bleu(*by["bleu"]) if "bleu" in by else None,
+        "bleu_characters": metrics.bleu(*by["bleu_characters"]) if "bleu_characters" in by else None,
+        "chrf": metrics.chrf(*by["chrf"]) if "chrf" in by else None,
     }

@@ -11,15 +11,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mtbi import files
-from mtbi.benchmark import cells, dialogues
+from mtbi.answers import task_library
+from mtbi.benchmark import dialogues, scores
 from mtbi.benchmark.answers import CONTROLS, Answerer, Transcriber, in_batches
-from mtbi.benchmark.cells import Cell
 from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.benchmark.judge import Judge
-from mtbi.data.shards import Shards
+from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
-from mtbi.tasks import identity, registry
-from mtbi.trained import TrainedRun
+from mtbi.llm import identity
+from mtbi.shards.shards import Shards
+from mtbi.use.open_run import TrainedRun
 
 TURNED_EVERY = 2  #: every so many utterances are also asked with the prompt in the other place
 
@@ -48,11 +49,11 @@ class Report:
     @property
     def summary(self) -> list[Cell]:
         """The parts of the tasks, in all their wordings; single tasks and kinds of wording are in `table.md`."""
-        return [c for c in self.cells if c.tasks in (cells.TRAINED, cells.NEW, cells.FORMATS) and c.wording == "all"]
+        return [c for c in self.cells if c.tasks in (scores.TRAINED, scores.NEW, scores.FORMATS) and c.wording == "all"]
 
     def __str__(self) -> str:
         """The summary as a table."""
-        return f"{cells.render(self.summary)}\n\n{cells.notes(self.summary)}"
+        return f"{scores.render(self.summary)}\n\n{scores.notes(self.summary)}"
 
 
 def group_name(place: str) -> str:
@@ -70,7 +71,7 @@ def evaluate(run: TrainedRun, settings: Settings) -> Report:
     places = settings.places or {group_name(place): place for place in recipe.data.eval_shards}
     if not places:
         raise UserError("no evaluation shards: name them with --shards NAME=FOLDER, or set data.eval_shards in the recipe")
-    tasks = registry.load(recipe.behaviour.library)
+    tasks = task_library.load(recipe.behaviour.library)
     groups = {name: list_turns(name, place, run, tasks, settings) for name, place in places.items()}
     answerer = Answerer(run, settings.transcribe, settings.controls)
     answered: list[Dialogue] = []
@@ -82,12 +83,14 @@ def evaluate(run: TrainedRun, settings: Settings) -> Report:
                 bar.update(len(batch))
     if settings.judge:
         settings.judge.judge(answered)
-    report = Report(run.folder / "evaluation" / run.checkpoint.name, cells.table(answered, trained_tasks(run)), answered)
+    report = Report(run.folder / "evaluation" / run.checkpoint.name, scores.table(answered, trained_tasks(run)), answered)
     save(report, run)
     return report
 
 
-def list_turns(name: str, place: str, run: TrainedRun, tasks: dict[str, registry.Task], settings: Settings) -> Iterator[Turn]:
+def list_turns(
+    name: str, place: str, run: TrainedRun, tasks: dict[str, task_library.Task], settings: Settings
+) -> Iterator[Turn]:
     """The dialogues of a place; some are asked a second time with the prompt on the other side of the speech."""
     if place.endswith(".jsonl"):
         return dialogues.from_jsonl(name, Path(place), run.recipe.behaviour.prompt_first)
@@ -106,7 +109,7 @@ def with_turned(turns: Iterator[Turn]) -> Iterator[Turn]:
 
 def trained_tasks(run: TrainedRun) -> set[str]:
     """The tasks that speech training used."""
-    from mtbi.data.plan import taken_tasks
+    from mtbi.batches.plan import taken_tasks
 
     places = run.recipe.data.shards
     return set().union(*(taken_tasks(run.recipe.plan.tasks, open_shards(place, run).index.tasks) for place in places))
@@ -131,9 +134,9 @@ def save(report: Report, run: TrainedRun) -> None:
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
     (report.folder / "answers.jsonl").write_text("".join(answers), encoding="utf-8")
-    (report.folder / "table.md").write_text(cells.render(report.cells) + "\n", encoding="utf-8")
-    (report.folder / "notes.md").write_text(cells.notes(report.cells) + "\n", encoding="utf-8")
-    numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(cells.to_json, report.cells))}
+    (report.folder / "table.md").write_text(scores.render(report.cells) + "\n", encoding="utf-8")
+    (report.folder / "notes.md").write_text(scores.notes(report.cells) + "\n", encoding="utf-8")
+    numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(scores.to_json, report.cells))}
     files.write_text(report.folder / "report.json", json.dumps(numbers, indent=1) + "\n")
 
 
@@ -150,4 +153,4 @@ def load(run: TrainedRun) -> Report | None:
 def load_cells(folder: Path) -> list[Cell]:
     """The cells of a saved report."""
     record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return [cells.from_json(cell) for cell in record["cells"]]
+    return [scores.from_json(cell) for cell in record["cells"]]

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mtbi.data import audio
-from mtbi.data.corpus import Utterance, read_manifest, write_manifest
+from mtbi.answers import task_library
+from mtbi.audio import codec
+from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.demo import world
 from mtbi.demo.speech import join
 from mtbi.errors import UserError
-from mtbi.tasks import registry
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def make_part(part: Part, digits_folder: Path, out: Path) -> Path:
             "The demo needs files named {digit}_{speaker}_{n}.wav as in the Free Spoken Digit Dataset; "
             "numbers 40 to 49 and speaker theo are its test splits."
         )
-    tasks = list(registry.load(["digits"]))
+    tasks = list(task_library.load(["digits"]))
     draw, pauses = random.Random(part.seed), np.random.default_rng(part.seed)
     waves: dict[str, np.ndarray] = {}
     strings = []
@@ -64,10 +64,10 @@ def make_part(part: Part, digits_folder: Path, out: Path) -> Path:
         chosen = [draw.choice(pool[speaker][world.DIGITS[digit]]) for digit in digits]
         for clip in chosen:
             if clip.id not in waves:
-                waves[clip.id] = audio.read(digits_folder / clip.audio)
+                waves[clip.id] = codec.read(digits_folder / clip.audio)
         wave, times = join((waves[clip.id] for clip in chosen), pauses)
         name = f"{part.name}-{number:05d}"
-        (out / "audio" / f"{name}.flac").write_bytes(audio.encode(wave))
+        (out / "audio" / f"{name}.flac").write_bytes(codec.encode(wave))
         text = " ".join(world.DIGITS[digit] for digit in digits)
         strings.append(
             Utterance(
@@ -75,9 +75,9 @@ def make_part(part: Part, digits_folder: Path, out: Path) -> Path:
                 audio=f"audio/{name}.flac",
                 text=text,
                 speaker=speaker,
-                duration_s=round(len(wave) / audio.SAMPLE_RATE, 4),
+                duration_s=round(len(wave) / codec.SAMPLE_RATE, 4),
                 language="en",
-                sample_rate=audio.SAMPLE_RATE,
+                sample_rate=codec.SAMPLE_RATE,
                 split=part.name,
                 words=[(word, round(start, 4), round(end, 4)) for word, (start, end) in zip(text.split(), times, strict=True)],
                 answers={task: world.answer_about(task, digits) for task in tasks},

@@ -155,7 +155,7 @@ class DemoEncoder(nn.Module):
 
 
 class DemoAligner:
-    """Emissions and labels for `mtbi.data.align`: one CTC label for each digit word."""
+    """Emissions and labels for `mtbi.corpus.align`: one CTC label for each digit word."""
 
     blank = BLANK
     delimiter: int | None = None

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from mtbi import recipe as recipes
-from mtbi.data import features, shards
-from mtbi.data.corpus import read_manifest
-from mtbi.data.shards import Shards
+from mtbi.corpus.manifest import read_manifest
 from mtbi.demo.run import answer, prepare, questions
-from mtbi.model.encoder import build_encoder
+from mtbi.model.encoders.build import build_encoder
 from mtbi.recipe import BehaviourConfig, Recipe
+from mtbi.shards import features, shards
+from mtbi.shards.shards import Shards
 
 
 def variants(config: BehaviourConfig) -> dict[str, BehaviourConfig]:

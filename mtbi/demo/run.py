@@ -18,21 +18,22 @@ import torch
 
 import mtbi
 from mtbi import recipe as recipes
+from mtbi.answers import behaviour
+from mtbi.answers.teacher import build_teacher
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM
-from mtbi.data import align, importers, shards
-from mtbi.data.corpus import Utterance, read_manifest, write_manifest
+from mtbi.corpus import align, importers
+from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.demo import corpus, world
 from mtbi.demo.encoder import DemoAligner
 from mtbi.demo.speech import speak_digits
 from mtbi.errors import UserError
+from mtbi.llm.chat_format import read_chat
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.tasks import behaviour
-from mtbi.tasks.chat import read_chat
-from mtbi.tasks.teacher import build_teacher
+from mtbi.shards import shards
 
 if TYPE_CHECKING:
     from mtbi.benchmark.run import Report
-    from mtbi.trained import TrainedRun
+    from mtbi.use.open_run import TrainedRun
 
 TEST_PARTS = ("test_known", "test_unseen")
 REPOSITORY = Path(mtbi.__file__).parents[1]
@@ -147,7 +148,7 @@ def run(speech: Path | None, overrides: list[str], prepare_only: bool = False, d
         return
     train(recipe, overrides)
     from mtbi.benchmark.run import Settings, evaluate, load
-    from mtbi.trained import open_run
+    from mtbi.use.open_run import open_run
 
     trained = open_run(recipe.run_dir, "best")
     places = {part: str(data / part / "shards") for part in TEST_PARTS}

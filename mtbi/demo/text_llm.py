@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
+from mtbi.answers import task_library
 from mtbi.demo import world
-from mtbi.tasks import registry
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -33,7 +33,7 @@ CONSTRAINED_SHARE = 0.25  # of the questions, as in "reverse the digits in frenc
 
 def read_wordings() -> dict[str, list[str]]:
     """Every wording of every digit task, training and held-out ones alike: the text LLM knows them all."""
-    return {name: list(task.wordings) for name, task in registry.load(["digits"]).items()}
+    return {name: list(task.wordings) for name, task in task_library.load(["digits"]).items()}
 
 
 def make_tokenizer(wordings: dict[str, list[str]]) -> PreTrainedTokenizerFast:

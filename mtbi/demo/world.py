@@ -1,6 +1,6 @@
 """The miniature world: digit strings, and the one right answer to each task about them.
 
-Nothing here knows of audio or models. The wordings of the tasks are in `mtbi/tasks/library/digits.yaml`.
+Nothing here knows of audio or models. The wordings of the tasks are in `mtbi/answers/library/digits.yaml`.
 """
 
 from __future__ import annotations

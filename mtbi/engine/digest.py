@@ -1,7 +1,7 @@
 """What the data of a run are, in some short texts that do not depend on where they lie.
 
 A place in the data (epoch, window, step) means something only together with the shards, their order, the encoder's and
-adapter's geometry and the code that plans. A checkpoint keeps these texts beside its place; see `mtbi/engine/start.py`.
+adapter's geometry and the code that plans. A checkpoint keeps these texts beside its place; see `mtbi/engine/inputs.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mtbi.data.plan import Step
-from mtbi.data.shards import TABLES, Shards
-from mtbi.model.geometry import FrameGeometry
+from mtbi.batches.plan import Step
+from mtbi.model.frame_counts import FrameGeometry
+from mtbi.shards.shards import TABLES, Shards
 
 WHOLE_BYTES = 1 << 28  #: a table of at most so many bytes is read whole, of a larger one about as much in equal distances
 BLOCK_ROWS = 1 << 16

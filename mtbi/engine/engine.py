@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from launcher.ranks import Ranks
-from mtbi.data.loader import LoadedStep
+from mtbi.batches.loader import LoadedStep
 from mtbi.engine import memory
 from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
 from mtbi.errors import UserError
-from mtbi.model import back_end, precision, self_test
+from mtbi.llm import back_end, precision
+from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
-from mtbi.model.loss import LossOutput
+from mtbi.model.losses.imitation import LossOutput
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe, TrainConfig
 

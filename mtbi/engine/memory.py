@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from mtbi.model import back_end
+from mtbi.llm import back_end
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoder import build_encoder
+from mtbi.model.encoders.build import build_encoder
 from mtbi.model.flops import size
-from mtbi.model.geometry import PLUGIN, read_encoder_config
+from mtbi.model.frame_counts import PLUGIN, read_encoder_config
 from mtbi.recipe import LoraConfig, Recipe
 
 ACTIVATION_BYTES = 34  #: for each token, channel and layer in 16 bits, without recomputation

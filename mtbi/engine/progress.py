@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtbi import recipe as recipes
-from mtbi.data.plan import Position, Step
+from mtbi.batches.plan import Position, Step
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.recipe import DataConfig, Recipe
 

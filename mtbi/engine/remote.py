@@ -12,7 +12,7 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from mtbi.data import store
+from mtbi import object_store
 from mtbi.engine import checkpoint
 from mtbi.errors import UnavailableError, UserError
 
@@ -41,12 +41,12 @@ class RemoteCopy:
 
     def _push(self, held: Path, name: str, names: list[str]) -> None:
         try:
-            store.upload(held, names, f"{self.place}/{checkpoint.FOLDER}/{name}")
+            object_store.upload(held, names, f"{self.place}/{checkpoint.FOLDER}/{name}")
             (held / LATEST).write_text(json.dumps({"checkpoint": name, "files": names}) + "\n", encoding="utf-8")
-            store.upload(held, [LATEST], self.place)
+            object_store.upload(held, [LATEST], self.place)
             events = self.run_dir / TENSORBOARD
             if events.is_dir():
-                store.upload(events, sorted(path.name for path in events.iterdir()), f"{self.place}/{TENSORBOARD}")
+                object_store.upload(events, sorted(path.name for path in events.iterdir()), f"{self.place}/{TENSORBOARD}")
             self.failed = ""
         except Exception as error:
             self.failed = name
@@ -73,8 +73,8 @@ def pull(place: str, run_dir: Path) -> Path | None:
     place = place.rstrip("/")
     note = run_dir / checkpoint.FOLDER / f".{LATEST}"
     try:
-        store.fetch(f"{place}/{LATEST}", note)
-    except store.NotFoundError:
+        object_store.fetch(f"{place}/{LATEST}", note)
+    except object_store.NotFoundError:
         return None
     except UnavailableError as error:
         if own is None:
@@ -94,7 +94,7 @@ def pull(place: str, run_dir: Path) -> Path | None:
         return None
     partial = run_dir / checkpoint.FOLDER / f".{name}.partial"
     for one in names:
-        store.fetch(f"{place}/{checkpoint.FOLDER}/{name}/{one}", partial / one)
+        object_store.fetch(f"{place}/{checkpoint.FOLDER}/{name}/{one}", partial / one)
     folder = checkpoint.folder_of(run_dir, step)
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     return partial.replace(folder)

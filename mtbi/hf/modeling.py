@@ -14,9 +14,9 @@ from mtbi.demo.encoder import DemoEncoder, DemoEncoderConfig
 from mtbi.demo.encoder import LogMel as DemoLogMel
 from mtbi.hf import frozen
 from mtbi.hf.configuration import MtbiConfig
-from mtbi.model import buckets
+from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoder import FFT_SAMPLES, Convolutional, LogMel, Whisper, mel_filters
+from mtbi.model.encoders.build import FFT_SAMPLES, Convolutional, LogMel, Whisper, mel_filters
 from mtbi.model.speech_llm import SpeechLLM
 
 
@@ -126,7 +126,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
 
     def hear(self, input_values: Tensor, input_lengths: Tensor) -> Tensor:
         """Waveforms `(clips, samples)` at 16 kHz and lengths in samples to adapter frames `(frames of all clips, hidden)`."""
-        features, lengths = buckets.encode(self.encoder, input_values, input_lengths.clamp(min=1))
+        features, lengths = by_length.encode(self.encoder, input_values, input_lengths.clamp(min=1))
         frames, counts = self.adapter(features.to(next(self.adapter.parameters()).dtype), lengths)
         return torch.cat([clip[:count] for clip, count in zip(frames, counts.tolist(), strict=True)])
 

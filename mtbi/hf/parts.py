@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtbi.data.waveforms import waveform
+from mtbi.audio.waveforms import waveform
 
 #: Types of parts that hold a recording, and the keys under which it stands.
 AUDIO = ("audio", "audio_url", "input_audio")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from mtbi.data.waveforms import listed
+from mtbi.audio.waveforms import listed
 from mtbi.hf import parts
 
 TASK = "audio-text-to-text"

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 
-from mtbi.data import audio as sound
-from mtbi.data.waveforms import Recording, RecordingError, listed, waveform
+from mtbi.audio import codec as sound
+from mtbi.audio.waveforms import Recording, RecordingError, listed, waveform
 from mtbi.hf import parts
-from mtbi.model.geometry import FrameGeometry
-from mtbi.tasks.tokens import APART, Tokens
+from mtbi.llm.control_tokens import APART, Tokens
+from mtbi.model.frame_counts import FrameGeometry
 
 AUDIO_TOKEN = "<|audio|>"
 #: Arguments of other processors, and the values of theirs that mean what this one does.
@@ -47,7 +47,7 @@ class MtbiFeatureExtractor(SequenceFeatureExtractor):
     def __call__(self, recordings: Sequence[Recording], sampling_rate: int | None = None) -> BatchFeature:
         """`input_values (clips, samples)` and `input_lengths (clips,)` in samples.
 
-        Raises RecordingError, which is a ValueError, for an unusable recording (see `mtbi.data.waveforms`), for another
+        Raises RecordingError, which is a ValueError, for an unusable recording (see `mtbi.audio.waveforms`), for another
         sampling rate, and for a recording that is longer than what the model was trained on.
         """
         if sampling_rate not in (None, self.sampling_rate):

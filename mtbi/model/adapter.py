@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mtbi import plugins
 from mtbi.errors import UserError
-from mtbi.model.geometry import adapter_queries
+from mtbi.model.frame_counts import adapter_queries
 from mtbi.recipe import AdapterConfig
 
 GELU_RMS = 0.652  # root mean square of gelu(x) for a standard normal x

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mtbi.model import fp8
-from mtbi.model.last_layer import decoder_layers, parts
+from mtbi.llm import fp8
+from mtbi.llm.last_layer import decoder_layers, parts
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:

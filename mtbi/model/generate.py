@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mtbi.answers.teacher import all_end_ids
 from mtbi.errors import UserError
 from mtbi.model.speech_llm import SpeechLLM, is_partitioned
-from mtbi.tasks.teacher import all_end_ids
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from mtbi.model import attention, back_end, self_test
-from mtbi.model.last_layer import LastLayer
+from mtbi.llm import attention, back_end
+from mtbi.llm.last_layer import LastLayer
+from mtbi.model import self_test
 
 VOCABULARY = 128
 NARROW = {"intermediate_size": 64, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtbi.data.batch import RowBuilder
+from mtbi.batches.batch import RowBuilder
 from mtbi.errors import UserError
-from mtbi.model import fp8
-from mtbi.model.attention import Packing
+from mtbi.llm import fp8
+from mtbi.llm.attention import Packing
 from mtbi.model.speech_llm import NO_MASK_SHAPE
 
 #: Of the packed row: tokens of each group's prefix, and of each of its branches.

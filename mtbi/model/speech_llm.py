@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtbi.data.batch import Batch
+from mtbi.batches.batch import Batch
 from mtbi.errors import UserError
-from mtbi.model import attention, back_end, buckets, fp8, varlen
+from mtbi.llm import attention, back_end, fp8, kernels
+from mtbi.llm.last_layer import LastLayer, decoder_layers
+from mtbi.llm.zero3_loading import loaded_weights_only
+from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoder import build_encoder, set_trainable
-from mtbi.model.last_layer import LastLayer, decoder_layers
-from mtbi.model.loss import AnswerHead, LossOutput
-from mtbi.model.zero3_loading import loaded_weights_only
+from mtbi.model.encoders.build import build_encoder, set_trainable
+from mtbi.model.losses.imitation import AnswerHead, LossOutput
 from mtbi.recipe import LoraConfig, LossConfig, ModelConfig
 
 #: Given where a mask is expected, so that transformers builds none: packed rows make their own.
@@ -65,7 +66,7 @@ class SpeechLLM(nn.Module):
             features, frames = self.encoder(waveforms, lengths)
         else:
             with torch.no_grad():
-                features, frames = buckets.encode(self.encoder, waveforms, lengths)
+                features, frames = by_length.encode(self.encoder, waveforms, lengths)
         return self.adapter(features.to(self.dtype), frames)
 
     def hear_one(self, wave: np.ndarray) -> Tensor:
@@ -109,7 +110,7 @@ def build_speech_llm(
     """Pretrained encoder and LLM, and a fresh adapter (from torch's random state).
 
     With `zero3`, DeepSpeed's configuration, the LLM is read straight into its ZeRO-3 partitions; all else comes whole.
-    `longest_tokens` is the longest dialogue in LLM positions, None = any length (`mtbi.model.back_end.choose`).
+    `longest_tokens` is the longest dialogue in LLM positions, None = any length (`mtbi.llm.back_end.choose`).
     Raises UserError for models that cannot be found or are of an unsupported kind.
     """
     device = torch.device(device)
@@ -135,7 +136,7 @@ def load_llm(
     """The causal LLM, frozen but for LoRA, with one of our attention back ends; partitioned with `zero3`."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from mtbi.tasks.chat import resolve_llm
+    from mtbi.llm.chat_format import resolve_llm
 
     if config.llm_fp8:
         fp8.check(device)
@@ -145,7 +146,7 @@ def load_llm(
     back_end.check_config(shape)
     chosen, _ = back_end.choose(config.attention, device, dtype, shape, longest_tokens)
     if chosen == "flash" and device.type == "cuda":
-        varlen.choose_kernels(device, shape.heads, shape.key_heads, shape.size)
+        kernels.choose_kernels(device, shape.heads, shape.key_heads, shape.size)
     partitioning: Any = None
     if zero3:
         from transformers.integrations import HfDeepSpeedConfig
@@ -176,7 +177,7 @@ def load_llm(
 def compile_layers(llm: Any) -> None:
     """Compile an LLM's layers in place, when they are first called: one by one, since they are alike and so compiled once.
 
-    The last one computes less than the others and stays as it is (`mtbi.model.last_layer`).
+    The last one computes less than the others and stays as it is (`mtbi.llm.last_layer`).
     """
     for layer in decoder_layers(llm)[:-1]:
         layer.compile()

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from mtbi import recipe
-from mtbi.data import shards
-from mtbi.data.audio import encode
-from mtbi.data.corpus import Utterance
+from mtbi.answers import behaviour
+from mtbi.answers.teacher import build_teacher
+from mtbi.audio.codec import encode
+from mtbi.corpus.manifest import Utterance
 from mtbi.demo import world
+from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import BehaviourConfig
-from mtbi.tasks import behaviour
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
-from mtbi.tasks.teacher import build_teacher
-from mtbi.trained import TrainedRun
+from mtbi.shards import shards
+from mtbi.use.open_run import TrainedRun
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import pytest
 import soundfile
 
 from mtbi import recipe
+from mtbi.answers import task_library
 from mtbi.benchmark import run as benchmark
 from mtbi.benchmark.answers import CASCADE, CONTROL_EVERY, CONTROLS, SPARE_TOKENS, UNKNOWN_ANSWER_TOKENS, Answerer
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, choose, from_shards, turned
 from mtbi.benchmark.run import Settings, evaluate, load_cells
 from mtbi.errors import UserError
-from mtbi.tasks import registry
-from mtbi.tasks.chat import ChatFormat
-from mtbi.trained import TrainedRun
+from mtbi.llm.chat_format import ChatFormat
+from mtbi.use.open_run import TrainedRun
 
 
 def test_the_whole_way(run: TrainedRun) -> None:
@@ -54,7 +54,7 @@ def test_batching_does_not_change_answers(run: TrainedRun) -> None:
     shards = benchmark.open_shards(run.recipe.data.eval_shards[0], run)
 
     def answers(size: int) -> list[dict[str, str]]:
-        turns = list(from_shards("test", shards, registry.load(["digits"]), 0))
+        turns = list(from_shards("test", shards, task_library.load(["digits"]), 0))
         for start in range(0, len(turns), size):
             Answerer(run).ask(turns[start : start + size], first=start)
         return [turn.dialogue.answers for turn in turns]
@@ -68,7 +68,7 @@ def test_how_long_an_answer_may_be_does_not_depend_on_its_batch(run: TrainedRun,
 
     monkeypatch.setattr("mtbi.benchmark.answers.generate", run_on)
     shards = benchmark.open_shards(run.recipe.data.eval_shards[0], run)
-    turns = list(from_shards("test", shards, registry.load(["digits"]), 0))
+    turns = list(from_shards("test", shards, task_library.load(["digits"]), 0))
     moved = turned(turns[0])
     Answerer(run, controls=()).ask([*turns, moved])
     for turn in turns:

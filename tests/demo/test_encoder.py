@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtbi.data import audio
-from mtbi.data.align import align
-from mtbi.data.corpus import Utterance, read_manifest
+from mtbi.audio import codec
+from mtbi.corpus.align import align
+from mtbi.corpus.manifest import Utterance, read_manifest
 from mtbi.demo.encoder import DemoAligner, DemoEncoder
 from mtbi.demo.speech import join
 from mtbi.demo.world import DIGITS
@@ -25,7 +25,7 @@ def held_out(speech: Path, speaker: str, numbers: range) -> dict[str, list[np.nd
     for utterance in read_manifest(speech / "fsdd" / "manifest.jsonl"):
         name, number = utterance.id.split("_")[-2:]
         if name == speaker and int(number) in numbers:
-            recordings[utterance.text].append(audio.read(speech / "fsdd" / utterance.audio))
+            recordings[utterance.text].append(codec.read(speech / "fsdd" / utterance.audio))
     return recordings
 
 
@@ -69,7 +69,7 @@ def test_alignment_finds_the_words(speech: Path, encoder: DemoEncoder, tmp_path:
     utterances, truth = [], {}
     for number in range(20):
         wave, words, times = random_string(recordings, rng)
-        (tmp_path / f"{number}.flac").write_bytes(audio.encode(wave))
+        (tmp_path / f"{number}.flac").write_bytes(codec.encode(wave))
         utterances.append(Utterance(str(number), f"{number}.flac", " ".join(words)))
         truth[str(number)] = times
     inside = total = 0

@@ -5,7 +5,7 @@ import random
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtbi.demo.text_llm import make_batch, make_tokenizer, measure, random_dialogue, read_wordings
-from mtbi.tasks.chat import resolve_llm
+from mtbi.llm.chat_format import resolve_llm
 
 
 def test_the_shipped_llm_answers_fresh_dialogues() -> None:

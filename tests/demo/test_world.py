@@ -4,9 +4,10 @@ import random
 
 import pytest
 
+from mtbi import metrics
+from mtbi.answers import task_library
 from mtbi.demo import world
 from mtbi.demo.text_llm import read_wordings
-from mtbi.tasks import registry, scoring
 
 ANSWERS_ABOUT_SEVEN_TWO_NINE = {
     "repeat": "seven two nine",
@@ -40,11 +41,11 @@ def test_gold_answers(task: str, answer: str) -> None:
 def test_a_constraint_changes_the_form_of_the_answer_only() -> None:
     assert world.gold_answer("reverse/french", "seven two um nine") == "neuf deux sept"
     assert world.gold_answer("count/numerals", "seven two nine") == "3"
-    tasks = registry.load(["digits"])
+    tasks = task_library.load(["digits"])
     rng = random.Random(0)
     for name in (*world.GOLD, *world.FORMATS):
         answers = [world.answer_about(name, world.random_digits(rng)) for _ in range(20)]
-        assert all(scoring.follows(answer, tasks[name].form) for answer in answers), name
+        assert all(metrics.follows(answer, tasks[name].form) for answer in answers), name
 
 
 def test_every_task_has_gold_and_is_trained_or_unseen() -> None:

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from launcher.distributed import start_distributed
 from launcher.ranks import find_ranks
 from mtbi import recipe as recipes
-from mtbi.data.loader import Loader
-from mtbi.data.plan import Plan
+from mtbi.batches.loader import Loader
+from mtbi.batches.plan import Plan
 from mtbi.engine.engine import Engine
-from mtbi.engine.start import open_shards
-from mtbi.model import buckets
-from mtbi.model.geometry import FrameGeometry
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
+from mtbi.engine.inputs import open_shards
+from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
+from mtbi.model import by_length
+from mtbi.model.frame_counts import FrameGeometry
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     device = start_distributed(ranks)
     if ranks.rank:
-        buckets.CPU_CALL_SAMPLES = 0  # others call the frozen encoder more often than rank 0: none of it may be partitioned
+        by_length.CPU_CALL_SAMPLES = 0  # others call the frozen encoder more often than rank 0: none of it may be partitioned
     engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks.world, None)
     with Loader(shards, plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch) as loader:
         sums = engine.train_step(next(iter(loader)), 0, stop=False)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtbi.data.shards import BRANCH, WORD
 from mtbi.engine import digest
+from mtbi.shards.shards import BRANCH, WORD
 
 TABLE = np.array([(start, start + 5, start % 3) for start in range(1000)], WORD)
 

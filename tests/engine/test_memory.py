@@ -9,7 +9,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from transformers import LlamaConfig, WhisperConfig
 
 from mtbi import recipe as recipes
-from mtbi.engine import memory, pace
+from mtbi.engine import memory, step_time
 from mtbi.engine.engine import decided_model
 from mtbi.engine.memory import Estimate
 from mtbi.model.speech_llm import build_speech_llm
@@ -71,15 +71,15 @@ def recomputing(recipe: Recipe, chosen: str) -> Recipe:
 
 
 def test_the_plan_recomputes_only_where_nothing_fits_otherwise(real: Recipe) -> None:
-    told = pace.render(pace.tabulate(real, [8, 64], 48, 8))
+    told = step_time.render(step_time.tabulate(real, [8, 64], 48, 8))
     assert "     8 with activations recomputed:" in told
     assert "    64 with activations recomputed:" not in told  # ZeRO-3 over 64 GPUs fits without
     assert told.count("← take this") == 2
     for chosen in ("auto", "on"):
-        told = pace.render(pace.tabulate(recomputing(real, chosen), [1], 16, 8))
+        told = step_time.render(step_time.tabulate(recomputing(real, chosen), [1], 16, 8))
         assert "1 with activations recomputed:" in told
         assert "nothing fits: lower plan.row_tokens" in told
-    told = pace.render(pace.tabulate(recomputing(real, "off"), [1], 40, 8))
+    told = step_time.render(step_time.tabulate(recomputing(real, "off"), [1], 40, 8))
     assert "recomputed" not in told
     assert "nothing fits: turn on model.activation_checkpointing, lower" in told
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mtbi import recipe as recipes
-from mtbi.data.plan import Group, Position, Row, Step
+from mtbi.batches.plan import Group, Position, Row, Step
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.progress import Progress
 from mtbi.recipe import DataConfig

@@ -18,7 +18,7 @@ from servers.faulty_proxy import faulty_proxy
 from servers.swift import swift_server
 
 from launcher.ranks import UNAVAILABLE
-from mtbi.data import store
+from mtbi import object_store
 from mtbi.engine import checkpoint, remote
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UserError
@@ -104,7 +104,7 @@ def test_a_store_that_is_gone_ends_the_run_with_a_checkpoint(
     shards = shutil.copytree(shard_folder, tmp_path / "shards")
     if reads == "evaluation":
         add_tasks(shards)
-    store.upload(shards, sorted(path.name for path in shards.iterdir()), f"{bucket}/shards")
+    object_store.upload(shards, sorted(path.name for path in shards.iterdir()), f"{bucket}/shards")
     # A cache below the size of a shard: the store is asked all the time, also for a step's later micro-batches.
     fields = [
         f"data.shards=[{bucket}/shards]" if reads == "training" else f"data.eval_shards=[{bucket}/shards]",

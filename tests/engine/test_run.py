@@ -20,7 +20,7 @@ from mtbi import train
 from mtbi.engine import checkpoint, guard
 from mtbi.engine.engine import Engine
 from mtbi.errors import UserError
-from mtbi.trained import find_checkpoint
+from mtbi.use.open_run import find_checkpoint
 
 
 class Flag:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtbi.data.loader import Loader
-from mtbi.data.plan import Plan
-from mtbi.data.shards import Shards
+from mtbi.batches.loader import Loader
+from mtbi.batches.plan import Plan
 from mtbi.engine.seeding import seed_micro_batch
-from mtbi.model.geometry import FrameGeometry
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
+from mtbi.shards.shards import Shards
 
 
 def draws(seed: int, step: int, row: int) -> tuple[object, ...]:

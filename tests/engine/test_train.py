@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launcher import watchdog
 from launcher.ranks import free_port
 from mtbi.engine import checkpoint
-from mtbi.engine.metrics import layout
+from mtbi.engine.log import layout
 
 TRAIN = str(Path(__file__).parents[2] / "mtbi" / "train.py")
 ENOUGH = "train.steps=14"  # for a run to be still at work when it is killed after its fifth step, also on a slow machine

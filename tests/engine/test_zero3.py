@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import pytest
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
-from model import families
 from torch import Tensor
 from torch.nn import functional
 

@@ -12,12 +12,12 @@ import torch
 
 from launcher.distributed import start_distributed
 from launcher.ranks import Ranks, find_ranks
+from mtbi import object_store
 from mtbi import recipe as recipes
-from mtbi.data import store
 from mtbi.engine import checkpoint
 from mtbi.engine.checkpoint import Snapshot
+from mtbi.engine.checkpointing import Keeper
 from mtbi.engine.engine import Engine
-from mtbi.engine.keeper import Keeper
 from mtbi.model.generate import generate
 
 ZERO3 = str(Path(__file__).parents[2] / "ds_configs" / "zero3.json")
@@ -54,7 +54,7 @@ def upload(ranks: Ranks, out: Path) -> None:
     keeper = Keeper(recipe, ranks, engine, engine, doing=told.append)  # type: ignore[arg-type]
     began = time.monotonic()
     if keeper.copies:
-        store.upload = lambda *_: time.sleep(2.5)
+        object_store.upload = lambda *_: time.sleep(2.5)
         keeper.copies.push(checkpoint.save(out, 4, Snapshot({}, {}, {"step": 4})), needed=True)
     assert keeper.close() == ""
     assert time.monotonic() - began > 4.5, "left before the copy was made"

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from launcher.ranks import Ranks, find_ranks
 from mtbi import recipe as recipes
-from mtbi.engine import agreement, checkpoint, start
+from mtbi.engine import agreement, checkpoint, inputs
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UnavailableError, UserError
 
@@ -56,8 +56,8 @@ def begun(ranks: Ranks, shards: str, run_dir: Path, *overrides: str) -> Any:
     """The start of a run up to the models."""
     fields = ["plan.row_tokens=256", "plan.window_samples=20", "data.eval_shards=[]", "precision=fp32"]
     recipe = recipes.load("demo", [f"data.shards={shards}", f"run_dir={run_dir}", *fields, *overrides])
-    opened = agreement.attempt(lambda: start.open_inputs(recipe))
-    found = start.agree(recipe, ZERO1, ranks, CPU, opened)
+    opened = agreement.attempt(lambda: inputs.open_inputs(recipe))
+    found = inputs.agree(recipe, ZERO1, ranks, CPU, opened)
     if found.lease:
         found.lease.release()
     return found.progress.step

@@ -12,7 +12,7 @@ import torch
 from errors.case import Case, World, both, copied, file, folder, lines, tone
 
 from mtbi import recipe as recipes
-from mtbi.engine import start
+from mtbi.engine import inputs
 from mtbi.engine.engine import read_config
 from mtbi.errors import UserError
 
@@ -157,7 +157,7 @@ def test_wrong_runs(case: Case, meet: Callable[[Case], None]) -> None:
 )
 def test_training_without_usable_data(overrides: list[str], message: str, world: World) -> None:
     with pytest.raises(UserError, match=message):
-        start.open_inputs(recipes.load("demo", [f"data.shards=[{world.shards}]", *overrides]))
+        inputs.open_inputs(recipes.load("demo", [f"data.shards=[{world.shards}]", *overrides]))
 
 
 def test_training_with_a_list_as_deepspeed_configuration(tmp_path: Path) -> None:

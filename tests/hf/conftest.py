@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mtbi import recipe as recipes
-from mtbi.data import audio
-from mtbi.export import export
+from mtbi.audio import codec
+from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.tasks.chat import ChatFormat, load_llm_tokenizer
-from mtbi.trained import TrainedRun
+from mtbi.use.export import export
+from mtbi.use.open_run import TrainedRun
 
 
 def open_new(*overrides: str) -> TrainedRun:
@@ -55,5 +55,5 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def waves(speech: Path) -> list[np.ndarray]:
     """Four recordings of different lengths."""
     lines = (speech / "fsdd" / "manifest.jsonl").read_text().splitlines()
-    digits = [audio.read(speech / "fsdd" / json.loads(line)["audio"]) for line in lines[:8]]
+    digits = [codec.read(speech / "fsdd" / json.loads(line)["audio"]) for line in lines[:8]]
     return [np.concatenate(digits[:count]) for count in (1, 4, 2, 6)]

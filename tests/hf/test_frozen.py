@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from mtbi.hf import MtbiConfig, MtbiForConditionalGeneration
 from mtbi.hf.frozen import INDEX, WEIGHTS, one_device
 from mtbi.hf.modeling import features_of
-from mtbi.trained import TrainedRun
+from mtbi.use.open_run import TrainedRun
 
 
 def open_export(folder: Path, **arguments: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtbi.data import audio
+from mtbi.audio import codec
 from mtbi.hf import MtbiProcessor, parts
 
 WAVE = np.round(np.sin(np.arange(1600) * 0.1) * 9000).astype(np.float32) / 2**15
@@ -18,7 +18,7 @@ WAVE = np.round(np.sin(np.arange(1600) * 0.1) * 9000).astype(np.float32) / 2**15
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("parts") / "a.flac"
-    path.write_bytes(audio.encode(WAVE))
+    path.write_bytes(codec.encode(WAVE))
     return str(path)
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 import mtbi.hf
-from mtbi.data import audio
+from mtbi.audio import codec
 
 PROMPTS = ("say the digits backwards", "count the digits", "repeat", "what is the last digit of all that you have heard")
 
@@ -58,8 +58,8 @@ def test_recordings_come_in_every_form(ask: Any, waves: list[np.ndarray]) -> Non
     forms = [{"array": wave, "sampling_rate": 16000}, (16000, wave), torch.from_numpy(wave), np.stack([wave, wave], 1)]
     for form in forms:
         assert ask({"audio": form, "text": PROMPTS[0]}) == expected
-    file = audio.encode(wave)
-    decoded = ask({"audio": audio.read(file), "text": PROMPTS[0]})
+    file = codec.encode(wave)
+    decoded = ask({"audio": codec.read(file), "text": PROMPTS[0]})
     assert ask({"audio": io.BytesIO(file), "text": PROMPTS[0]}) == decoded
 
 

@@ -19,9 +19,9 @@ import torch
 from servers.slurm import NODES, Cluster, processes_with, rank_process, slurm_cluster
 
 from launcher.submit import build_parser, render
-from mtbi.data.corpus import Utterance, read_manifest, write_manifest
+from mtbi.answers.behaviour import BehaviourStore
+from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.engine import checkpoint
-from mtbi.tasks.behaviour import BehaviourStore
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtbi.model import attention
+from mtbi.llm import attention
 from mtbi.model.generate import generate
 
 END = 2

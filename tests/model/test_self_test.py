@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import families
 import pytest
 import torch
-from model import families
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mtbi.errors import UserError
-from mtbi.model import attention, back_end, self_test
-from mtbi.model.attention import DENSE, FLASH, FLEX
-from mtbi.model.back_end import LLMShape
+from mtbi.llm import attention, back_end
+from mtbi.llm.attention import DENSE, FLASH, FLEX
+from mtbi.llm.back_end import LLMShape
+from mtbi.model import self_test
 
 
 @pytest.mark.parametrize("name", families.RIGHT)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtbi.errors import UserError
-from mtbi.model import attention
+from mtbi.llm import attention
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import AdapterConfig, EncoderConfig, LoraConfig, LossConfig, ModelConfig
 

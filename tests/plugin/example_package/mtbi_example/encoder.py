@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtbi.model.geometry import Stages
+from mtbi.model.frame_counts import Stages
 from mtbi.recipe import EncoderConfig
 
 FRAME_SAMPLES = 320

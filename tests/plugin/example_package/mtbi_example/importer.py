@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtbi.data.corpus import Utterance
-from mtbi.data.importers import Record
+from mtbi.corpus.importers import Record
+from mtbi.corpus.manifest import Utterance
 from mtbi.demo.world import DIGITS
 
 

@@ -1,0 +1,235 @@
+"""Reading, resampling, encoding and decoding of sound.
+
+Resampling and downmix happen once, when shards are made (`mtbi data shard`): a manifest keeps the original files, a shard
+holds 16 kHz mono. Inside the package a waveform is float32 `(samples,)` in [-1, 1] at `SAMPLE_RATE`.
+
+Every UserError here starts with a short category and a colon ("truncated: …"), so that summaries can count reasons.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from mtbi.audio import ffmpeg, lengths, mp3
+from mtbi.corpus import paths
+from mtbi.errors import UserError
+
+SAMPLE_RATE = 16_000
+#: What `encode` can write: FLAC keeps 16 bits a sample without loss; Opus is several times smaller and lossy.
+KINDS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
+UNKNOWN_LENGTH_SAMPLES = 2**40  # libsndfile reports about 2**63 when a header does not give the length
+LARGEST_KERNEL = 2**20  # numbers in the resampling filter bank; common rates need under 2**19
+ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # of torchaudio's filter
+SMALLEST_BLOCK_SAMPLES, LARGEST_BLOCK_SAMPLES = 2**16, 2**20  # decoded at once
+LARGEST_SAMPLE = 8.0  # float files may overshoot 1.0 a little; far more means integers stored as floats
+
+
+def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
+    """Decode a file, or its bytes, as it is: samples `(samples, channels)` float32 and the sampling rate in Hz.
+
+    What the decoder delivers decides about the length; headers may announce another one (`mtbi.audio.lengths`). A file that is
+    longer than `max_seconds` is refused at its header, or as soon as so much is decoded: an hour costs no memory. Files that
+    libsndfile cannot read are decoded by ffmpeg where that is installed; bytes are not.
+    Raises UserError when it cannot be opened or decoded, is empty, truncated or too long, or holds samples that are not finite.
+    """
+    path = None if isinstance(source, bytes) else paths.locate(source)
+    with io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source) if path is None else path) as file:
+        start, size = file.read(64), file.seek(0, io.SEEK_END)
+        if size == 0:
+            raise UserError("empty file: 0 bytes")
+        try:
+            samples, rate = _decode(file, path, size, max_seconds)
+        except (RuntimeError, TypeError, ValueError) as error:  # libsndfile's errors are RuntimeErrors; TypeError: a .raw file
+            kind = ffmpeg.name(start, path)
+            if path and kind:
+                if start[:4] == b"OggS":
+                    lengths.ogg_links(path.read_bytes())
+                return load(ffmpeg.to_wav(path, kind, max_seconds), max_seconds)
+            raise _unreadable(error, kind) from error
+    if len(samples) == 0:
+        raise UserError("no samples: the file holds a header but no sound")
+    bad = int(samples.size - np.count_nonzero(np.isfinite(samples)))
+    if bad:
+        raise UserError(f"not finite: {bad} of {samples.size} samples are NaN or infinite")
+    peak = float(np.abs(samples).max())
+    if peak > LARGEST_SAMPLE:
+        raise UserError(
+            f"not scaled: samples reach {peak:.0f}, but float audio must lie within [-1, 1]; divide by the full scale"
+        )
+    return samples, rate
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # opening a pipe would wait for its writer
+            raise UserError("cannot be opened: not a regular file")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise UserError("no such file: check the path and that the corpus is complete") from error
+    except ValueError as error:
+        raise UserError("cannot be opened: the path holds a NUL character") from error
+    except OSError as error:
+        raise UserError(f"cannot be opened: {error.strerror}") from error
+
+
+def _unreadable(error: Exception, kind: str | None) -> UserError:
+    if kind:
+        return UserError(
+            f"not readable as audio: {kind} is not among the formats that libsndfile reads; convert it to WAV or FLAC"
+        )
+    reason = str(getattr(error, "error_string", error)).strip()
+    cut = any(mark in reason for mark in ("sync", "psf_fseek", "malformed"))
+    return UserError(f"{'truncated or damaged' if cut else 'not readable as audio'}: {reason}")
+
+
+class _Stream(soundfile.SoundFile):
+    """Read from start to end. soundfile would seek after each block, which GSM and FLAC of unknown length do not allow."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _decode(file: BinaryIO, path: Path | None, size: int, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Samples and rate. Raises soundfile's errors where libsndfile cannot read the file."""
+    length = lengths.inspect(file, size)
+    if length.cut:
+        whole = size - length.present + (length.announced or 0)
+        raise UserError(f"truncated: {size} bytes of the {whole} that the {length.container} header announces")
+    file.seek(0)
+    if length.patches:
+        with _Stream(lengths.Patched(file, length.patches)) as stream:
+            return _read(stream, length.flac_samples, max_seconds)
+    with _Stream(path or file) as stream:
+        if stream.format not in ("MP3", "OGG"):
+            return _read(stream, stream.frames, max_seconds)
+        recordings = _recordings(file, size, stream, max_seconds)
+        if not recordings:
+            return _read(stream, 0, max_seconds)
+    parts = []
+    for data in recordings:
+        with _Stream(io.BytesIO(data)) as stream:
+            parts.append(_read(stream, 0, max_seconds))
+    if len({(samples.shape[1], rate) for samples, rate in parts}) > 1:
+        raise UserError(
+            "several recordings: sampling rate or channels change within the file; convert it, for example with ffmpeg"
+        )
+    samples, rate = np.concatenate([samples for samples, _ in parts]), parts[0][1]
+    _refuse_longer(len(samples) / rate, max_seconds)
+    return samples, rate
+
+
+def _recordings(file: BinaryIO, size: int, stream: _Stream, max_seconds: float) -> list[bytes]:
+    """What to decode in place of an MP3 or Ogg file of which libsndfile would miss the end; empty where it reads all."""
+    seconds = stream.frames / stream.samplerate
+    if stream.format == "MP3":  # its length is an estimate: this is the least that so many bytes last
+        seconds = (size - mp3.LARGEST_TAG_BYTES) / mp3.LARGEST_BYTES_PER_SECOND
+    _refuse_longer(seconds, max_seconds)
+    position = file.tell()  # the stream may read from the same file
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    if stream.format == "MP3":
+        recounted = mp3.recount(data, stream.frames)
+        return [] if recounted is None else [recounted]
+    links = lengths.ogg_links(data)
+    return links if len(links) > 1 else []
+
+
+def _read(stream: _Stream, announced: int, max_seconds: float) -> tuple[np.ndarray, int]:
+    """All samples, and the rate; `announced` is the number that the header gives, 0 where it gives none or an estimate."""
+    rate = stream.samplerate
+    if announced < UNKNOWN_LENGTH_SAMPLES:
+        _refuse_longer(announced / rate, max_seconds)
+    blocks: list[np.ndarray] = []
+    total = 0
+    while True:
+        # What follows the announced samples is tried with a single one: it may be other data.
+        wanted = announced - total if announced > total else 1 if announced == total > 0 else SMALLEST_BLOCK_SAMPLES
+        wanted = min(wanted, LARGEST_BLOCK_SAMPLES, stream.frames - total)
+        try:
+            blocks.append(stream.read(wanted, dtype="float32", always_2d=True))
+        except soundfile.LibsndfileError:
+            if announced == total > 0:
+                break
+            raise
+        total += len(blocks[-1])
+        _refuse_longer(total / rate, max_seconds)
+        if len(blocks[-1]) < wanted or total >= stream.frames:
+            break
+    if total < 0.99 * announced < UNKNOWN_LENGTH_SAMPLES:
+        raise UserError(f"truncated: {total} samples of the {announced} that the header announces")
+    filled = [block for block in blocks if len(block)] or blocks[:1]
+    return filled[0] if len(filled) == 1 else np.concatenate(filled), rate
+
+
+def _refuse_longer(seconds: float, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        raise UserError(f"too long: {seconds:.1f} s, more than {max_seconds:g} s")
+
+
+def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    """`(samples, channels)` at `rate_hz` to the mean of the channels at 16 kHz, `(samples,)` float32.
+
+    Resamples by windowed-sinc interpolation: torchaudio's, or where the table of filters would be too large (rates that share a
+    small divisor with 16 kHz), the same filter computed for each sample.
+    """
+    mono = samples.mean(axis=1, dtype=np.float32)
+    divisor = math.gcd(rate_hz, SAMPLE_RATE)
+    if (rate_hz // divisor) * (SAMPLE_RATE // divisor) > LARGEST_KERNEL:
+        mono = _resample_each(mono, rate_hz)
+    elif rate_hz != SAMPLE_RATE:
+        mono = resample(torch.from_numpy(mono), rate_hz, SAMPLE_RATE).numpy()
+    return np.ascontiguousarray(mono)
+
+
+def _resample_each(mono: np.ndarray, rate_hz: int) -> np.ndarray:
+    """torchaudio's `resample` to 16 kHz, `(samples,)` float32, with the filter of each new sample computed on its own."""
+    cutoff_hz = ROLLOFF * min(rate_hz, SAMPLE_RATE)
+    reach = math.ceil(ZERO_CROSSINGS * rate_hz / cutoff_hz)  # old samples on each side
+    count = -(-len(mono) * SAMPLE_RATE // rate_hz)
+    padded = np.pad(mono, (reach, reach + 1))
+    new = np.empty(count, np.float32)
+    rows = max(1, LARGEST_KERNEL // (2 * reach + 2))
+    for first in range(0, count, rows):
+        number = np.arange(first, min(first + rows, count), dtype=np.int64) * rate_hz
+        near, phase = number // SAMPLE_RATE, (number % SAMPLE_RATE) / SAMPLE_RATE
+        around = np.arange(-reach, reach + 2)
+        crossings = np.clip((around - phase[:, None]) * (cutoff_hz / rate_hz), -ZERO_CROSSINGS, ZERO_CROSSINGS)
+        weights = np.sinc(crossings) * np.cos(crossings * (np.pi / ZERO_CROSSINGS / 2)) ** 2
+        new[first : first + len(near)] = (padded[near[:, None] + around + reach] * weights).sum(axis=1) * (cutoff_hz / rate_hz)
+    return new
+
+
+def read(source: str | Path | bytes) -> np.ndarray:
+    """A sound file, or its bytes, as `(samples,)` float32 at 16 kHz. Raises UserError as `load` and `standardise` do."""
+    return standardise(*load(source))
+
+
+def encode(wave: np.ndarray, kind: str = "flac") -> bytes:
+    """`(samples,)` at 16 kHz as a FLAC (16 bit) or Ogg Opus file; what lies beyond [-1, 1] is clipped.
+
+    Raises UserError for another kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"audio kind {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+    container, subtype = KINDS[kind]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wave, -1.0, 1.0), SAMPLE_RATE, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """What `encode` wrote, as `(samples,)` float32. Raises UserError if it is damaged or is not 16 kHz mono."""
+    samples, rate_hz = load(data)
+    if rate_hz != SAMPLE_RATE or samples.shape[1] != 1:
+        raise UserError(f"not from a shard: {rate_hz} Hz, {samples.shape[1]} channels, but shards hold {SAMPLE_RATE} Hz mono")
+    return samples[:, 0]

@@ -1,0 +1,208 @@
+"""From the plan to this process's micro-batches: threads fetch shards and decode audio ahead of the step that needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from mtbi.batches.batch import Batch, build
+from mtbi.batches.plan import Plan, Position, Row, Step
+from mtbi.errors import DamagedError
+from mtbi.shards.shards import Sample, Shards
+
+log = logging.getLogger(__name__)
+
+PLANNED_STEPS = 8  # steps planned ahead of the one whose batches are being made
+
+
+def rows_of(rows: list[Row], rows_per_step: int, rank: int, world: int, rows_per_micro_batch: int) -> list[list[Row]]:
+    """The rows r, r+W, … of a step for rank r of W, in micro-batches; empty rows where the step has too few.
+
+    Every rank gets the same number of micro-batches.
+    """
+    each = -(-rows_per_step // world)
+    mine = rows[rank::world]
+    mine = mine + [Row()] * (each - len(mine))
+    return [mine[start : start + rows_per_micro_batch] for start in range(0, each, rows_per_micro_batch)]
+
+
+@dataclass
+class LoadedStep:
+    """One global step as this process sees it."""
+
+    step: Step
+    loader: Loader
+    parts: int  #: micro-batches, the same number on every process
+    futures: list[Future[tuple[Batch, int]]] = field(default_factory=list)  #: batches, and utterances left out of each
+    data_wait_seconds: float = 0.0  #: spent waiting for batches so far
+    unreadable: int = 0  #: utterances left out of this process's micro-batches so far
+
+    @property
+    def position(self) -> Position:
+        """Where this step is in the data."""
+        return self.step.position
+
+    @property
+    def next_position(self) -> Position:
+        """Where the run goes on after this step."""
+        return self.step.next_position
+
+    @property
+    def weight_total(self) -> float:
+        """The denominator of the loss: the same on every process."""
+        return self.step.weight_total
+
+    @property
+    def used_share(self) -> float:
+        """Share of the step's slots that hold tokens."""
+        return self.step.used_share
+
+    def first_row(self, part: int) -> int:
+        """The number in the global step of the first row of this process's micro-batch `part`, as `rows_of` deals them out."""
+        return self.loader.rank + part * self.loader.rows_per_micro_batch * self.loader.world
+
+    @property
+    def micro_batches(self) -> Iterator[Batch]:
+        """This process's micro-batches; to be iterated once."""
+        for place in range(self.parts):
+            began = time.perf_counter()
+            self.loader.doing("waiting for data")
+            while len(self.futures) <= place:
+                self.loader.submit_next()
+            try:
+                batch, left_out = self.futures[place].result()
+                self.unreadable, self.loader.unreadable = self.unreadable + left_out, self.loader.unreadable + left_out
+            except Exception as error:
+                self.loader.failure = error  # all processes shall end together: a batch of nothing says so
+                batch = build([Row()] * self.loader.rows_per_micro_batch, self.loader.shards.__getitem__, self.loader.plan)
+            self.loader.waiting -= 1
+            self.loader.top_up()
+            self.loader.doing("computing")
+            self.data_wait_seconds += time.perf_counter() - began
+            yield batch
+
+
+class Loader:
+    """Iterate for LoadedSteps from `position` on, without end. `close` it, or use it in a `with` statement.
+
+    At most `prefetch` micro-batches are ready or being made ahead. An error while planning is raised in the iteration, on all
+    processes, which plan alike. A micro-batch that cannot be fetched or decoded is empty, and `failure` says why.
+    With `skip_unreadable`, utterances that are lost or damaged for good (DamagedError) are left out and counted; a store that
+    refuses or does not answer is a `failure` all the same.
+    `doing` is told what this process is at, for a watchdog.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        plan: Plan,
+        rank: int = 0,
+        world: int = 1,
+        rows_per_micro_batch: int = 1,
+        workers: int = 2,
+        prefetch: int = 4,
+        position: Position | None = None,
+        skip_unreadable: bool = False,
+        doing: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.shards, self.plan, self.rank, self.world = shards, plan, rank, world
+        self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
+        self.skip_unreadable, self.doing = skip_unreadable, doing
+        self.unreadable = 0  #: utterances left out of the micro-batches that were handed out
+        self.failure: Exception | None = None  #: why a micro-batch of the step that is being computed is empty
+        self.waiting = 0  #: micro-batches submitted and not yet handed out
+        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode")
+        self._planned: queue.Queue[Step | Exception] = queue.Queue(maxsize=PLANNED_STEPS)
+        self._stopped = threading.Event()
+        self._planner = threading.Thread(target=self._plan_ahead, args=(position,), name="mtbi-plan", daemon=True)
+        self._planner.start()
+        self._loaded: deque[LoadedStep] = deque()
+        self._parts: deque[tuple[LoadedStep, list[Row]]] = deque()  #: of planned steps, not yet given to the threads
+
+    def _plan_ahead(self, position: Position | None) -> None:
+        """Runs in a thread of its own: the next window is planned while steps of this one are computed."""
+        try:
+            for step in self.plan.steps(position):
+                self._put(step)
+                if self._stopped.is_set():
+                    return
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, item: Step | Exception) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._planned.put(item, timeout=0.2)
+                break
+
+    def _take_step(self) -> None:
+        """Deal out the next planned step; waits for the planner."""
+        step = self._planned.get()
+        if isinstance(step, Exception):
+            self._planned.put(step)  # whoever asks again gets the same answer
+            raise step
+        rows_per_step = self.plan.config.rows_per_step
+        parts = rows_of(step.rows, rows_per_step, self.rank, self.world, self.rows_per_micro_batch)
+        loaded = LoadedStep(step, self, len(parts))
+        self._loaded.append(loaded)
+        self._parts.extend((loaded, rows) for rows in parts)
+
+    def submit_next(self) -> None:
+        """Give the next micro-batch to the threads."""
+        if not self._parts:
+            self._take_step()
+        loaded, rows = self._parts.popleft()
+        loaded.futures.append(self._pool.submit(self._build, rows))
+        self.waiting += 1
+
+    def _build(self, rows: list[Row]) -> tuple[Batch, int]:
+        """A micro-batch, and how many utterances are left out of it."""
+        left_out = 0
+
+        def read(utterance: int) -> Sample | None:
+            nonlocal left_out
+            try:
+                return self.shards[utterance]
+            except DamagedError as error:
+                if not self.skip_unreadable:
+                    raise
+                left_out += 1
+                log.warning("utterance %d left out: %s", utterance, error)
+                return None
+
+        return build(rows, read, self.plan), left_out
+
+    def top_up(self) -> None:
+        """Keep `prefetch` micro-batches in the making, as far as steps are planned: no finished batch waits for the planner."""
+        while self.waiting < self.prefetch and (self._parts or not self._planned.empty()):
+            self.submit_next()
+
+    def __iter__(self) -> Iterator[LoadedStep]:
+        while True:
+            began = time.perf_counter()
+            self.doing("waiting for data")
+            while not self._loaded:
+                self.submit_next()
+            loaded = self._loaded.popleft()
+            loaded.data_wait_seconds += time.perf_counter() - began
+            yield loaded
+
+    def close(self) -> None:
+        """Stop the threads; batches in the making are dropped."""
+        self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._planner.join()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,234 @@
+"""Arms × seeds × amounts of speech: `mtbi reproduce`. Each run is a training run of its own, followed by its evaluation.
+
+A run that has its evaluation is skipped and one that was killed goes on from its newest checkpoint, so the command may be
+given again at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import yaml
+from tqdm import tqdm
+
+import mtbi
+from mtbi import recipe as recipes
+from mtbi.errors import UserError
+from mtbi.recipe import Recipe
+
+SHIPPED = Path(__file__).parent / "shipped"
+REPOSITORY = Path(mtbi.__file__).parents[1]
+DATA = "{data}"
+YAML_KINDS = {list: "a list", dict: "a mapping of `key: value` lines", str: "text", int: "a whole number"}
+
+
+@dataclass
+class Arm:
+    """One way of training."""
+
+    label: str  #: for tables and plots
+    fields: list[str]  #: `key=value` fields of the recipe, on top of those of `like`
+    like: str = ""  #: another arm
+    seeds: list[int] = field(default_factory=list)  #: empty = the grid's
+
+
+@dataclass
+class LessSpeech:
+    """Further runs on a part of the speech."""
+
+    arms: list[str] = field(default_factory=list)
+    minutes: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)  #: of an arm those that it has
+
+
+@dataclass
+class Compare:
+    """The differences to report: one arm against others."""
+
+    arm: str = ""
+    with_: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Grid:
+    """A benchmark of many runs, as read from YAML."""
+
+    recipe: str
+    seeds: list[int]
+    evaluate: dict[str, str]  #: shards by group of speakers
+    arms: dict[str, Arm]
+    world: str = ""  #: `digits`: the data are the miniature world's, made first
+    cascade: str = ""  #: a CTC recogniser, for the cascade
+    dialogues: int = 2000  #: of each group
+    fields: list[str] = field(default_factory=list)  #: of every run
+    less_speech: LessSpeech = field(default_factory=LessSpeech)
+    compare: Compare = field(default_factory=Compare)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    arm: str
+    seed: int
+    minutes: float = 0.0  #: of speech; 0 = all
+
+    @property
+    def name(self) -> str:
+        """Its folder below OUT/runs."""
+        return f"{self.arm}/seed-{self.seed}" + (f"-{self.minutes:g}-minutes" if self.minutes else "")
+
+
+def load(name_or_path: str) -> Grid:
+    """A grid by the name of a shipped one or by path. Raises UserError for unknown keys, arms and fields."""
+    path = SHIPPED / f"{name_or_path}.yaml"
+    path = path if path.is_file() else Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.yaml")))
+        raise UserError(f"{name_or_path}: neither a file nor a shipped grid ({known})")
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    try:
+        grid = build(record)
+        for job in jobs(grid):
+            job_recipe(grid, job, Path("out"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return grid
+
+
+def build(record: Any) -> Grid:
+    """A grid from YAML's dictionaries."""
+    values = only_known(record, Grid, "a grid")
+    missing = [name for name in ("recipe", "seeds", "evaluate", "arms") if not values.get(name)]
+    if missing:
+        raise UserError(f"a grid needs `{missing[0]}`")
+    arms = {str(name): Arm(**only_known(arm, Arm, f"arm {name}")) for name, arm in values["arms"].items()}
+    less = LessSpeech(**only_known(values.get("less_speech") or {}, LessSpeech, "less_speech"))
+    pairs = values.get("compare") or {}
+    if not isinstance(pairs, dict):
+        raise UserError(f"compare holds `arm: NAME` and `with: [NAME, …]`, not {pairs!r}")
+    compare = Compare(str(pairs.get("arm", "")), list(pairs.get("with", [])))
+    grid = Grid(**{**values, "arms": arms, "less_speech": less, "compare": compare})
+    if grid.world not in ("", "digits"):
+        raise UserError(f"world: {grid.world!r} is unknown; leave it out, or write digits")
+    named = [*(arm.like for arm in arms.values()), *less.arms, compare.arm, *compare.with_]
+    if unknown := [name for name in named if name and name not in arms]:
+        raise UserError(f"no arm is called {unknown[0]!r}; there are {', '.join(arms)}")
+    return grid
+
+
+def only_known(record: Any, kind: type, where: str) -> dict[str, Any]:
+    """`record` if all its keys are fields of `kind`, with values of their types, and no needed one is missing."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where} holds `key: value` lines, not {record!r}")
+    hints = get_type_hints(kind)
+    for key, value in record.items():
+        if key not in hints:
+            near = get_close_matches(str(key), hints, 1)
+            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        wanted = get_origin(hints[key]) or hints[key]
+        if wanted in YAML_KINDS and not isinstance(value, wanted):
+            raise UserError(f"{where}: {key} must be {YAML_KINDS[wanted]}, not {value!r}")
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    if missing := [name for name in needed if name not in record]:
+        raise UserError(f"{where} needs `{missing[0]}`")
+    return record
+
+
+def jobs(grid: Grid) -> Iterator[Job]:
+    """Every run: all arms, one seed after the other, then those on less speech: a grid cut short has whole seeds."""
+    less = grid.less_speech
+    own = {name: arm.seeds or grid.seeds for name, arm in grid.arms.items()}
+    for seed in dict.fromkeys(seed for seeds in own.values() for seed in seeds):
+        yield from (Job(name, seed) for name, seeds in own.items() if seed in seeds)
+    for seed in less.seeds:
+        yield from (Job(arm, seed, minutes) for minutes in less.minutes for arm in less.arms if seed in own[arm])
+
+
+def arm_fields(grid: Grid, arm: str, seen: tuple[str, ...] = ()) -> list[str]:
+    """The fields that make an arm, those of the arms it is like first."""
+    if arm in seen:
+        raise UserError(f"arms are like each other in a circle: {' → '.join((*seen, arm))}")
+    one = grid.arms[arm]
+    return [*(arm_fields(grid, one.like, (*seen, arm)) if one.like else []), *one.fields]
+
+
+def job_fields(grid: Grid, job: Job, out: Path) -> list[str]:
+    """`key=value` fields that make the recipe of a run."""
+    chosen = [*grid.fields, *arm_fields(grid, job.arm), f"seed={job.seed}", f"name={job.arm}"]
+    if job.minutes:
+        chosen.append(f"plan.hours={job.minutes / 60!r}")
+    return [text.replace(DATA, str(out / "data")) for text in chosen] + [f"run_dir={out / 'runs' / job.name}"]
+
+
+def job_recipe(grid: Grid, job: Job, out: Path) -> Recipe:
+    """The recipe of a run."""
+    return recipes.load(grid.recipe, job_fields(grid, job, out))
+
+
+def commands(grid: Grid, job: Job, out: Path, processes: int) -> list[list[str]]:
+    """The two commands of a run: training and evaluation."""
+    binaries = Path(sys.executable).parent
+    start = [sys.executable]
+    if processes > 1:
+        start = [str(binaries / "deepspeed"), "--num_accelerators", str(processes), "--no_local_rank"]
+    train = [*start, str(REPOSITORY / "mtbi" / "train.py"), "--deepspeed", str(REPOSITORY / "ds_configs" / "zero1.json")]
+    train += ["--recipe", grid.recipe, *job_fields(grid, job, out)]
+    places = [f"{name}={place.replace(DATA, str(out / 'data'))}" for name, place in grid.evaluate.items()]
+    evaluate = [sys.executable, "-m", "mtbi.cli", "evaluate", str(out / "runs" / job.name), "--checkpoint", "latest"]
+    evaluate += ["--shards", *places, "--dialogues", str(grid.dialogues), "--batch-size", "256"]
+    if grid.cascade and job == reference(grid):
+        evaluate += ["--cascade", grid.cascade]
+    return [train, evaluate]
+
+
+def reference(grid: Grid) -> Job:
+    """The run that measures the cascade too: recogniser and text LLM are the same for all."""
+    return Job(grid.compare.arm or next(iter(grid.arms)), grid.seeds[0])
+
+
+def report_folder(grid: Grid, job: Job, out: Path) -> Path | None:
+    """Where the evaluation of a run's last step is; None while it is not there."""
+    steps = job_recipe(grid, job, out).train.steps
+    folder = out / "runs" / job.name / "evaluation" / f"step-{steps:08d}"
+    return folder if (folder / "report.json").exists() else None
+
+
+def run_job(grid: Grid, job: Job, out: Path, processes: int, threads: int) -> str:
+    """Train and evaluate; returns what went wrong, or nothing."""
+    folder = out / "runs" / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        for command in commands(grid, job, out, processes):
+            print("$", shlex.join(command), file=log, flush=True)
+            done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, check=False)
+            if done.returncode:
+                return f"{job.name}: ended with status {done.returncode}, see {folder / 'log.txt'}"
+    return ""
+
+
+def run(grid: Grid, out: Path, parallel: int, processes: int, only: Iterable[Job]) -> list[str]:
+    """Run what is still missing, `parallel` runs at once of `processes` processes each; returns what went wrong."""
+    waiting = [job for job in only if report_folder(grid, job, out) is None]
+    threads = max(1, len(os.sched_getaffinity(0)) // (parallel * processes))
+    failures = []
+    with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(waiting), desc="runs", unit="run") as bar:
+        for done in as_completed([pool.submit(run_job, grid, job, out, processes, threads) for job in waiting]):
+            if failure := done.result():
+                failures.append(failure)
+                tqdm.write(failure)
+            bar.update()
+    return failures

@@ -1,0 +1,7 @@
+"""`python -m mtbi.cli`: the `mtbi` command where the package is not installed."""
+
+import sys
+
+from mtbi.cli import main
+
+sys.exit(main())

@@ -1,0 +1,256 @@
+"""What a run tells about itself: one log line every few steps, a progress bar on a terminal, and TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from importlib.util import find_spec
+from operator import attrgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from mtbi import recipe as recipes
+from mtbi.audio.codec import SAMPLE_RATE
+from mtbi.batches.plan import Step
+from mtbi.engine.engine import StepSums
+from mtbi.engine.progress import new_counts
+from mtbi.model.flops import LLMSize
+from mtbi.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+#: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "H100": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "H200 NVL": 835e12, "H800": 989e12, "H20": 148e12,
+    "B200": 2250e12, "GB200": 2500e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "MI300X": 1307e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's peak, where it is known."""
+    if device.type != "cuda":
+        return None
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """The peak of a GPU by the name that its driver gives, such as `NVIDIA A100-SXM4-80GB`; None for one that is not listed."""
+    words = re.sub(r"[^A-Za-z0-9]+", " ", name)
+    found = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b", words)]
+    return PEAK_FLOPS[max(found, key=len)] if found else None
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU where there is one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
+
+
+def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
+    """TensorBoard's page CUSTOM SCALARS: is it learning, is it fast, is it healthy?"""
+
+    def lines(*names: str) -> list:
+        return ["Multiline", list(names)]
+
+    return {
+        "1 is it learning?": {
+            "loss": lines("train/loss", "eval/loss"),
+            "agreement with the text LLM on held-out prompts": lines("eval/agreement"),
+            "loss by task": lines(*(f"task_loss/{task}" for task in tasks)),
+            "agreement by task": lines(*(f"task_agreement/{task}" for task in tasks)),
+        },
+        "2 is it fast?": {
+            "tokens a second": lines("speed/tokens_per_second", "speed/answer_tokens_per_second"),
+            "seconds a step": lines("speed/step_seconds"),
+            "shares of time and slots lost": lines("speed/data_wait_share", "speed/unused_slots_share"),
+            "model FLOP/s utilisation": lines("speed/mfu"),
+        },
+        "3 is it healthy?": {
+            "gradient norm": lines("train/gradient_norm"),
+            "learning rate": lines("train/learning_rate"),
+            "memory, GB": lines("speed/memory_gb"),
+            "what was skipped or put back": lines("health/.*"),
+        },
+    }
+
+
+def hyperparameters(recipe: Recipe) -> dict[str, float | str | bool]:
+    """Every field of a recipe by its path, but for the run's own folder: two runs of one recipe have the same."""
+
+    def told(path: str) -> Any:
+        value = attrgetter(path)(recipe)
+        text = json.dumps(value) if isinstance(value, (list, dict)) else value
+        own = path.startswith("data.") and isinstance(text, str)
+        return text.replace(f"{recipe.run_dir}/", f"{recipes.RUN_DIR}/") if own else text
+
+    return {note.path: told(note.path) for note in recipes.reference() if note.path != "run_dir"}
+
+
+@dataclass
+class Interval:
+    """Sums since the last log line."""
+
+    began: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    tokens: int = 0
+    targets: int = 0
+    audio_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    used_share: float = 0.0
+    tasks: torch.Tensor | None = None
+
+    def add(self, plan: Step, sums: StepSums, data_wait_seconds: float) -> None:
+        """One more step."""
+        self.steps += 1
+        self.loss += sums.loss
+        self.weight += sums.weight
+        self.tokens += plan.tokens
+        self.targets += plan.target_tokens
+        self.audio_seconds += plan.audio_seconds
+        self.data_wait_seconds += data_wait_seconds
+        self.used_share += plan.used_share
+        self.tasks = sums.tasks if self.tasks is None else self.tasks + sums.tasks
+
+
+def never_ends_the_run(write: Callable[..., None]) -> Callable[..., None]:
+    """A full disk costs what would have been written: the first process alone writes, and the others wait for it."""
+
+    @wraps(write)
+    def call(*arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except OSError as error:
+            log.warning("TensorBoard's files could not be written: %s", error)
+
+    return call
+
+
+class Metrics:
+    """Writes on the first process only; on the others every call does nothing."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tasks: list[str],
+        first: bool,
+        world: int,
+        llm_size: LLMSize,
+        device: torch.device,
+        counts: dict[str, int] | None = None,
+    ) -> None:
+        """`counts` are the run's (`mtbi.engine.progress`); they are kept up to date in place."""
+        steps = recipe.train.steps
+        self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
+        self.llm_size, self.peak = llm_size, peak_flops(device)
+        self.interval = Interval()
+        self.counts = new_counts() if counts is None else counts  #: since the run began
+        self.writer = SummaryWriter(f"{recipe.run_dir}/tensorboard", flush_secs=15) if first else None
+        if self.writer:
+            self.writer.add_custom_scalars(layout(tasks))
+            fields = hyperparameters(recipe)
+            self.writer._get_file_writer().add_summary(hparams_pb(fields, trial_id=recipe.run_dir))
+        self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the progress bar."""
+        if self.first:
+            with self.bar.external_write_mode(file=sys.stdout):
+                print(text, flush=True)
+
+    @never_ends_the_run
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Numbers for TensorBoard."""
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def skipped(self, number: int, micro_batches: int, of: int, spikes: int) -> None:
+        """Micro-batches left out of step `number`, and steps with a sudden high loss so far."""
+        self.counts["loss_spikes"] = spikes
+        self.counts["skipped_micro_batches"] += micro_batches
+        if micro_batches:
+            self.say(f"step {number}: {micro_batches} of {of} micro-batches left out, their loss is not finite")
+
+    def step(self, number: int, plan: Step, sums: StepSums, data_wait_seconds: float, rate: float, every: int) -> None:
+        """Account for step `number` (from 1); every few steps write the line and the numbers."""
+        self.interval.add(plan, sums, data_wait_seconds)
+        self.bar.n = number
+        self.bar.refresh()
+        if number % every and number != self.steps:
+            return
+        one, self.interval = self.interval, Interval()
+        seconds = time.perf_counter() - one.began
+        loss = one.loss / one.weight if one.weight else float("nan")
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": rate,
+            "train/gradient_norm": sums.gradient_norm,
+            "speed/step_seconds": seconds / one.steps,
+            "speed/tokens_per_second": one.tokens / seconds,
+            "speed/answer_tokens_per_second": one.targets / seconds,
+            "speed/audio_seconds_per_second": one.audio_seconds / seconds,
+            "speed/data_wait_share": one.data_wait_seconds / seconds,
+            "speed/unused_slots_share": 1 - one.used_share / one.steps,
+        }
+        values["speed/memory_gb"] = peak_memory_gb(self.device)
+        values |= {f"health/{what}": float(count) for what, count in self.counts.items()}
+        if self.peak:
+            values["speed/mfu"] = self.llm_size.computed_flops(one.tokens, one.targets) / seconds / self.world / self.peak
+        assert one.tasks is not None
+        for name, (task_loss, weight, hits, count) in zip(self.tasks, one.tasks.T.tolist(), strict=True):
+            if count:
+                values[f"task_loss/{name}"] = task_loss / max(weight, 1e-9)
+                values[f"task_agreement/{name}"] = hits / count
+        self.scalars(values, number)
+        mfu = f" mfu {values['speed/mfu']:.1%}" if "speed/mfu" in values else ""
+        self.say(
+            f"step {number}/{self.steps} loss {loss:.4f} lr {rate:.2e} grad {sums.gradient_norm:.3f} "
+            f"{1000 * seconds / one.steps:.0f} ms/step {values['speed/tokens_per_second']:.0f} tok/s "
+            f"{values['speed/answer_tokens_per_second']:.0f} answer tok/s wait {values['speed/data_wait_share']:.1%}{mfu} "
+            f"epoch {plan.position.epoch} data step {plan.position.step}"
+        )
+
+    @never_ends_the_run
+    def dialogue(self, place: int, text: str, wave: np.ndarray, step: int) -> None:
+        """A sample dialogue as text, with its sound."""
+        if self.writer:
+            self.writer.add_text(f"dialogue/{place}", text, step)
+            self.writer.add_audio(f"dialogue/{place}", torch.from_numpy(wave)[None], step, sample_rate=SAMPLE_RATE)
+
+    @never_ends_the_run
+    def alignment(self, place: int, similarity: np.ndarray, words: list[str], seconds_per_frame: float, step: int) -> None:
+        """A heat map of `similarity` `(frames, words)` between a sample's sound and words; none where matplotlib is missing."""
+        if not self.writer or not find_spec("matplotlib"):
+            return
+        from matplotlib.image import imread
+
+        from mtbi.benchmark.grid import plots
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "map.png"
+            plots.similarity({f"step {step}": similarity}, words, seconds_per_frame, "sound against words", path)
+            self.writer.add_image(f"alignment/{place}", imread(path), step, dataformats="HWC")
+
+    @never_ends_the_run
+    def close(self) -> None:
+        """Flush the files."""
+        self.bar.close()
+        if self.writer:
+            self.writer.close()

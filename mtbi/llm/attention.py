@@ -1,0 +1,343 @@
+"""Attention over rows of packed groups, as three back ends of transformers' attention interface.
+
+A token sees the earlier tokens of its group's prefix and of its own branch. `dense` is scaled-dot-product attention, group
+after group, with a mask; where that spares enough, the prefix apart from the branches and causally. `flash` is two
+variable-length kernel calls (every prefix and every branch causally on itself; every branch on its prefix) merged by their
+log-sum-exp. `flex` is PyTorch's FlexAttention (arXiv 2412.05496), one compiled kernel over whole rows that skips the blocks
+where nothing is seen. All compute the same function, attention sinks (gpt-oss) among it. The packing reaches them as the
+forward keyword `packing`; without one (generation) they are transformers' own `sdpa`, with the sinks that it leaves out.
+Attention dropout is not applied in packed rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+
+from mtbi.errors import UserError
+from mtbi.llm import kernels
+from mtbi.llm.kernels import Sequences
+
+#: Names in transformers. Its version 5 takes any name with "flash" in it for a kernel of its own.
+DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
+#: Scores that must be spared for a second call of dense attention (about what one costs on two CPU cores).
+WORTH_A_CALL = 10_000
+#: What models hand to every attention call and what changes nothing about it. All else that has a value is refused.
+NEUTRAL = {"position_ids", "cache_position", "use_cache", "return_dict", "is_causal"}
+NEUTRAL |= {"output_attentions", "output_hidden_states", "output_router_logits"}
+
+_attend = functional.scaled_dot_product_attention
+
+
+class Part(NamedTuple):
+    """One call of dense attention: the next so many queries of a group on the group's first so many keys."""
+
+    queries: int
+    keys: int
+    mask: Tensor | None  #: (queries, keys) added to the scores: 0 where a query sees a key, else -inf; None = causal
+
+
+class Stretch(NamedTuple):
+    """Neighbouring slots of a row: a group, or padding, which has no parts."""
+
+    size: int
+    parts: list[Part]
+
+
+class Packing:
+    """Where the groups and branches of a batch are. Made once a batch; the masks are made on first use and kept."""
+
+    def __init__(self, group: Tensor, branch: Tensor, position_ids: Tensor, read: Tensor | None = None) -> None:
+        """Each `(rows, tokens)`, as in `mtbi.batches.batch.Batch`. `read`: the flat positions (n,) whose last hidden state is
+        used, where not all are (`mtbi.llm.last_layer`).
+        """
+        self.read = read
+        rows, tokens = group.shape
+        self.shape = (rows, tokens)
+        self.layout = (group, branch, position_ids)
+        self.slots = (group.flatten() >= 0).nonzero()[:, 0]  #: (real tokens,) flat positions that are not padding
+        row = self.slots // tokens
+        self.group = row * tokens + group.flatten()[self.slots]  #: (real tokens,) number of the group in the batch
+        self.branch = branch.flatten()[self.slots].long()
+        self.position = position_ids.flatten()[self.slots]
+
+    def stretches(self, window: int | None, dtype: torch.dtype) -> list[list[Stretch]]:
+        """Of each row, from left to right. `window` is the reach of sliding-window layers in positions, None for none."""
+        known: dict = self.__dict__.setdefault("_stretches", {})
+        if (window, dtype) not in known:
+            known[window, dtype] = [_stretches(*row, window, dtype) for row in zip(*self.layout, strict=True)]
+        return known[window, dtype]
+
+    def blocks(self, window: int | None) -> BlockMask:
+        """The same over whole rows, as FlexAttention wants it; a padding slot sees nothing."""
+        masks: dict = self.__dict__.setdefault("_blocks", {})
+        if window not in masks:
+            group, branch, position = self.layout
+            rows, tokens = self.shape
+
+            def seen(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                theirs, own = branch[row, key], branch[row, query]
+                found = (group[row, query] == group[row, key]) & (group[row, key] >= 0) & (key <= query)
+                found &= (theirs == 0) | (theirs == own)
+                return found if window is None else found & (position[row, query] - position[row, key] < window)
+
+            masks[window] = create_block_mask(seen, rows, None, tokens, tokens, group.device)
+        return masks[window]
+
+    @cached_property
+    def longest_reach(self) -> int:
+        """The largest position plus one: a sliding window of this size hides nothing."""
+        return int(self.position.max()) + 1 if len(self.position) else 1
+
+    @cached_property
+    def segments(self) -> Sequences:
+        """Every prefix and every branch as a sequence of real tokens."""
+        pairs = torch.stack([self.group, self.branch])
+        return Sequences.of(pairs.unique_consecutive(dim=1, return_counts=True)[1])
+
+    @cached_property
+    def crossing(self) -> tuple[Tensor, Sequences, Tensor, Sequences]:
+        """Branches on their prefixes: query tokens, their sequences (one a group), key tokens, their sequences."""
+        _, number, sizes = self.group.unique_consecutive(return_inverse=True, return_counts=True)
+        in_prefix = torch.zeros_like(sizes).index_add_(0, number, (self.branch == 0).long())
+        both = (in_prefix > 0) & (in_prefix < sizes)
+        queries = ((self.branch > 0) & both[number]).nonzero()[:, 0]
+        keys = ((self.branch == 0) & both[number]).nonzero()[:, 0]
+        return queries, Sequences.of((sizes - in_prefix)[both]), keys, Sequences.of(in_prefix[both])
+
+
+def _stretches(group: Tensor, branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[Stretch]:
+    """From the columns (tokens,) of a row."""
+    numbers, sizes = (found.tolist() for found in group.unique_consecutive(return_counts=True))
+    places = zip(numbers, sizes, branch.split(sizes), position.split(sizes), strict=True)
+    return [Stretch(size, _parts(own, at, window, dtype) if number >= 0 else []) for number, size, own, at in places]
+
+
+def _parts(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[Part]:
+    """From the columns (size,) of a group."""
+    size, prefix = len(branch), int((branch == 0).sum())
+    seen = (branch == 0) | (branch == branch[:, None])
+    seen &= torch.ones(size, size, dtype=torch.bool, device=branch.device).tril()
+    if window is not None:
+        seen &= position[:, None] - position < window
+    mask = torch.zeros(size, size, dtype=dtype, device=branch.device).masked_fill_(~seen, -torch.inf)
+    if prefix == size and window is None:
+        return [Part(size, size, None)]
+    if window is not None or prefix * (size - prefix // 2) < WORTH_A_CALL:
+        return [Part(size, size, mask)]
+    return [Part(prefix, prefix, None), Part(size - prefix, size, mask[prefix:])]
+
+
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`query` is (rows, heads, tokens, size), `key` and `value` have key-value heads. Returns (rows, tokens, heads, size).
+
+    `window` is the reach of a sliding window in positions, None where it hides nothing. `sinks` (heads,) are the scores of
+    one more key for each head, whose value is zero. Values may be narrower than queries and keys.
+    """
+    if query.device.type != "cpu":  # the fast kernels for GPUs that take a mask want a key head for each query head
+        key, value = (one.repeat_interleave(query.shape[1] // key.shape[1], 1) for one in (key, value))
+    rows = []
+    whole = (one.split(1) for one in (query, key, value))  # slices would fill a whole tensor with zeros in the backward pass
+    for stretches, *row in zip(packing.stretches(window, query.dtype), *whole, strict=True):
+        sizes, found = [stretch.size for stretch in stretches], []
+        for stretch, q, k, v in zip(stretches, *(one.split(sizes, 2) for one in row), strict=True):
+            if not stretch.parts:
+                unread = q.mean(-1, keepdim=True) + (k.mean(-1, keepdim=True) + v).mean(1, keepdim=True)
+                found.append(0 * unread)  # part of the graph also where all is padding
+                continue
+            for part, own in zip(stretch.parts, q.split([part.queries for part in stretch.parts], 2), strict=True):
+                seen = (k, v) if part.keys == stretch.size else (k[:, :, : part.keys], v[:, :, : part.keys])
+                found.append(_attend_with_sinks(own, *seen, part.mask, part.mask is None, scaling, sinks))
+        rows.append(torch.cat(found, 2))
+    return torch.cat(rows).transpose(1, 2)
+
+
+def _attend_with_sinks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scaling: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Scaled-dot-product attention; `mask` is boolean or added to the scores. Returns (rows, heads, tokens, value size)."""
+    if sinks is None:
+        return _attend(query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=True)
+    seen = query.new_zeros(query.shape[2], key.shape[2]) if mask is None else mask
+    if seen.dtype == torch.bool:
+        seen = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)
+    if causal:
+        seen = seen.masked_fill(torch.ones_like(seen, dtype=torch.bool).triu(1), -torch.inf)
+    seen = seen.expand(len(query), query.shape[1], -1, -1)
+    sink = sinks.to(seen.dtype)[None, :, None, None].expand(*seen.shape[:3], 1)
+    key, value = (functional.pad(states, (0, 0, 0, 1)) for states in (key, value))  # a key of zeros: its score is the mask's
+    return _attend(query, key, value, torch.cat([seen, sink], -1), scale=scaling, enable_gqa=True)
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """As `dense_attention`. Raises UserError where a sliding window would hide something: the two calls have none."""
+    if value.shape[-1] != query.shape[-1]:
+        raise UserError(
+            f"model.attention=flash: the LLM's value heads have {value.shape[-1]} numbers, its query heads "
+            f"{query.shape[-1]}; use model.attention=flex or dense"
+        )
+    if window is not None:
+        raise UserError(
+            f"model.attention=flash: the LLM's sliding window ({window}) is shorter than a dialogue "
+            f"({packing.longest_reach} tokens); use model.attention=flex or dense"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    tokens = (_flat(states)[packing.slots] for states in (query, key, value))
+    out = SharedPrefixAttention.apply(*tokens, packing, scale, sinks)
+    rows, count = packing.shape
+    whole = out.new_zeros(rows * count, *out.shape[1:]).index_copy(0, packing.slots, out)
+    return whole.unflatten(0, (rows, count))
+
+
+def flexible_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """As `dense_attention`, which also stands in for the backward pass that FlexAttention does not have on CPUs."""
+    if query.device.type == "cpu" and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return dense_attention(query, key, value, packing, window, scaling, sinks)
+    kernel = _flex_kernel(query.device.type)
+    settings = {"block_mask": packing.blocks(window), "scale": scaling, "enable_gqa": True}
+    if sinks is None:
+        return kernel(query, key, value, **settings).transpose(1, 2)
+    out, more = kernel(query, key, value, **settings, return_aux=AuxRequest(lse=True))
+    share = torch.sigmoid(more.lse - sinks[:, None].float())  # of the softmax that the keys keep beside the sink
+    return (out * share[..., None]).to(out.dtype).transpose(1, 2)
+
+
+@cache
+def _flex_kernel(device: str) -> Callable[..., Any]:
+    """FlexAttention is fast when compiled; the CPU has it for tests, uncompiled."""
+    kernel: Callable[..., Any] = flex_attention
+    return torch.compile(kernel) if device == "cuda" else kernel
+
+
+class SharedPrefixAttention(torch.autograd.Function):
+    """The two kernel calls and their merge.
+
+    The backward pass runs the kernel's backward of each call with the merged output and log-sum-exp, which gives the exact
+    gradient of the joint softmax, as in ring attention (arXiv 2310.01889).
+    """
+
+    @staticmethod
+    def forward(
+        ctx, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, sinks: Tensor | None = None
+    ) -> Tensor:
+        """(real tokens, heads, head size) each; keys and values may have fewer heads. `sinks` (heads,) have no gradient."""
+        segments = packing.segments
+        if not len(query):
+            ctx.save_for_backward(query, key, value)
+            return torch.zeros_like(query)
+        out, lse = kernels.forward(query, key, value, segments, segments, True, scale)
+        queries, query_sequences, keys, key_sequences = packing.crossing
+        if len(queries):
+            more, more_lse = kernels.forward(
+                query[queries], key[keys], value[keys], query_sequences, key_sequences, False, scale
+            )
+            joint = torch.logaddexp(lse[:, queries], more_lse)
+            own = (lse[:, queries] - joint).exp().T[..., None] * out[queries]
+            out[queries] = (own + (more_lse - joint).exp().T[..., None] * more).to(out.dtype)
+            lse[:, queries] = joint
+        if sinks is not None:
+            joint = torch.logaddexp(lse, sinks[:, None].float())
+            out = ((lse - joint).exp().T[..., None] * out).to(out.dtype)
+            lse = joint
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.packing, ctx.scale = packing, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        """Gradients of query, key and value."""
+        [grad] = grads
+        if len(ctx.saved_tensors) == 3:
+            return *(torch.zeros_like(saved) for saved in ctx.saved_tensors), None, None, None
+        query, key, value, out, lse = ctx.saved_tensors
+        segments, grad = ctx.packing.segments, grad.contiguous()
+        dq, dk, dv = kernels.backward(grad, query, key, value, out, lse, segments, segments, True, ctx.scale)
+        queries, query_sequences, keys, key_sequences = ctx.packing.crossing
+        if len(queries):
+            more_dq, more_dk, more_dv = kernels.backward(
+                grad[queries], query[queries], key[keys], value[keys], out[queries], lse[:, queries].contiguous(),
+                query_sequences, key_sequences, False, ctx.scale,
+            )  # fmt: skip
+            dq.index_add_(0, queries, more_dq)
+            dk.index_add_(0, keys, more_dk)
+            dv.index_add_(0, keys, more_dv)
+        return dq, dk, dv, None, None, None
+
+
+def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """What transformers calls: `packed` where there is a packing, else its own `sdpa`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        packing: Packing | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        _refuse_unknown(module, kwargs | {"softcap": softcap})
+        if packing is None and s_aux is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        if packing is None:
+            causal = attention_mask is None and query.shape[2] > 1
+            return _attend_with_sinks(query, key, value, attention_mask, causal, scaling, s_aux).transpose(1, 2), None
+        chunk = getattr(getattr(module, "config", None), "attention_chunk_size", None)
+        if chunk is not None and chunk < packing.longest_reach:
+            raise UserError(
+                f"{type(module).__name__}: the LLM's attention chunk ({chunk} tokens) is shorter than a dialogue "
+                f"({packing.longest_reach} tokens), which packed rows cannot do: lower plan.max_audio_seconds"
+            )
+        hides = sliding_window is not None and sliding_window < packing.longest_reach
+        return packed(query, key, value, packing, sliding_window if hides else None, scaling, s_aux), None
+
+    return attend
+
+
+def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raises UserError for arguments of an attention call that would be left out: they change what it computes."""
+    unknown = [name for name, value in kwargs.items() if name not in NEUTRAL and value is not None]
+    if kwargs.get("is_causal") is False:
+        unknown.append("is_causal=False")
+    if unknown:
+        raise UserError(
+            f"{type(module).__name__}: attention with {', '.join(sorted(unknown))} is not supported: choose another LLM "
+            "(docs/your-models.md)"
+        )
+
+
+def register() -> None:
+    """Make the back ends known to transformers (again, if they already are)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    for name, function in ((DENSE, dense_attention), (FLASH, flash_attention), (FLEX, flexible_attention)):
+        # Packings differ in every batch: a compiled layer (model.compile) calls attention as it is.
+        AttentionInterface.register(name, torch.compiler.disable(_as_back_end(function)))
+        AttentionMaskInterface.register(name, sdpa_mask)  # for generation: packed calls bring a mask of their own
+
+
+def _flat(states: Tensor) -> Tensor:
+    """(rows, heads, tokens, size) to (rows * tokens, heads, size)."""
+    return states.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,187 @@
+"""Which LLMs packed rows can be trained with, and which of the attention back ends computes theirs.
+
+Both are read from the LLM's configuration, before its weights. `mtbi.model.self_test` then holds the model itself to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtbi.errors import UserError
+from mtbi.llm import kernels
+from mtbi.llm.attention import DENSE, FLASH, FLEX
+from mtbi.llm.last_layer import decoder_layers
+from mtbi.recipe import ModelConfig
+
+NAMES = {"dense": DENSE, "flash": FLASH, "flex": FLEX}  #: of the recipe's `model.attention`, in transformers
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+#: Where configurations list what each layer is.
+LAYER_LISTS = ("layer_types", "layers_block_type", "block_types", "_block_types")
+LARGEST_FLASH_HEAD = 256
+FLASH_HEAD_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class LLMShape:
+    """What a configuration says about an LLM's attention."""
+
+    name: str
+    heads: int
+    key_heads: int
+    size: int  #: numbers in a query or key head
+    value_size: int  #: numbers in a value head
+    window: int | None  #: shortest sliding window of any layer, in tokens; None where none is used
+    chunk: int | None  #: tokens of a chunk that layers attend inside of (Llama 4)
+    positions: int | None  #: positions that the LLM was made for
+    same_rotation: int | None  #: longest input that leaves rotary positions as they are; None = any
+    others: tuple[str, ...]  #: kinds of layers that are no attention
+    capped: bool  #: scores are capped (softcap)
+
+    @classmethod
+    def of(cls, config: Any) -> LLMShape:
+        """From a configuration of transformers; that of a multi-modal model holds its text model's."""
+        config = config.get_text_config()
+
+        def value(*names: str) -> Any:
+            return next((found for name in names if (found := getattr(config, name, None)) is not None), None)
+
+        heads = value("num_attention_heads", "n_head") or 1
+        size = value("head_dim") or (value("hidden_size", "n_embd") or heads) // heads
+        latent = value("qk_nope_head_dim") is not None and value("v_head_dim") is not None  # DeepSeek 2 and 3
+        if latent:
+            size = value("qk_nope_head_dim") + value("qk_rope_head_dim")
+        kinds = {str(kind) for name in LAYER_LISTS for kind in getattr(config, name, None) or ()}
+        slides = getattr(config, "use_sliding_window", True) and ("sliding_attention" in kinds or not kinds)
+        rotation = value("rope_scaling", "rope_parameters") or {}
+        changing = rotation.get("rope_type", rotation.get("type")) in ("dynamic", "longrope")
+        original = rotation.get("original_max_position_embeddings") or value("original_max_position_embeddings")
+        positions = value("max_position_embeddings", "n_positions")
+        return cls(
+            name=str(getattr(config, "model_type", type(config).__name__)),
+            heads=heads,
+            key_heads=heads if latent else value("num_key_value_heads") or heads,
+            size=size,
+            value_size=value("v_head_dim") if latent else size,
+            window=value("sliding_window") if slides else None,
+            chunk=value("attention_chunk_size") if "chunked_attention" in kinds else None,
+            positions=positions,
+            same_rotation=(original or positions) if changing else None,
+            others=tuple(sorted(kinds - ATTENTION_LAYERS)),
+            capped=value("attn_logit_softcapping") is not None,
+        )
+
+
+def read_config(model: ModelConfig, what: str = "read the configuration of") -> Any:
+    """The LLM's configuration. Raises UserError where there is none; `what` is what cannot be done then."""
+    from transformers import AutoConfig
+
+    from mtbi.llm.chat_format import resolve_llm
+
+    try:
+        return AutoConfig.from_pretrained(str(resolve_llm(model.llm)), trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.llm: cannot {what} {model.llm!r}: {error}") from error
+
+
+def check_config(shape: LLMShape) -> None:
+    """Raises UserError for an LLM that packed rows would be wrong for, by what its configuration says."""
+    if shape.others:
+        raise UserError(
+            f"model.llm: {shape.name} has layers that are no attention ({', '.join(shape.others)}): they would carry one "
+            "dialogue of a packed row into the next. Choose an LLM of attention layers only (docs/your-models.md)"
+        )
+    if shape.capped:
+        raise UserError(f"model.llm: {shape.name} caps attention scores (softcap), which is not supported: choose another LLM")
+
+
+def check_lengths(shape: LLMShape, longest_tokens: int) -> None:
+    """Raises UserError where the plan's longest dialogue, in LLM positions, is longer than the LLM can take in a packed row."""
+    remedy = "lower plan.max_audio_seconds or plan.row_tokens, leave long answers out, or choose another LLM"
+    if shape.positions and longest_tokens > shape.positions:
+        raise UserError(
+            f"model.llm: {shape.name} knows {shape.positions} positions, the plan's longest dialogue takes up to "
+            f"{longest_tokens}: {remedy}"
+        )
+    if shape.chunk and longest_tokens > shape.chunk:
+        raise UserError(
+            f"model.llm: {shape.name} attends inside chunks of {shape.chunk} tokens, which packed rows cannot do, and the "
+            f"plan's longest dialogue takes up to {longest_tokens}: {remedy}"
+        )
+    if shape.same_rotation and longest_tokens > shape.same_rotation:
+        raise UserError(
+            f"model.llm: {shape.name} turns all positions of a row otherwise once one is beyond {shape.same_rotation} "
+            f"(rope scaling dynamic or longrope), and the plan's longest dialogue takes up to {longest_tokens}: {remedy}"
+        )
+
+
+def check_model(llm: Any) -> None:
+    """Raises UserError for an LLM of a class that packed rows cannot be computed with. It may be without weights (`meta`)."""
+    name = type(llm).__name__
+    found = {type(module).__name__ for module in llm.get_decoder().modules() if isinstance(module, nn.Conv1d)}
+    if found:
+        raise UserError(
+            f"model.llm: {name} has convolutions over tokens ({', '.join(sorted(found))}): they would carry one dialogue "
+            "of a packed row into the next. Choose an LLM of attention layers only (docs/your-models.md)"
+        )
+    if not llm._supports_attention_backend:
+        raise UserError(f"model.llm: {name} does not use transformers' attention interface, which packed rows need")
+    decoder_layers(llm)
+
+
+def choose(
+    attention: str, device: torch.device, dtype: torch.dtype, shape: LLMShape | None = None, longest_tokens: int | None = None
+) -> tuple[str, str]:
+    """The recipe's `model.attention` with `auto` decided, and why: flash for half precision on a GPU where its kernels can do
+    what the LLM asks for, else flex there; dense for float32 and on CPUs.
+
+    `longest_tokens` is the plan's longest dialogue in LLM positions; None = any length. Raises UserError for flash where
+    it cannot compute the LLM's attention.
+    """
+    half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    obstacle = _obstacle(shape, longest_tokens) if shape else ""
+    if attention == "flash":
+        if device.type == "cuda" and not half_on_gpu:
+            raise UserError("model.attention=flash needs precision=bf16 on a GPU; use model.attention=dense with fp32")
+        if obstacle:
+            raise UserError(f"model.attention=flash: {obstacle}; use model.attention=auto, flex or dense")
+    if attention != "auto":
+        return attention, "the recipe says so"
+    if not half_on_gpu:
+        return "dense", "float32 on a GPU" if device.type == "cuda" else "on a CPU"
+    return ("flex", obstacle) if obstacle else ("flash", "half precision on a GPU")
+
+
+def _obstacle(shape: LLMShape, longest_tokens: int | None) -> str:
+    """Why the variable-length kernels cannot compute an LLM's attention; empty where they can."""
+    if shape.window is not None and (longest_tokens is None or longest_tokens > shape.window):
+        length = "dialogues of any length" if longest_tokens is None else f"the longest dialogue ({longest_tokens} tokens)"
+        return f"the sliding window of {shape.name} ({shape.window} tokens) is shorter than {length}"
+    if shape.value_size != shape.size:
+        return f"the value heads of {shape.name} have {shape.value_size} numbers, its query heads {shape.size}"
+    if shape.size > LARGEST_FLASH_HEAD or shape.size % FLASH_HEAD_MULTIPLE:
+        return f"heads of {shape.size} numbers ({shape.name}) are not what its kernels take"
+    return ""
+
+
+def decide(model: ModelConfig, device: torch.device, dtype: torch.dtype, longest_tokens: int | None) -> tuple[str, str]:
+    """`choose` for a recipe's LLM, after its kernels were tried on heads like the LLM's; checks kind and lengths before.
+
+    Raises UserError for an LLM or lengths that packed rows cannot do, and for flash where no kernel is right.
+    """
+    shape = LLMShape.of(read_config(model))
+    check_config(shape)
+    if longest_tokens is not None:
+        check_lengths(shape, longest_tokens)
+    chosen, why = choose(model.attention, device, dtype, shape, longest_tokens)
+    if chosen == "flash" and device.type == "cuda":
+        try:
+            why += f", kernels: {kernels.choose_kernels(device, shape.heads, shape.key_heads, shape.size)}"
+        except UserError as error:
+            if model.attention == "flash":
+                raise
+            return "flex", str(error)
+    return chosen, why

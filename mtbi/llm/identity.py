@@ -1,0 +1,102 @@
+"""Which LLM and which dialogues stored answers were made with, and whether they are those of a recipe.
+
+`made` in this module is what shards (`Index.facts`) and folders of answers (`behaviour.json`) say about themselves:
+`fingerprint` and `llm`, since version 2 also `llm_size`, `prefix_ids` and `end_id`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtbi.llm.chat_format import ChatFormat
+
+VERSION = 2  #: of the rule by which a fingerprint is made
+SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_experts", "num_local_experts", "vocab_size")
+SIZE_IN_NAME = re.compile(r"\d+(?:x\d+)?(?:\.\d+)?[bm](?![a-z])")
+FACTS = {"fingerprint", "llm", "llm_size", "prefix_ids", "end_id"}  #: of `facts_of`
+OTHER = "another LLM, chat template or system prompt"
+
+
+def llm_size(path: str, local: bool = False) -> str:
+    """What tells sizes of one family apart, from the LLM's `config.json`; empty where it cannot be read.
+
+    `path` is a folder or a Hugging Face name; with `local` nothing is fetched. No code that comes with the LLM is run.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        found, _ = PretrainedConfig.get_config_dict(path, local_files_only=local or Path(path).exists())
+        if found.get("model_type") in CONFIG_MAPPING:
+            found = AutoConfig.for_model(**found).get_text_config().to_dict()
+    except Exception:  # there is none, or it is damaged: loading the LLM says so, and better
+        return ""
+    values = found.get("text_config") or found
+    return ", ".join(f"{name} {values[name]}" for name in SIZES if values.get(name) is not None)
+
+
+def other_llm(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two of `made` say that their LLMs differ in size; where one does not tell its size, its name decides."""
+    sizes = first.get("llm_size"), second.get("llm_size")
+    if all(sizes):
+        return sizes[0] != sizes[1]
+    named = [size_in_name(str(made.get("llm", ""))) for made in (first, second)]
+    return all(named) and named[0] != named[1]
+
+
+def size_in_name(llm: str) -> str:
+    """`0.6b` of `Qwen/Qwen3-0.6B`; empty where the name tells no size."""
+    sizes = (SIZE_IN_NAME.findall(part.lower()) for part in reversed(Path(llm).parts))
+    return next((found[-1] for found in sizes if found), "")
+
+
+def version_of(fingerprint: str) -> int:
+    """By which rule it was made."""
+    version, found, _ = fingerprint.partition("-")
+    return int(version) if found and version.isdigit() else 1
+
+
+def other_dialogues(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two of `made` build dialogues differently; fingerprints of different versions cannot be compared."""
+    prints = str(first["fingerprint"]), str(second["fingerprint"])
+    if version_of(prints[0]) == version_of(prints[1]) and prints[0] != prints[1]:
+        return True
+    return any(key in first and key in second and first[key] != second[key] for key in ("prefix_ids", "end_id"))
+
+
+def facts_of(chat: ChatFormat) -> dict[str, Any]:
+    """What answers and shards say about the LLM and the dialogues that they were made with."""
+    return {
+        "fingerprint": chat.fingerprint,
+        "llm": str(chat.tokenizer.name_or_path),
+        "llm_size": chat.llm_size,
+        "prefix_ids": chat.prefix_ids,
+        "end_id": chat.end_id,
+    }
+
+
+def difference(made: Mapping[str, Any], chat: ChatFormat, allow_other_teacher: bool = False) -> str:
+    """Why stored answers cannot be used with the recipe's LLM, to be read before "than the recipe's"; empty where they can.
+
+    What the first version made is accepted where its fingerprint is right by the rule of that time, and its dialogues begin
+    and end as today's.
+    """
+    today = facts_of(chat)
+    if version_of(str(made["fingerprint"])) == 1:
+        if made["fingerprint"] != chat.first_fingerprint or chat.own_variables:
+            return OTHER
+        if "prefix_ids" not in made and chat.reads_clock:
+            return "perhaps another date in its dialogues (the version of mtbi that made it did not fix the date)"
+        today["fingerprint"] = made["fingerprint"]
+    if made["fingerprint"] != today["fingerprint"]:
+        return OTHER
+    if other_dialogues(made, today):
+        return "another beginning or end of the dialogues (perhaps a date that the chat template writes)"
+    if not allow_other_teacher and other_llm(made, today):
+        size = made.get("llm_size") or made["llm"]
+        return f"an LLM of another size ({size}; set behaviour.allow_other_teacher=true if that is meant)"
+    return ""

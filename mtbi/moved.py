@@ -1,0 +1,55 @@
+"""Documented modules that moved: their old names import the new ones, with a DeprecationWarning, for one version."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: Old name: new name. An empty new name is a folder that is gone: it exists for what follows it.
+MOVED = {
+    "mtbi.api": "mtbi.use.api",
+    "mtbi.chat": "mtbi.use.conversation",
+    "mtbi.trained": "mtbi.use.open_run",
+    "mtbi.data": "",
+    "mtbi.data.align": "mtbi.corpus.align",
+    "mtbi.data.audio": "mtbi.audio.codec",
+    "mtbi.data.corpus": "mtbi.corpus.manifest",
+    "mtbi.data.importers": "mtbi.corpus.importers",
+    "mtbi.data.paths": "mtbi.corpus.paths",
+    "mtbi.data.plan": "mtbi.batches.plan",
+    "mtbi.data.shards": "mtbi.shards.shards",
+    "mtbi.data.waveforms": "mtbi.audio.waveforms",
+    "mtbi.model.geometry": "mtbi.model.frame_counts",
+    "mtbi.tasks": "",
+    "mtbi.tasks.chat": "mtbi.llm.chat_format",
+    "mtbi.tasks.registry": "mtbi.answers.task_library",
+}
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds the old names, and gives the module of the new one."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=not MOVED[fullname]) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        if not (new := MOVED[spec.name]):
+            return None
+        warnings.warn(f"{spec.name} moved to {new}; the old name goes with the next version", DeprecationWarning, stacklevel=2)
+        module = ModuleType(spec.name)
+        module.__dict__.update(import_module(new).__dict__)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Everything was done when the module was made."""
+
+
+def install() -> None:
+    """Let the old names be found, after all others."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())

@@ -1,0 +1,83 @@
+"""Shards with a frozen encoder's output in place of the sound: `mtbi data encode`.
+
+A frozen encoder says the same about an utterance in every epoch. Stored, it costs disk (float16 frames) and saves the
+encoder's share of every step. Only for utterances that are encoded whole: `interleave.cut=slice`, no trained encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from mtbi.errors import UserError
+from mtbi.recipe import Recipe
+from mtbi.shards import shards
+from mtbi.shards.shards import COLUMNS, INDEX_NAME, TABLES, Shards, unpack
+
+Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def encoder_name(recipe: Recipe) -> str:
+    """What the features depend on; the demo encoder is told by its weights, which come with the package."""
+    path = recipe.model.encoder.path
+    if path == "demo":
+        from mtbi.demo.encoder import PACKAGED_FOLDER
+
+        path = f"demo {sha256((PACKAGED_FOLDER / 'model.safetensors').read_bytes()).hexdigest()[:8]}"
+    return f"{path} layer {recipe.model.encoder.layer}"
+
+
+def check(index: shards.Index, recipe: Recipe) -> None:
+    """Raises UserError where stored features are not those that the recipe's encoder would give."""
+    if not index.encoded:
+        return
+    model = recipe.model
+    if index.encoded != encoder_name(recipe):
+        raise UserError(f"data.shards: hold the output of {index.encoded}, the recipe's encoder is {encoder_name(recipe)}")
+    if model.encoder.trainable or model.encoder_lora.rank:
+        raise UserError("data.shards: hold an encoder's output, so the encoder cannot be trained; use the shards with sound")
+    if recipe.interleave.share and recipe.interleave.cut != "slice":
+        raise UserError("data.shards: hold an encoder's output, so spans can only be sliced: set interleave.cut=slice")
+
+
+@torch.no_grad()
+def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int = 16, shard_bytes: int = 1 << 26) -> int:
+    """Encode every utterance of `source` into new shards in the local folder `out`; returns how many there are.
+
+    Raises UserError where `source` holds features already, or `out` holds something.
+    """
+    from streaming import MDSWriter
+
+    if source.index.encoded:
+        raise UserError(f"these shards hold features already ({source.index.encoded})")
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise UserError(f"{out}: not empty; features go into a new folder. Choose another one, or delete it.")
+    partial = Path(f"{out.rstrip('/')}.partial")
+    shards.remove(partial)
+    width = 0
+    with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
+        for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
+            columns = [source.columns(number) for number in range(start, min(start + batch_size, len(source)))]
+            waves = [torch.from_numpy(unpack(one).waveform) for one in columns]
+            hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
+            for one, frames, length in zip(columns, hidden.cpu(), lengths.tolist(), strict=True):
+                features = np.ascontiguousarray(frames[:length].numpy().astype(np.float16))
+                tensors = load_tensors(one["tensors"]) | {"features": features}
+                writer.write({**one, "audio": b"", "tensors": save_tensors(tensors)})
+                width = features.shape[1]
+    for table in TABLES:
+        np.save(partial / f"{table}.npy", getattr(source.index, table), allow_pickle=False)
+    shards.write_index(partial, {**source.index.facts(), "encoded": name, "feature_width": width})
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(out)
+    assert (Path(out) / INDEX_NAME).exists()
+    return len(source)

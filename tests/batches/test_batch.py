@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtbi.answers import behaviour
+from mtbi.answers.teacher import build_teacher
+from mtbi.batches.batch import build
+from mtbi.batches.plan import Plan, Row
+from mtbi.corpus.manifest import Utterance
+from mtbi.llm.chat_format import ChatFormat
+from mtbi.model.frame_counts import FrameGeometry
+from mtbi.recipe import BehaviourConfig, Recipe
+from mtbi.shards import shards
+from mtbi.shards.shards import Shards
+
+
+def make(shard_folder: Path, recipe: Recipe, **interleaving: object) -> tuple[Shards, Plan]:
+    found = Shards(str(shard_folder))
+    mixed = dataclasses.replace(recipe, interleave=dataclasses.replace(recipe.interleave, **interleaving))
+    return found, Plan(found.index, mixed, FrameGeometry.from_config(recipe.model))
+
+
+@pytest.mark.parametrize("cut", ["slice", "encode"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_batches_are_what_the_plan_counted(shard_folder: Path, small_recipe: Recipe, cut: str, share: float) -> None:
+    found, plan = make(shard_folder, small_recipe, cut=cut, share=share)
+    for step in islice(plan.steps(), 12):
+        batch = build(step.rows, found.__getitem__, plan)
+        assert float(batch.target_weight.sum()) == pytest.approx(step.weight_total)
+        assert len(batch.target_ids) == step.target_tokens == len(batch.teacher_ids)
+        assert int((batch.group >= 0).sum()) == step.tokens
+        assert (batch.group.flatten()[batch.audio_slot] >= 0).all()
+        assert (batch.branch.flatten()[batch.audio_slot] == 0).all()
+        frames = plan.geometry.frames(batch.waveform_lengths.numpy())
+        assert (batch.audio_frame < torch.from_numpy(frames)[batch.audio_clip]).all()
+
+
+def test_a_branch_reads_prompt_and_answer_and_predicts_the_answer(shard_folder: Path, small_recipe: Recipe) -> None:
+    found, plan = make(shard_folder, small_recipe, share=0.0)
+    step = next(plan.steps())
+    group = step.rows[0].groups[0]
+    batch = build([Row((group,))], found.__getitem__, plan)
+    sample = found[group.utterance]
+    frames = plan.geometry.frames(len(sample.waveform))
+    prefix = len(plan.index.prefix_ids) + frames
+    ids, targets = batch.token_ids[0].tolist(), iter(zip(batch.target_slot.tolist(), batch.target_ids.tolist(), strict=True))
+    start = prefix
+    for place, number in enumerate(group.branches, start=1):
+        one = sample.behaviours[number]
+        text = [*one.prompt_ids, *one.answer_ids]
+        assert ids[start : start + len(text) - 1] == text[:-1]
+        assert batch.branch[0, start : start + len(text) - 1].tolist() == [place] * (len(text) - 1)
+        assert batch.position_ids[0, start : start + len(text) - 1].tolist() == list(range(prefix, prefix + len(text) - 1))
+        for offset, token in enumerate(one.answer_ids):
+            assert next(targets) == (start + len(one.prompt_ids) - 1 + offset, token)
+        start += len(text) - 1
+    assert batch.audio_slot.tolist() == list(range(len(plan.index.prefix_ids), prefix))
+    assert batch.audio_frame.tolist() == list(range(frames))
+    torch.testing.assert_close(batch.waveforms[0, : len(sample.waveform)], torch.from_numpy(sample.waveform))
+
+
+def test_text_spans_are_the_transcripts_words(shard_folder: Path, small_recipe: Recipe) -> None:
+    found, plan = make(shard_folder, small_recipe, share=1.0, text_share_min=0.5, text_share_max=0.5)
+    groups = [group for step in islice(plan.steps(), 12) for row in step.rows for group in row.groups if group.segments]
+    assert len(groups) > 10
+    for group in groups[:20]:
+        batch, sample = build([Row((group,))], found.__getitem__, plan), found[group.utterance]
+        shared = (batch.branch[0] == 0) & (batch.group[0] == 0)
+        sounding = torch.zeros(shared.numel(), dtype=torch.bool)
+        sounding[batch.audio_slot] = True
+        text = batch.token_ids[0][shared & ~sounding].tolist()[len(plan.index.prefix_ids) :]
+        assert group.segments
+        expected = [int(i) for s in group.segments if s.is_text for ids in sample.word_ids[s.first : s.stop] for i in ids]
+        assert text == expected
+
+
+def test_a_batch_without_sound_still_has_a_clip(shard_folder: Path, small_recipe: Recipe) -> None:
+    found, plan = make(shard_folder, small_recipe)
+    batch = build([Row(), Row()], found.__getitem__, plan)
+    assert batch.token_ids.shape == (2, 64)  # no wider than it needs to be
+    assert batch.waveforms.shape[0] == 1
+    assert not batch.waveforms.any()
+    assert len(batch.target_ids) == len(batch.audio_slot) == 0
+    assert (batch.group == -1).all()
+
+
+def test_emptied_keeps_the_shape_and_drops_the_content(shard_folder: Path, small_recipe: Recipe) -> None:
+    found, plan = make(shard_folder, small_recipe)
+    batch = build(next(plan.steps()).rows, found.__getitem__, plan)
+    empty = batch.emptied()
+    assert empty.token_ids.shape == batch.token_ids.shape
+    assert len(empty.target_ids) == len(empty.audio_slot) == 0
+    assert (empty.group == -1).all()
+    assert len(batch.target_ids) > 0
+
+
+def test_with_the_prompt_first_each_branch_hears_the_speech_after_it(
+    tmp_path: Path, corpus: tuple[Path, list[Utterance]], chat: ChatFormat, small_recipe: Recipe
+) -> None:
+    config = BehaviourConfig(library=["digits"], per_utterance=3, top_k=4, max_new_tokens=24, prompt_first=True)
+    teacher = build_teacher(small_recipe.model, config)
+    behaviour.generate(corpus[1][:12], config, teacher, chat, tmp_path / "answers")
+    store = behaviour.BehaviourStore(tmp_path / "answers")
+    shards.write(corpus[1][:12], corpus[0], store, chat, str(tmp_path / "shards"))
+    found, plan = make(tmp_path / "shards", small_recipe, share=0.7)
+    assert found.index.prompt_first
+    for step in islice(plan.steps(), 3):
+        batch = build(step.rows, found.__getitem__, plan)
+        assert int((batch.group >= 0).sum()) == step.tokens
+        assert (batch.branch.flatten()[batch.audio_slot] > 0).all()
+        for place, row in enumerate(step.rows):
+            for number, group in enumerate(row.groups):
+                sample = found[group.utterance]
+                for branch, at in enumerate(group.branches, start=1):
+                    one = sample.behaviours[at]
+                    mine = (batch.group[place] == number) & (batch.branch[place] == branch)
+                    ids, positions = batch.token_ids[place][mine].tolist(), batch.position_ids[place][mine].tolist()
+                    assert ids[: len(one.lead_ids)] == one.lead_ids
+                    assert ids[-len(one.answer_ids) + 1 :] == one.answer_ids[:-1] or len(one.answer_ids) == 1
+                    first = len(plan.index.prefix_ids)
+                    assert positions == list(range(first, first + len(positions)))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtbi import recipe as recipes
+from mtbi.batches.batch import build
+from mtbi.batches.plan import Plan, Row
+from mtbi.errors import UserError
+from mtbi.model.encoders.build import build_encoder
+from mtbi.model.frame_counts import FrameGeometry
+from mtbi.model.speech_llm import build_speech_llm
+from mtbi.recipe import Recipe
+from mtbi.shards import features
+from mtbi.shards.shards import Shards
+
+
+@pytest.fixture(scope="module")
+def encoded(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = recipes.load("demo")
+    out = tmp_path_factory.mktemp("features") / "digits"
+    encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
+    assert features.write(Shards(str(shard_folder)), encoder, features.encoder_name(recipe), str(out), batch_size=7) == 60
+    return out
+
+
+def test_training_on_stored_features_is_training_on_the_sound(shard_folder: Path, encoded: Path, small_recipe: Recipe) -> None:
+    mixed = dataclasses.replace(small_recipe, interleave=dataclasses.replace(small_recipe.interleave, share=0.5))
+    sound, stored = Shards(str(shard_folder)), Shards(str(encoded))
+    geometry = FrameGeometry.from_config(mixed.model)
+    plans = [Plan(one.index, mixed, geometry) for one in (sound, stored)]
+    rows = next(plans[0].steps()).rows
+    torch.manual_seed(0)
+    model = build_speech_llm(mixed.model, mixed.loss, torch.float32, torch.device("cpu"), tasks=20)
+    batches = [build(rows, one.__getitem__, plan) for one, plan in zip((sound, stored), plans, strict=True)]
+    assert batches[1].features.shape[0] == batches[0].waveforms.shape[0] > 1
+    losses = [float(model(batch).loss.detach()) for batch in batches]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)  # features are stored as float16
+
+
+def test_a_row_without_sound_has_features_of_silence(encoded: Path, small_recipe: Recipe) -> None:
+    shards = Shards(str(encoded))
+    batch = build([Row()], shards.__getitem__, Plan(shards.index, small_recipe, FrameGeometry.from_config(small_recipe.model)))
+    assert batch.features.shape == (1, 1, shards.index.feature_width)  # all processes leave the encoder out alike
+    assert not batch.features.any()
+
+
+def test_features_of_another_encoder_or_use_are_refused(shard_folder: Path, encoded: Path) -> None:
+    index = Shards(str(encoded)).index
+    features.check(index, recipes.load("demo"))
+    for field, message in (
+        ("model.encoder.layer=2", r"the recipe's encoder is demo \w{8} layer 2"),
+        ("model.encoder.trainable=true", "cannot be trained"),
+        ("interleave.cut=encode", "only be sliced"),
+    ):
+        with pytest.raises(UserError, match=message):
+            features.check(index, recipes.load("demo", [field]))
+    with pytest.raises(UserError, match="hold the output of demo layer -1"):  # of another version of the package
+        features.check(replace(index, encoded="demo layer -1"), recipes.load("demo"))
+    with pytest.raises(UserError, match="hold features already"):
+        features.write(Shards(str(encoded)), torch.nn.Identity(), "x", str(encoded.parent / "again"))
+    with pytest.raises(UserError, match="not empty"):
+        features.write(Shards(str(shard_folder)), torch.nn.Identity(), "x", str(encoded))
