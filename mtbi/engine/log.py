@@ -241,11 +241,11 @@ class Metrics:
             return
         from matplotlib.image import imread
 
-        from mtbi.benchmark.grid import plots
+        from mtbi import pictures
 
         with TemporaryDirectory() as folder:
             path = Path(folder) / "map.png"
-            plots.similarity({f"step {step}": similarity}, words, seconds_per_frame, "sound against words", path)
+            pictures.similarity({f"step {step}": similarity}, words, seconds_per_frame, "sound against words", path)
             self.writer.add_image(f"alignment/{place}", imread(path), step, dataformats="HWC")
 
     @never_ends_the_run

@@ -193,7 +193,7 @@ def bars(counts: dict[str, int], columns: int) -> list[str]:
 
 def plot(stats: Stats, folder: Path) -> list[Path]:
     """The same as PNG files in `folder`; returns them. Raises UserError where matplotlib is missing."""
-    from mtbi.benchmark.grid.plots import figure, finish
+    from mtbi.pictures import figure, finish
 
     made = {}
     for name, unit, histogram in (("durations", "seconds", stats.durations), ("transcripts", "words", stats.transcripts)):

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtbi.benchmark.intervals import OverSeeds
-from mtbi.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from mtbi.pictures import figure, finish
 
 Curve = list[tuple[float, OverSeeds]]  #: (minutes of speech, accuracy)
-
-
-def figure(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure that needs no display. Raises UserError where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("plots need matplotlib: pip install 'mtbi[plots]'") from error
-    made = Figure(figsize=(width, height), layout="constrained")
-    return made, made.subplots()
-
-
-def finish(made: Figure, path: Path) -> None:
-    """Write the picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, dpi=130)
 
 
 def accuracy_by_speech(curves: dict[str, Curve], references: dict[str, float], title: str, path: Path) -> None:
@@ -66,21 +46,4 @@ def accuracy_by_task(values: dict[str, dict[str, float]], trained: set[str], tit
     axes.set(ylabel="right answers, %", title=f"{title}   (left: trained from speech, right: never trained from speech)")
     axes.set_ylim(0, 105)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, frameon=False)
-    finish(made, path)
-
-
-def similarity(maps: dict[str, np.ndarray], words: list[str], seconds_per_frame: float, title: str, path: Path) -> None:
-    """Cosine similarity `(frames, words)` between adapter outputs and the embeddings of the transcript's words, by arm."""
-    made, axes = figure(1.2 + 0.55 * len(words) * len(maps), 4.4)
-    axes.remove()
-    places = made.subplots(1, len(maps), squeeze=False, sharey=True)[0]
-    limit = max(float(np.abs(one).max()) for one in maps.values())
-    for place, (label, one) in zip(places, maps.items(), strict=True):
-        extent = (-0.5, len(words) - 0.5, len(one) * seconds_per_frame, 0.0)
-        drawn = place.imshow(one, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent, interpolation="nearest")
-        place.set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=8)
-        place.set_title(label, fontsize=9)
-    places[0].set_ylabel("seconds of speech")
-    made.colorbar(drawn, ax=list(places), label="cosine similarity")
-    made.suptitle(title, fontsize=10)
     finish(made, path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mtbi import pictures
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.benchmark.grid import findings, plots
 from mtbi.benchmark.grid.findings import AXES, RunResult
@@ -50,7 +51,7 @@ def write(grid: Grid, out: Path) -> Path:
             parts.append(f"### What `{grid.compare.arm}` gains, in points of accuracy\n\n{gains(grid, full, group)}")
     parts.append(f"## Less speech\n\n{less_speech(grid, results, groups[0], out)}")
     parts.append("## Arms\n\n" + arm_table(grid, full))
-    parts += pictures(grid, full, groups, out)
+    parts += draw_pictures(grid, full, groups, out)
     parts.append("## Commands\n\n```\n" + "\n".join(shown_commands(grid, out)) + "\n```")
     (out / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     save_numbers(grid, full, results, out)
@@ -150,7 +151,7 @@ def arm_table(grid: Grid, full: dict[str, list[RunResult]]) -> str:
     return markdown(["arm", "like", "but", "speech heard in training"], rows, left=3)
 
 
-def pictures(grid: Grid, full: dict[str, list[RunResult]], groups: list[str], out: Path) -> list[str]:
+def draw_pictures(grid: Grid, full: dict[str, list[RunResult]], groups: list[str], out: Path) -> list[str]:
     """Accuracy by task, and the heat maps."""
     chosen = [name for name in (grid.compare.arm, *grid.compare.with_) if name in full]
     if not chosen:
@@ -161,7 +162,7 @@ def pictures(grid: Grid, full: dict[str, list[RunResult]], groups: list[str], ou
     plots.accuracy_by_task(plain, trained, groups[0], out / "plots" / "accuracy_by_task.png")
     made = ["## Pictures\n\n![accuracy by task](plots/accuracy_by_task.png)"]
     maps, words, seconds, said = heat_maps(grid, {name: full[name][0].job for name in chosen}, groups[0], out)
-    plots.similarity(
+    pictures.similarity(
         maps, words, seconds, f"adapter frames against token embeddings: “{said}”", out / "plots" / "similarity.png"
     )
     return [*made, "![similarity of adapter frames and token embeddings](plots/similarity.png)"]
