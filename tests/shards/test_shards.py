@@ -230,7 +230,7 @@ def test_none_of_the_streaming_packages_traps(shard_folder: Path, tmp_path: Path
     script = f"""
 import os
 before = set(os.listdir("/dev/shm"))
-from mtbi.data.shards import Shards
+from mtbi.shards.shards import Shards
 found = Shards({str(shard_folder)!r})
 samples = sum(len(found[number].waveform) for number in range(60))
 print(samples, sorted(name for name in set(os.listdir("/dev/shm")) - before if name[:6].isdigit()))
