@@ -24,7 +24,7 @@ from mtbi.errors import ElsewhereError, UnavailableError, UserError  # noqa: E40
 from mtbi.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
-    from mtbi.engine.progress import Progress
+    from mtbi.engine.checkpointing import Progress
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
@@ -46,7 +46,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     from launcher.watchdog import Watchdog
     from mtbi.batches.loader import Loader
     from mtbi.engine import agreement, inputs
-    from mtbi.engine.checkpointing import Keeper
+    from mtbi.engine.checkpointing import Checkpointer
     from mtbi.engine.engine import Engine
     from mtbi.engine.guard import Guard
     from mtbi.engine.log import Metrics
@@ -70,19 +70,19 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
         watchdog.at(progress.step + 1, what)
 
     longest = inputs.longest_dialogue(data, evaluation)
-    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot, longest)
+    engine = Engine(recipe, ds_config, len(tasks), device, ranks, snapshot, longest)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
-    keeper = Keeper(recipe, ranks, engine, metrics, begin.lease, doing)
+    checkpointer = Checkpointer(recipe, ranks, engine, metrics, begin.lease, doing)
     guard, stopped = Guard(config, progress.guard), False
-    metrics.say(
+    metrics.write_line(
         f"{recipe.name}: {len(data.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
         f"beside an LLM of {engine.llm_size.all:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
         + (f"going on from {newest}" if newest else "from the start")
     )
     if progress.step >= config.steps:
-        keeper.copy_again()
+        checkpointer.copy_again()
     if recipe.interleave.share and data.coverage.possible < data.coverage.utterances:
-        metrics.say(f"interleaving: {data.coverage}")
+        metrics.write_line(f"interleaving: {data.coverage}")
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     with Loader(
@@ -94,33 +94,33 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
                 break
             sums = engine.train_step(step, progress.step, stop_flag.set)
             if began:
-                metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
+                metrics.write_line(f"first step after {time.perf_counter() - began:.1f} s")
                 began = 0.0
             if sums.failed:  # some process has no data: no weight was changed
-                keeper.end(progress, loader.failure or ElsewhereError())
+                checkpointer.end(progress, loader.failure or ElsewhereError())
             progress.advance(step.step, sums.unreadable)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
-            why = guard.judge(sums, step.parts)
+            why = guard.judge(sums, step.micro_batch_count)
             progress.guard = guard.to_state()
             if why:
-                keeper.roll_back(progress, why)
-            metrics.skipped(number, sums.skipped, step.parts, guard.spikes)
+                checkpointer.roll_back(progress, why)
+            metrics.skipped(number, sums.skipped, step.micro_batch_count, guard.spikes)
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
-            if lost := progress.too_much_lost(recipe.data, len(data.shards)):
-                keeper.end(progress, UserError(lost))
+            if lost := progress.too_many_unreadable(recipe.data, len(data.shards)):
+                checkpointer.end(progress, UserError(lost))
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
                 score = evaluation.run(engine, metrics, number, lambda: doing("evaluating"))
                 if evaluation.failure:
-                    keeper.end(progress, evaluation.failure)
+                    checkpointer.end(progress, evaluation.failure)
             if why or last or stopped or number % config.checkpoint_every_steps == 0:
-                keeper.save(progress, score, needed=last or stopped)
+                checkpointer.save(progress, score, needed=last or stopped)
 
     metrics.close()
-    uncopied = keeper.close()
-    metrics.say(ending(recipe, progress, stopped))
+    uncopied = checkpointer.close()
+    metrics.write_line(ending(recipe, progress, stopped))
     dist.destroy_process_group()
     watchdog.close()
     if stopped and progress.step < config.steps:

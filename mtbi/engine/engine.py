@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mtbi.batches.loader import LoadedStep
 from mtbi.engine import memory
 from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.checkpoint import Snapshot, same_parameters
+from mtbi.engine.ds_config import parameter_groups, read_ds_config
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
 from mtbi.errors import UserError
@@ -24,55 +24,9 @@ from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
 from mtbi.model.losses.imitation import LossOutput
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
-from mtbi.recipe import ModelConfig, Recipe, TrainConfig
+from mtbi.recipe import ModelConfig, Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def micro_batches(recipe: Recipe, world: int) -> int:
-    """Micro-batches of each process in a global step."""
-    return math.ceil(math.ceil(recipe.plan.rows_per_step / world) / recipe.plan.rows_per_micro_batch)
-
-
-def read_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dtype) -> dict[str, Any]:
-    """A DeepSpeed configuration with every `auto` that the recipe decides filled in. Raises UserError for a wrong one."""
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--deepspeed {path}: not a DeepSpeed configuration: {error}. Choose one of ds_configs/.") from error
-    train = recipe.train
-    decided: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": recipe.plan.rows_per_micro_batch,
-        "gradient_accumulation_steps": micro_batches(recipe, world),
-        "gradient_clipping": train.grad_clip,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": train.learning_rate,
-                "betas": [train.beta1, train.beta2],
-                "weight_decay": train.weight_decay,
-                "torch_adam": True,
-            },
-        },
-    }
-    for key, value in decided.items():
-        if config.get(key, "auto") != "auto":
-            raise UserError(f'{path}: "{key}" must be "auto"; the recipe decides it (mtbi recipe show)')
-        config[key] = value
-    if config.get("zero_optimization", {}).get("stage", 0) not in (1, 2, 3):
-        raise UserError(f"{path}: zero_optimization.stage must be 1, 2 or 3")
-    if recipe.model.llm_fp8 and config["zero_optimization"]["stage"] == 3:
-        raise UserError(
-            f"{path}: model.llm_fp8 keeps each process's LLM whole: use ds_configs/zero1.json or ds_configs/zero2.json"
-        )
-    if recipe.model.compile and config["zero_optimization"]["stage"] == 3:
-        raise UserError(
-            f"{path}: model.compile needs each process's LLM whole: use ds_configs/zero1.json or ds_configs/zero2.json"
-        )
-    return config
 
 
 def decided_model(recipe: Recipe, zero: dict[str, Any], device: torch.device, world: int) -> ModelConfig:
@@ -105,15 +59,6 @@ def decided_attention(model: ModelConfig, device: torch.device, dtype: torch.dty
     return replace(model, attention=chosen)
 
 
-def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConfig) -> list[dict[str, Any]]:
-    """The encoder's own weights may have a learning rate of their own."""
-    encoder = [parameter for name, parameter in parameters.items() if name.startswith("encoder.")]
-    others = [parameter for name, parameter in parameters.items() if not name.startswith("encoder.")]
-    share = train.encoder_learning_rate / train.learning_rate if train.encoder_learning_rate else 1.0
-    groups = [{"params": others, "rate_share": 1.0}, {"params": encoder, "rate_share": share}]
-    return [group for group in groups if group["params"]]
-
-
 @dataclass
 class StepSums:
     """Sums over all processes of one global step."""
@@ -130,10 +75,10 @@ class StepSums:
 
 
 class Engine:
-    """A SpeechLLM trained by DeepSpeed on `world` processes."""
+    """A SpeechLLM inside DeepSpeed, on all processes of `ranks`."""
 
     def __init__(
-        self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, world: int, snapshot: Snapshot | None,
+        self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, ranks: Ranks, snapshot: Snapshot | None,
         longest_tokens: int | None = None,
     ) -> None:  # fmt: skip
         """Build the model, put a checkpoint's weights into it, and try a packed row (`mtbi.model.self_test`).
@@ -145,18 +90,17 @@ class Engine:
 
         from mtbi.engine import zero3
 
-        self.recipe, self.device, self.world, self.tasks = recipe, device, world, tasks
+        self.recipe, self.device, self.world, self.tasks = recipe, device, ranks.world, tasks
         self.dtype = precision.of(recipe.precision, device)
-        config = read_config(ds_config, recipe, world, self.dtype)
+        config = read_ds_config(ds_config, recipe, self.world, self.dtype)
         self.stage = int(config["zero_optimization"]["stage"])
-        model = decided_model(recipe, config["zero_optimization"], device, world)  # before ZeRO-3 partitions what is built
+        model = decided_model(recipe, config["zero_optimization"], device, self.world)  # before ZeRO-3 partitions what is built
         model = decided_attention(model, device, self.dtype, longest_tokens)
         torch.manual_seed(recipe.seed)
         partitioned = config if self.stage == 3 else None
         built = attempt(lambda: build_speech_llm(model, recipe.loss, self.dtype, device, tasks, partitioned, longest_tokens))
         # Under ZeRO-3 processes already exchange weights while they build: the launcher and the watchdog end the others.
-        own = Ranks(torch.distributed.get_rank(), world, 0, world) if world > 1 else Ranks(0, 1, 0, 1)
-        self.model: SpeechLLM = built.get() if self.stage == 3 else settle(own, built)
+        self.model: SpeechLLM = built.get() if self.stage == 3 else settle(ranks, built)
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
@@ -192,7 +136,7 @@ class Engine:
         scale = self.world / step.weight_total if step.weight_total else 0.0
         total, used = Sums(self.tasks, self.device), 0
         for place, micro in enumerate(step.micro_batches, start=1):
-            batch, last = micro.to(self.device), place == step.parts
+            batch, last = micro.to(self.device), place == step.micro_batch_count
             seed_micro_batch(self.recipe.seed, number, step.first_row(place - 1))
             out = self.ds(batch)
             failed = step.loader.failure is not None

@@ -30,9 +30,9 @@ class Guard:
         """What a checkpoint keeps, so that a resumed run judges as an undisturbed one."""
         return {"losses": list(self.losses), "bad_steps": self.bad_steps, "spikes": self.spikes}
 
-    def judge(self, sums: StepSums, parts: int) -> str:
-        """Why the weights should go back to the newest good checkpoint, or nothing. `parts` are a process's micro-batches."""
-        empty, skipped = not sums.weight, sums.skipped == parts
+    def judge(self, sums: StepSums, micro_batch_count: int) -> str:
+        """The reason to restore the newest good checkpoint, or "". `micro_batch_count` is that of one process."""
+        empty, skipped = not sums.weight, sums.skipped == micro_batch_count
         loss = sums.loss / sums.weight if sums.weight else math.nan
         spike = self._is_spike(loss)
         self.spikes += spike

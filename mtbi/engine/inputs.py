@@ -24,9 +24,9 @@ from mtbi.batches.plan import Plan, Position, Step
 from mtbi.engine import checkpoint, digest, remote
 from mtbi.engine.agreement import Attempt, Facts, Report, attempt, compare, gather, name_of, settle, share
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.engine import read_config
+from mtbi.engine.checkpointing import Progress
+from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.lease import Lease
-from mtbi.engine.progress import Progress
 from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
 from mtbi.llm import identity, precision
@@ -110,7 +110,7 @@ def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation 
     if not (recipe.data.eval_shards and recipe.train.eval_every_steps):
         return None
     shards = open_shards(recipe.data.eval_shards, recipe, inputs.chat)
-    return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks.rank, ranks.world)
+    return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks)
 
 
 def longest_dialogue(inputs: Inputs, evaluation: Evaluation | None) -> int:
@@ -169,7 +169,7 @@ def facts_of(
     recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, inputs: Inputs, evaluation: Evaluation | None
 ) -> Facts:
     """What must be the same on all processes: each of them computes its own part of what follows from it."""
-    config = read_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
+    config = read_ds_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
     fields = {note.path: attrgetter(note.path)(recipe) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)}
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)

@@ -27,7 +27,6 @@ from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.plan import Step
 from mtbi.engine.engine import StepSums
-from mtbi.engine.progress import new_counts
 from mtbi.model.flops import LLMSize
 from mtbi.recipe import Recipe
 
@@ -38,6 +37,15 @@ PEAK_FLOPS = {
     "H100": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "H200 NVL": 835e12, "H800": 989e12, "H20": 148e12,
     "B200": 2250e12, "GB200": 2500e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "MI300X": 1307e12,
 }  # fmt: skip
+
+
+#: Faults that do not end a run. Each is counted over all starts of the run.
+COUNTS = ("skipped_micro_batches", "loss_spikes", "rollbacks", "failed_checkpoints", "unreadable_utterances")
+
+
+def new_counts() -> dict[str, int]:
+    """The counts of a run without faults."""
+    return dict.fromkeys(COUNTS, 0)
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -155,7 +163,7 @@ class Metrics:
         device: torch.device,
         counts: dict[str, int] | None = None,
     ) -> None:
-        """`counts` are the run's (`mtbi.engine.progress`); they are kept up to date in place."""
+        """`counts` are those of the run's `Progress`. They are updated in place."""
         steps = recipe.train.steps
         self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
         self.llm_size, self.peak = llm_size, peak_flops(device)
@@ -168,7 +176,7 @@ class Metrics:
             self.writer._get_file_writer().add_summary(hparams_pb(fields, trial_id=recipe.run_dir))
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """A line of its own, above the progress bar."""
         if self.first:
             with self.bar.external_write_mode(file=sys.stdout):
@@ -186,7 +194,7 @@ class Metrics:
         self.counts["loss_spikes"] = spikes
         self.counts["skipped_micro_batches"] += micro_batches
         if micro_batches:
-            self.say(f"step {number}: {micro_batches} of {of} micro-batches left out, their loss is not finite")
+            self.write_line(f"step {number}: {micro_batches} of {of} micro-batches left out, their loss is not finite")
 
     def step(self, number: int, plan: Step, sums: StepSums, data_wait_seconds: float, rate: float, every: int) -> None:
         """Account for step `number` (from 1); every few steps write the line and the numbers."""
@@ -220,7 +228,7 @@ class Metrics:
                 values[f"task_agreement/{name}"] = hits / count
         self.scalars(values, number)
         mfu = f" mfu {values['speed/mfu']:.1%}" if "speed/mfu" in values else ""
-        self.say(
+        self.write_line(
             f"step {number}/{self.steps} loss {loss:.4f} lr {rate:.2e} grad {sums.gradient_norm:.3f} "
             f"{1000 * seconds / one.steps:.0f} ms/step {values['speed/tokens_per_second']:.0f} tok/s "
             f"{values['speed/answer_tokens_per_second']:.0f} answer tok/s wait {values['speed/data_wait_share']:.1%}{mfu} "

@@ -42,7 +42,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Gigabytes (1e9 bytes) on each GPU."""
 
     name: str
@@ -123,7 +123,9 @@ def weight_bytes(recipe: Recipe) -> int:
     return 4 if recipe.precision == "fp32" else 2
 
 
-def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8, recomputed: bool = False) -> Iterator[Estimate]:
+def estimates(
+    recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8, recomputed: bool = False
+) -> Iterator[MemoryEstimate]:
     """One estimate for each way of sharing, from the one that communicates least to the one that needs least memory.
 
     `recomputed` is taken for what `model.activation_checkpointing` says.
@@ -144,22 +146,22 @@ def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8, r
         states = sizes.trainable * STATE_BYTES / gpus
         gathered = 2 * sizes.largest_layer * width if stage == 3 else 0
         parts = (frozen, weights + gradients + states, activations, gathered)
-        yield Estimate(name, stage, recomputed, *(part / 1e9 for part in parts))
+        yield MemoryEstimate(name, stage, recomputed, *(part / 1e9 for part in parts))
 
 
-def choose(found: Iterable[Estimate], gpu_gb: float) -> Estimate | None:
+def choose(found: Iterable[MemoryEstimate], gpu_gb: float) -> MemoryEstimate | None:
     """The first that fits: the one that communicates least. None where nothing does."""
     return next((one for one in found if fits(one, gpu_gb)), None)
 
 
-def fits(one: Estimate, gpu_gb: float) -> bool:
+def fits(one: MemoryEstimate, gpu_gb: float) -> bool:
     """Whether a GPU of so many GB has room for it."""
     return one.total <= USABLE_SHARE * gpu_gb
 
 
 def survey(
     recipe: Recipe, sizes: Sizes, gpus: int, gpu_gb: float, gpus_per_node: int = 8
-) -> tuple[list[Estimate], Estimate | None]:
+) -> tuple[list[MemoryEstimate], MemoryEstimate | None]:
     """All ways of sharing, and the one to take (None where nothing fits).
 
     With `model.activation_checkpointing=auto` they are with recomputation only where nothing fits without it.

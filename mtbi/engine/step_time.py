@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mtbi.engine import memory
-from mtbi.engine.engine import micro_batches
-from mtbi.engine.memory import Estimate, Sizes
+from mtbi.engine.ds_config import micro_batch_count
+from mtbi.engine.memory import MemoryEstimate, Sizes
 from mtbi.recipe import Recipe
 
 
@@ -43,9 +43,9 @@ def ring_seconds(size: float, members: int, speed: float) -> float:
     return size * (members - 1) / members / (speed * 1e9)
 
 
-def predict(recipe: Recipe, sizes: Sizes, estimate: Estimate, gpus: int, gpus_per_node: int, speeds: Speeds) -> Pace:
+def predict(recipe: Recipe, sizes: Sizes, estimate: MemoryEstimate, gpus: int, gpus_per_node: int, speeds: Speeds) -> Pace:
     """The pace of a recipe shared in the way of `estimate`. Every GPU computes as many micro-batches as the busiest one."""
-    width, count = memory.weight_bytes(recipe), micro_batches(recipe, gpus)
+    width, count = memory.weight_bytes(recipe), micro_batch_count(recipe, gpus)
     in_node = min(gpus, gpus_per_node)
     across = speeds.node if gpus <= gpus_per_node else speeds.network
     trained = sizes.trainable * width
@@ -67,7 +67,7 @@ class Choice:
     """One way of sharing a job of so many GPUs."""
 
     gpus: int
-    memory: Estimate
+    memory: MemoryEstimate
     total_gb: float
     fits: bool
     best: bool  #: the one to take

@@ -9,13 +9,14 @@ from itertools import takewhile
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.functional import cosine_similarity
 
+from launcher.ranks import Ranks
 from mtbi import text_units
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.loader import Loader
 from mtbi.batches.plan import Geometry, Group, Plan
+from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.engine import Engine
 from mtbi.engine.log import Metrics
 from mtbi.errors import ElsewhereError
@@ -23,7 +24,7 @@ from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.generate import generate
 from mtbi.model.speech_llm import SpeechLLM
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.shards import Shards
 
 SHOWN_WORDS = 40  #: of an utterance's alignment: a picture that fits a screen
 
@@ -31,11 +32,11 @@ SHOWN_WORDS = 40  #: of an utterance's alignment: a picture that fits a screen
 class Evaluation:
     """One epoch of the evaluation shards, as sound, with every stored dialogue."""
 
-    def __init__(self, recipe: Recipe, geometry: Geometry, chat: ChatFormat, shards: Shards, rank: int, world: int) -> None:
+    def __init__(self, recipe: Recipe, geometry: Geometry, chat: ChatFormat, shards: Shards, ranks: Ranks) -> None:
         plain = replace(recipe.interleave, share=0.0)
         packing = replace(recipe.plan, tasks=[], hours=0.0, tasks_per_utterance=0, passes_per_epoch=1)
         self.recipe = replace(recipe, interleave=plain, plan=packing, loss=replace(recipe.loss, task_weights={}))
-        self.shards, self.chat, self.rank, self.world = shards, chat, rank, world
+        self.shards, self.chat, self.ranks = shards, chat, ranks
         self.failure: Exception | None = None  #: why the last evaluation had to be given up, the same time on all processes
         self.plan = Plan(shards.index, self.recipe, geometry)
 
@@ -47,7 +48,7 @@ class Evaluation:
         loss = weight = hits = count = 0.0
         utterances = 0
         rows, data = self.recipe.plan.rows_per_micro_batch, self.recipe.data
-        with Loader(self.shards, self.plan, self.rank, self.world, rows, data.workers, data.prefetch) as loader:
+        with Loader(self.shards, self.plan, self.ranks.rank, self.ranks.world, rows, data.workers, data.prefetch) as loader:
             for loaded in takewhile(lambda one: one.position.epoch == 0, loader):
                 doing()
                 sums = engine.evaluate_step(loaded)
@@ -61,7 +62,7 @@ class Evaluation:
                     break
         agreement = hits / max(count, 1)
         metrics.scalars({"eval/loss": loss / max(weight, 1e-9), "eval/agreement": agreement}, step)
-        metrics.say(
+        metrics.write_line(
             f"eval at step {step}: loss {loss / max(weight, 1e-9):.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
         doing()
@@ -84,13 +85,11 @@ class Evaluation:
 
         Where a process cannot read them, `failure` is set on all.
         """
-        samples: list[Sample] = []
+        read = attempt(lambda: [self.shards[group.utterance] for group in self.shown])
         try:
-            samples = [self.shards[group.utterance] for group in self.shown]
+            samples = settle(self.ranks, read)
         except Exception as error:
             self.failure = error
-        if happened_anywhere(self.failure is not None, next(model.adapter.parameters()).device):
-            self.failure = self.failure or ElsewhereError()
             return
         for place, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
             stored = sample.behaviours[sorted(group.branches)[place % len(group.branches)]]
@@ -108,15 +107,6 @@ class Evaluation:
                 similar = similarity(model, sample.waveform, word_ids)
                 words = [self.chat.tokenizer.decode(ids).strip() for ids in word_ids]
                 metrics.alignment(place, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
-
-
-def happened_anywhere(here: bool, device: torch.device) -> bool:
-    """Whether something is so on any process; all must ask together."""
-    if not dist.is_initialized():
-        return here
-    flag = torch.tensor([float(here)], device=device)
-    dist.all_reduce(flag)
-    return bool(flag > 0)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def main() -> None:
     device = start_distributed(ranks)
     if ranks.rank:
         by_length.CPU_CALL_SAMPLES = 0  # others call the frozen encoder more often than rank 0: none of it may be partitioned
-    engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks.world, None)
+    engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks, None)
     with Loader(shards, plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch) as loader:
         sums = engine.train_step(next(iter(loader)), 0, stop=False)
     # After one step of Adam from zero, its first moment is (1 - beta1) times the gradient, clipping aside.

@@ -16,8 +16,8 @@ from mtbi.batches.interleave import Coverage
 from mtbi.batches.plan import Position
 from mtbi.engine import agreement, checkpoint, inputs
 from mtbi.engine.checkpoint import Snapshot
+from mtbi.engine.checkpointing import Progress
 from mtbi.engine.inputs import Start, changed_fields, check_interleaving, check_same_plan, open_shards
-from mtbi.engine.progress import Progress
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.shards.shards import INDEX_NAME, Shards

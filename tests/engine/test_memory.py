@@ -11,7 +11,7 @@ from transformers import LlamaConfig, WhisperConfig
 from mtbi import recipe as recipes
 from mtbi.engine import memory, step_time
 from mtbi.engine.engine import decided_model
-from mtbi.engine.memory import Estimate
+from mtbi.engine.memory import MemoryEstimate
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
 
@@ -38,7 +38,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipes.load("whisper-large-v3_llama-3.1-8b", fields)
 
 
-def by_name(recipe: Recipe, gpus: int) -> dict[str, Estimate]:
+def by_name(recipe: Recipe, gpus: int) -> dict[str, MemoryEstimate]:
     return {one.name: one for one in memory.estimates(recipe, memory.sizes_of(recipe), gpus)}
 
 

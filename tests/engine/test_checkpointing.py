@@ -7,7 +7,7 @@ import pytest
 from mtbi import recipe as recipes
 from mtbi.batches.plan import Group, Position, Row, Step
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.progress import Progress
+from mtbi.engine.checkpointing import Progress
 from mtbi.recipe import DataConfig
 
 STEP = Step(Position(), Position(0, 1), [Row((Group(0, (0,), b"", 9, 16_000, 2, 2.0),) * 100)], 200.0, 200, 900, 100.0, 0.5)
@@ -39,5 +39,5 @@ def test_few_samples_may_be_lost(corpus: int, steps: int, lost: int, ends: bool)
     for _ in range(steps):
         progress.advance(STEP, 0)
     progress.counts["unreadable_utterances"] = lost
-    assert bool(progress.too_much_lost(DataConfig(), corpus)) == ends
-    assert progress.too_much_lost(DataConfig(max_unreadable_share=1.0), corpus) == ""
+    assert bool(progress.too_many_unreadable(DataConfig(), corpus)) == ends
+    assert progress.too_many_unreadable(DataConfig(max_unreadable_share=1.0), corpus) == ""
