@@ -29,11 +29,11 @@ from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.lease import Lease
 from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
-from mtbi.llm import identity, precision
+from mtbi.llm import precision
 from mtbi.llm.chat_format import ChatFormat, read_chat, resolve_llm
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards import features
+from mtbi.shards.open_shards import open_training_shards
 from mtbi.shards.shards import Shards
 from mtbi.versions import commit, installed
 
@@ -85,7 +85,7 @@ class Start:
 def open_inputs(recipe: Recipe) -> Inputs:
     """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
     chat = read_chat(recipe)
-    shards = open_shards(recipe.data.shards, recipe, chat)
+    shards = open_training_shards(recipe.data.shards, recipe, chat)
     check_interleaving(recipe, Coverage.of(shards.index.utterances["words"]))
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
@@ -109,36 +109,13 @@ def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation 
     """The evaluation inside the run, where the recipe asks for one."""
     if not (recipe.data.eval_shards and recipe.train.eval_every_steps):
         return None
-    shards = open_shards(recipe.data.eval_shards, recipe, inputs.chat)
+    shards = open_training_shards(recipe.data.eval_shards, recipe, inputs.chat)
     return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks)
 
 
 def longest_dialogue(inputs: Inputs, evaluation: Evaluation | None) -> int:
     """LLM positions of the longest dialogue that is trained on or evaluated."""
     return max(longest_tokens(one.plan) for one in (inputs, evaluation) if one is not None)
-
-
-def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
-    """Shards of the recipe's LLM. Raises UserError where there are none or they are another's."""
-    if not places:
-        raise UserError("data.shards is empty: name the folders or addresses made by `mtbi data shard`.")
-    data = recipe.data
-    other = recipe.behaviour.allow_other_teacher
-    shards = Shards(places, data.cache_dir or f"{recipe.run_dir}/cache", data.cache_limit_gb, data.retries, other)
-    for folder in shards.folders:
-        if reason := identity.difference(folder.index.facts(), chat, other):
-            raise UserError(
-                f"{folder.place}: made with {folder.index.llm}, {reason} than the recipe's ({recipe.model.llm}); run "
-                "`mtbi behave` and `mtbi data shard` with this recipe."
-            )
-    if shards.index.prompt_first != recipe.behaviour.prompt_first:
-        raise UserError(
-            f"{places[0]}: its prompts stand {'before' if shards.index.prompt_first else 'after'} the speech, the recipe's "
-            f"{'before' if recipe.behaviour.prompt_first else 'after'} it: set "
-            f"behaviour.prompt_first={str(shards.index.prompt_first).lower()}, or make the shards again with this recipe."
-        )
-    features.check(shards.index, recipe)
-    return shards
 
 
 def agree(recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, opened: Attempt[Inputs]) -> Start:
