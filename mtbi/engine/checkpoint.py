@@ -208,9 +208,11 @@ def keep(run_dir: Path | str, last: int, score: float | None) -> None:
             shutil.rmtree(folder)
 
 
-def same_parameters(trainable: dict[str, Tensor], model: torch.nn.Module) -> str | None:
-    """The first difference between saved and wanted trainable parameters; None where they fit."""
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    found = {name: tuple(value.shape) for name, value in trainable.items()}
-    other = sorted({*wanted.items()} ^ {*found.items()})
-    return f"{len(other)} trainable parameters differ, the first is {other[0][0]} {other[0][1]}" if other else None
+def parameter_difference(saved: dict[str, Tensor], model: torch.nn.Module) -> str:
+    """How saved trainable parameters differ from the model's in names and shapes; empty if they fit."""
+    wanted = {(name, tuple(value.shape)) for name, value in model.named_parameters() if value.requires_grad}
+    differing = sorted(wanted ^ {(name, tuple(value.shape)) for name, value in saved.items()})
+    if not differing:
+        return ""
+    name, shape = differing[0]
+    return f"{len(differing)} trainable parameters differ, the first is {name} {shape}"

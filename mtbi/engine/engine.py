@@ -14,7 +14,7 @@ from launcher.ranks import Ranks
 from mtbi.batches.loader import LoadedStep
 from mtbi.engine import memory
 from mtbi.engine.agreement import attempt, settle
-from mtbi.engine.checkpoint import Snapshot, same_parameters
+from mtbi.engine.checkpoint import Snapshot, parameter_difference
 from mtbi.engine.ds_config import parameter_groups, read_ds_config
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
@@ -101,8 +101,8 @@ class Engine:
         built = attempt(lambda: build_speech_llm(model, recipe.loss, self.dtype, device, tasks, partitioned, longest_tokens))
         # Under ZeRO-3 processes already exchange weights while they build: the launcher and the watchdog end the others.
         self.model: SpeechLLM = built.get() if self.stage == 3 else settle(ranks, built)
-        if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
-            raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
+        if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
+            raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
         if self.stage == 3:

@@ -29,8 +29,8 @@ from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.lease import Lease
 from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
-from mtbi.llm import precision
-from mtbi.llm.chat_format import ChatFormat, read_chat, resolve_llm
+from mtbi.llm import back_end, precision
+from mtbi.llm.chat_format import ChatFormat, read_chat
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
 from mtbi.shards.open_shards import open_training_shards
@@ -163,14 +163,8 @@ def facts_of(
 
 
 def llm_configuration(recipe: Recipe) -> str:
-    """The LLM's configuration as text, without the name of its folder. Raises UserError where it cannot be read."""
-    from transformers import AutoConfig
-
-    model = recipe.model
-    try:
-        config = AutoConfig.from_pretrained(resolve_llm(model.llm), trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
+    """The LLM's configuration as JSON text, without its path. Raises UserError if it cannot be read."""
+    config = back_end.read_config(recipe.model)
     config._name_or_path = ""
     return config.to_json_string(use_diff=False)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mtbi.llm import back_end
+from mtbi.llm import back_end, precision
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder
 from mtbi.model.flops import size
@@ -119,8 +119,8 @@ def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
 
 
 def weight_bytes(recipe: Recipe) -> int:
-    """Bytes of a weight on a GPU."""
-    return 4 if recipe.precision == "fp32" else 2
+    """Bytes of one weight on a GPU."""
+    return precision.of(recipe.precision, "cuda").itemsize
 
 
 def estimates(
