@@ -75,7 +75,7 @@ def test_other_data_are_refused_or_begin_a_new_epoch(
         "more": ([shard_folder, shard_folder], [], "data.shards are other shards, or the same in another order"),
         "order": ([other, shard_folder], [], "data.shards are other shards, or the same in another order"),
         "content": ([other], [], r"data.shards are other shards.*\(words.tokens"),
-        "geometry": ([shard_folder], ["model.adapter.stack=8"], "the encoder or adapter gives another number of positions"),
+        "geometry": ([shard_folder], ["model.adapter.stack=8"], "the encoder or adapter gives another number of LLM positions"),
     }[which]
     with pytest.raises(UserError, match=f"made with other data: {message}.*train.new_data=new_epoch"):
         begin(places, *overrides)
