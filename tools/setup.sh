@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Creates .venv with everything that `make demo` and `make test` need. Takes no time if nothing has changed.
-# PYTHON=… chooses the interpreter (default python3). On Debian, root gets missing system packages installed. For other users the script
-# prints which packages are missing.
+# Makes .venv with everything that `make demo` and `make test` need. Instant when nothing has changed.
+# PYTHON=… chooses the interpreter (default python3). Root on Debian gets missing system packages installed; others are told which.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +13,7 @@ python=${PYTHON:-python3}
 missing=()
 command -v "$python" >/dev/null || missing+=(python3)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-# DeepSpeed and Triton compile small C++ parts at their first use, which needs a compiler and Python's headers.
+# DeepSpeed and Triton compile small C++ parts at their first use: they need the compiler and Python's headers.
 "$python" -c 'import os, sysconfig; exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null || missing+=(python3-dev)
 command -v g++ >/dev/null || missing+=(g++)
 command -v git >/dev/null || missing+=(git)
