@@ -12,8 +12,11 @@ import torch
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe, TrainConfig
 
-#: Recipe fields that need the LLM's weights whole on each GPU, and why ZeRO-3 cannot be used with them.
-NOT_WITH_ZERO3 = {"llm_fp8": "keeps each process's LLM whole", "compile": "needs each process's LLM whole"}
+#: Fields of `model` that ZeRO-3 cannot be used with, and the message about each.
+NOT_WITH_ZERO3 = {
+    "llm_fp8": "model.llm_fp8 keeps each process's LLM whole: use ds_configs/zero1.json or ds_configs/zero2.json",
+    "compile": "model.compile needs each process's LLM whole: use ds_configs/zero1.json or ds_configs/zero2.json",
+}
 
 
 def micro_batch_count(recipe: Recipe, world: int) -> int:
@@ -55,9 +58,9 @@ def read_ds_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dt
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage must be 1, 2 or 3")
-    for field, reason in NOT_WITH_ZERO3.items():
+    for field, message in NOT_WITH_ZERO3.items():
         if stage == 3 and getattr(recipe.model, field):
-            raise UserError(f"{path}: model.{field} {reason}: use ds_configs/zero1.json or ds_configs/zero2.json")
+            raise UserError(f"{path}: {message}")
     return config
 
 

@@ -98,15 +98,15 @@ def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
 
 
 def hyperparameters(recipe: Recipe) -> dict[str, float | str | bool]:
-    """Every field of a recipe by its path, but for the run's own folder: two runs of one recipe have the same."""
+    """Every field of a recipe by its path, without `run_dir` itself, so that two runs of one recipe have the same fields."""
 
-    def told(path: str) -> Any:
+    def as_hyperparameter(path: str) -> Any:
         value = attrgetter(path)(recipe)
         text = json.dumps(value) if isinstance(value, (list, dict)) else value
         own = path.startswith("data.") and isinstance(text, str)
         return text.replace(f"{recipe.run_dir}/", f"{recipes.RUN_DIR}/") if own else text
 
-    return {note.path: told(note.path) for note in recipes.reference() if note.path != "run_dir"}
+    return {note.path: as_hyperparameter(note.path) for note in recipes.reference() if note.path != "run_dir"}
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Interval:
     tasks: torch.Tensor | None = None
 
     def add(self, plan: Step, sums: StepSums, data_wait_seconds: float) -> None:
-        """One more step."""
+        """Add a step."""
         self.steps += 1
         self.loss += sums.loss
         self.weight += sums.weight

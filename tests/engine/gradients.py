@@ -40,13 +40,13 @@ def main() -> None:
     with Loader(shards, plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch) as loader:
         sums = engine.train_step(next(iter(loader)), 0, stop=False)
     # After one step of Adam from zero, its first moment is (1 - beta1) times the gradient, clipping aside.
-    found = {}
+    tensors = {}
     for name, parameter in engine.parameters.items():
         moment = safe_get_full_optimizer_state(parameter, "exp_avg")
-        found[name] = moment.reshape(getattr(parameter, "ds_shape", parameter.shape)).clone() / (1 - recipe.train.beta1)
-    found["norm"], found["loss"] = torch.tensor(sums.gradient_norm), torch.tensor(sums.loss / sums.weight)
+        tensors[name] = moment.reshape(getattr(parameter, "ds_shape", parameter.shape)).clone() / (1 - recipe.train.beta1)
+    tensors["norm"], tensors["loss"] = torch.tensor(sums.gradient_norm), torch.tensor(sums.loss / sums.weight)
     if ranks.rank == 0:
-        save_file(found, options.out)
+        save_file(tensors, options.out)
     torch.distributed.barrier()
 
 

@@ -4,15 +4,15 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine.conftest import run_pair
 
-from launcher.ranks import Ranks, free_port
+from launcher.ranks import Ranks
 from mtbi.engine import agreement
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UserError
@@ -27,20 +27,7 @@ def met(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Met:
     work = tmp_path_factory.mktemp("agreement")
     copy = shutil.copytree(shard_folder, work / "copy")
     command = [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(shard_folder), str(copy), str(work)]
-    port = str(free_port())
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=250) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    outputs = run_pair(command, {**os.environ, "OMP_NUM_THREADS": "1"})
     return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
 
 

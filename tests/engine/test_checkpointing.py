@@ -25,9 +25,9 @@ def test_all_of_it_survives_a_restart() -> None:
 
 def test_checkpoints_of_older_versions_are_read() -> None:
     old = {"step": 7, "position": Position(1, 2).to_json(), "audio_seconds": 3.5, "world": 1}
-    found = Progress.of(Snapshot({}, {}, old))
-    assert (found.step, found.utterances, found.bad_steps) == (7, 0, 0)
-    assert set(found.counts.values()) == {0}
+    progress = Progress.of(Snapshot({}, {}, old))
+    assert (progress.step, progress.utterances, progress.bad_steps) == (7, 0, 0)
+    assert set(progress.counts.values()) == {0}
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,8 @@ def gradients(
 
     def compute(processes: int, stage: int, rows: int) -> dict[str, torch.Tensor]:
         out = tmp_path / f"{processes}-{stage}-{rows}.safetensors"
-        command = launch(
-            tmp_path / "run", f"plan.rows_per_micro_batch={rows}", "train.grad_clip=0", processes=processes, stage=stage
-        )
-        script = next(place for place, word in enumerate(command) if word.endswith("train.py"))
-        command[script] = SCRIPT
-        run([*command, "--out", str(out)])
+        fields = [f"plan.rows_per_micro_batch={rows}", "train.grad_clip=0"]
+        run([*launch(tmp_path / "run", *fields, processes=processes, stage=stage, script=SCRIPT), "--out", str(out)])
         return load_file(out)
 
     return compute

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine.conftest import ds_config
 from shards.copies import copy_of
 
 from launcher.ranks import Ranks
@@ -21,7 +22,6 @@ from mtbi.engine.inputs import Start, changed_fields, check_interleaving, check_
 from mtbi.errors import UserError
 
 ALONE = Ranks(0, 1, 0, 1)
-ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")
 PLAN = ["plan.row_tokens=256", "plan.window_samples=20", "precision=fp32", "train.eval_every_steps=5"]
 AT_STEP_5 = Position(epoch=2, step=4, window=1, window_step=3)
 Begin = Callable[..., Start]
@@ -35,7 +35,7 @@ def begin(tmp_path: Path) -> Begin:
         places = [f"data.shards=[{','.join(map(str, shards))}]", f"data.eval_shards=[{evaluation}]"]
         recipe = recipes.load("demo", [f"run_dir={tmp_path / 'run'}", *places, *PLAN, *overrides])
         opened = agreement.attempt(lambda: inputs.open_inputs(recipe))
-        begun = inputs.agree(recipe, ZERO1, ALONE, torch.device("cpu"), opened)
+        begun = inputs.agree(recipe, ds_config(1), ALONE, torch.device("cpu"), opened)
         assert begun.lease
         begun.lease.release()
         return begun

@@ -1,4 +1,4 @@
-"""What two processes do together; test_together.py starts it. The first argument names a function below."""
+"""Work of two processes that test_together.py starts. The first argument is the name of a function below."""
 
 from __future__ import annotations
 
