@@ -53,7 +53,7 @@ def join(backend: str) -> None:
         # Under Slurm the port depends on the number of the start, so another start may succeed.
         kind = UnavailableError if "SLURM_JOB_ID" in os.environ else UserError
         raise kind(
-            f"port {port} of {os.environ['MASTER_ADDR']} is taken (another training?): give this one a port of its own, "
+            f"port {port} of {os.environ['MASTER_ADDR']} is taken, perhaps by another training: use another port, "
             f"`deepspeed --master_port {int(port) + 1} …`, `torchrun --master-port {int(port) + 1} …` or MASTER_PORT."
         ) from error
 

@@ -154,15 +154,15 @@ def read(environment: Mapping[str, str], launcher: Launcher) -> Ranks:
     if rank is None or world is None or rank >= world:
         values = ", ".join(f"{name}={environment.get(name, '(not set)')}" for name in (launcher.rank, launcher.world))
         raise UserError(f"{values}: this is no rank and number of processes. Set both, or start with {launcher.name}.")
-    local, here, nodes = number(*launcher.local_ranks), number(*launcher.local_worlds), number(launcher.nodes)
-    if local is None and launcher in LAUNCHERS:
+    local_rank, local_world, nodes = number(*launcher.local_ranks), number(*launcher.local_worlds), number(launcher.nodes)
+    if local_rank is None and launcher in LAUNCHERS:
         raise UserError(
             f"{launcher.name} started {world} processes without the rank within a node "
             f"({launcher.local_ranks[-1]} is not set). Export LOCAL_RANK, or start with torchrun, deepspeed or srun."
         )
-    if here is None and launcher in LAUNCHERS:
-        here = -(-world // nodes) if nodes else 1  # unknown: 1 means several nodes, so MASTER_ADDR must be set
-    return Ranks(rank, world, local or 0, here or world)
+    if local_world is None and launcher in LAUNCHERS:
+        local_world = -(-world // nodes) if nodes else 1  # unknown: 1 means several nodes, so MASTER_ADDR must be set
+    return Ranks(rank, world, local_rank or 0, local_world or world)
 
 
 def refuse_stale(ranks: Ranks, environment: Mapping[str, str]) -> None:

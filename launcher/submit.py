@@ -54,7 +54,7 @@ def render(options: argparse.Namespace, name: str) -> str:
     }
     header = [f"#SBATCH --{key}={value}" for key, value in wanted.items() if value is not None]
     lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not ((found := re.match(r"#SBATCH --([\w-]+)", line)) and found[1] in wanted)]
+    kept = [line for line in lines if not ((match := re.match(r"#SBATCH --([\w-]+)", line)) and match[1] in wanted)]
     last = max(number for number, line in enumerate(kept) if line.startswith("#SBATCH"))
     arguments = shlex.join(["--recipe", options.recipe, *options.overrides])
     settings = [

@@ -80,13 +80,13 @@ def check_gradients(
     ]
     model = make(attention.DENSE)
     expected = gradient(model, [build([row], workload.sample, plan) for row in single], device)
-    found = {}
+    differences = {}
     for back_end in back_ends:
         model.llm.set_attn_implementation(back_end)
-        found[back_end] = attempted(
+        differences[back_end] = attempted(
             lambda: float((gradient(model, [build(rows, workload.sample, plan)], device) - expected).norm() / expected.norm())
         )
-    return found
+    return differences
 
 
 def check_fp8(workload: Workload, make: Callable[[str], SpeechLLM], device: torch.device, back_end: str) -> float:
@@ -292,11 +292,11 @@ def main() -> int:
         gc.collect()
         if gpu:
             torch.cuda.empty_cache()
-        found = attempted(partial(run_case, case, workload, make, device))
-        if "tflops" in found:
-            found["share_of_ceiling"] = round(found["computed_tflops"] / record["ceiling_tflops"], 3)
-        record["cases"][case.name] = found
-        print(f"{case.name}: {found}", flush=True)
+        result = attempted(partial(run_case, case, workload, make, device))
+        if "tflops" in result:
+            result["share_of_ceiling"] = round(result["computed_tflops"] / record["ceiling_tflops"], 3)
+        record["cases"][case.name] = result
+        print(f"{case.name}: {result}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     return int('"error"' in json.dumps(record))

@@ -92,7 +92,7 @@ def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
             "gradient norm": lines("train/gradient_norm"),
             "learning rate": lines("train/learning_rate"),
             "memory, GB": lines("speed/memory_gb"),
-            "what was skipped or put back": lines("health/.*"),
+            "skips and roll-backs": lines("health/.*"),
         },
     }
 
