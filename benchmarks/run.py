@@ -88,7 +88,7 @@ def stack(recipe: Recipe, zero: str, turns: Callable[[], Turns]) -> None:
     ranks = find_ranks()
     device = start_distributed(ranks)
     shards, plan = open_data(recipe)
-    engine = Engine(recipe, REPOSITORY / "ds_configs" / f"{zero}.json", len(shards.index.tasks), device, ranks.world, None)
+    engine = Engine(recipe, REPOSITORY / "ds_configs" / f"{zero}.json", len(shards.index.tasks), device, ranks, None)
     turn = turns()
     for number, step in enumerate(Loader(shards, plan)):
         engine.train_step(step, number, stop=False)

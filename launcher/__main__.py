@@ -1,4 +1,4 @@
-"""`python -m launcher submit RECIPE --nodes 8 …`: hand a run to Slurm, or print the script that would be."""
+"""`python -m launcher submit RECIPE --nodes 8 …`: submit a run to Slurm, or print its script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joins the processes of a job."""
+"""Joins the processes of a job in torch.distributed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def start_distributed(ranks: Ranks) -> torch.device:
-    """Join the processes, on GPUs by NCCL and otherwise on CPUs by gloo; returns this process's device."""
+    """Join the processes, with NCCL on GPUs and gloo on CPUs; returns this process's device."""
     import torch
 
     if torch.cuda.is_available():
@@ -35,7 +35,7 @@ def start_distributed(ranks: Ranks) -> torch.device:
 
 
 def join(backend: str) -> None:
-    """Meet the other processes at MASTER_ADDR. Raises UserError where that is not set or its port is another program's."""
+    """Connect to the other processes at MASTER_ADDR. Raises UserError if it is not set, or its port is in use."""
     import deepspeed
     import torch.distributed as dist
 
@@ -50,10 +50,10 @@ def join(backend: str) -> None:
         if "EADDRINUSE" not in str(error):
             raise
         port = os.environ["MASTER_PORT"]
-        # Of a job whose port Slurm's numbers chose, the next start has another one.
+        # Under Slurm the port depends on the number of the start, so another start may succeed.
         kind = UnavailableError if "SLURM_JOB_ID" in os.environ else UserError
         raise kind(
-            f"port {port} of {os.environ['MASTER_ADDR']} is taken (another training?): give this one a port of its own, "
+            f"port {port} of {os.environ['MASTER_ADDR']} is taken, perhaps by another training: use another port, "
             f"`deepspeed --master_port {int(port) + 1} …`, `torchrun --master-port {int(port) + 1} …` or MASTER_PORT."
         ) from error
 
@@ -61,15 +61,15 @@ def join(backend: str) -> None:
 def build_collectives() -> None:
     """Compile and load DeepSpeed's CPU collectives, one process at a time.
 
-    torch guards a build by a file. A process that is killed meanwhile leaves it behind, and all later ones would wait for it
-    for ever. The lock here ends with the process that holds it, and whoever holds it takes such a leftover away; builds of
-    other programs, which know nothing of this lock, are in other folders.
+    torch marks a running build by a lock file. A process that is killed during the build leaves that file behind, and all later
+    processes would wait for ever. Here a lock of the operating system guards the build, which ends with its process, and its
+    holder deletes torch's file if there is one. The builds of other programs are in other folders.
     """
     import torch
     from deepspeed.accelerator import get_accelerator
     from torch.utils.cpp_extension import get_default_build_root
 
-    # A build is made anew where the environment or the version of ninja is another: keep to one of each.
+    # torch builds again if PATH or the version of ninja differs, so the environment's own programs come first.
     programs = str(Path(sys.executable).parent)
     if programs not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join(filter(None, [programs, os.environ.get("PATH")]))
@@ -85,13 +85,12 @@ def build_collectives() -> None:
 
 
 def unlink_shared_memory(ranks: Ranks) -> None:
-    """DeepSpeed's CPU collectives name a buffer in /dev/shm for each process and never take it away.
+    """Unlink the buffers of DeepSpeed's CPU collectives in /dev/shm, which DeepSpeed leaves behind when a process is killed.
 
-    Once all processes of the machine have mapped it, the name is not needed any more: without it, the memory goes with the
-    processes, however they end.
+    All processes of the machine have mapped the buffers by now. Without a name, the memory is freed when the processes end.
     """
     import torch
 
     torch.distributed.barrier()
-    place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{ranks.rank}"
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
+    suffix = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{ranks.rank}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{suffix}").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which process of how many this is, whoever started it: deepspeed, torchrun, MPI's launchers, Flux, srun, or nobody."""
+"""The rank of this process and the number of processes, under deepspeed, torchrun, MPI, Flux, srun, or no launcher."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from pathlib import Path
 
 from mtbi.errors import UserError
 
-#: Exit status of a user's mistake: starting again would not help.
+#: Exit status after a mistake of the user's. Starting again would not help.
 MISTAKE = 2
-#: Exit status of a run that stopped on request after a checkpoint: the Slurm script requeues on it.
+#: Exit status of a run that stopped on request after a checkpoint. The Slurm script requeues the job.
 STOPPED = 75
-#: Exit status of a run for which something outside was not to be had: it is tried again, but not for ever.
+#: Exit status of a run that an external service, such as the object store, failed. The Slurm script tries again, within limits.
 UNAVAILABLE = 74
 
-
-#: Slurm numbers the steps of batch scripts and interactive shells from here on; no tasks are in them.
+#: Slurm numbers the steps of batch scripts and interactive shells from here on. They have no tasks.
 SPECIAL_STEPS = 4_294_967_280
 DEFAULT_PORT = 29500
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """The environment variables by which a launcher tells a process its rank. Of several names, the first one set counts."""
+    """The environment variables in which a launcher passes a process its rank. Of several names, the first one set counts."""
 
     name: str
     rank: str
     world: str
     local_ranks: tuple[str, ...]
     local_worlds: tuple[str, ...]
-    nodes: str = ""  #: number of nodes, where no variable tells the processes on this one
+    nodes: str = ""  #: the number of nodes, of a launcher that does not pass the number of processes on this one
 
 
 TORCH = Launcher("deepspeed or torchrun", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
@@ -65,15 +64,15 @@ LAUNCHERS = (
         ("PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE", "MPI_LOCALNRANKS"),
     ),
 )  # fmt: skip
-#: Variables that tell a rank; where the number of processes is missing, nothing can be made of them.
-UNREADABLE = (*(launcher.rank for launcher in LAUNCHERS), "PMIX_RANK", "ALPS_APP_PE")
-#: What tells jobs apart, the same for all processes of one.
+#: Variables that hold a rank. Without the number of processes they are not enough.
+RANK_VARIABLES = (*(launcher.rank for launcher in LAUNCHERS), "PMIX_RANK", "ALPS_APP_PE")
+#: Variables that identify a job. All processes of a job have the same value.
 JOBS = ("PMIX_NAMESPACE", "PALS_APID", "FLUX_JOB_ID", "SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among all."""
+    """A process's rank among all processes (`world`), and among those of its node (`local_world`)."""
 
     rank: int
     world: int
@@ -82,7 +81,7 @@ class Ranks:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody uses."""
+    """A TCP port of this machine that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -99,10 +98,10 @@ def first_host(nodelist: str) -> str:
 
 
 def find_ranks(environment: MutableMapping[str, str] = os.environ) -> Ranks:
-    """Read deepspeed's and torchrun's variables, else those of MPI's launchers and Flux, else Slurm's, else assume one process.
+    """The ranks from the variables of deepspeed or torchrun, else of MPI or Flux, else of Slurm; else one process.
 
-    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for torch.distributed where they are missing. Raises
-    UserError where a launcher started several processes and it cannot be read which one this is.
+    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for torch.distributed if they are missing. Raises UserError
+    if a launcher started several processes and its variables do not give this one's rank.
     """
     if "RANK" in environment:
         ranks = read(environment, TORCH)
@@ -122,26 +121,26 @@ def find_ranks(environment: MutableMapping[str, str] = os.environ) -> Ranks:
 
 
 def read_launcher(environment: Mapping[str, str]) -> Ranks:
-    """What a launcher other than deepspeed's and torch's says. MPI's come before Slurm, which starts their helpers."""
+    """The ranks from another launcher than deepspeed and torchrun. MPI comes first, because srun may start its helpers."""
     slurm = replace(read(environment, SRUN), local_world=int(tasks_here(environment))) if in_step(environment) else None
-    matching = [one for one in LAUNCHERS if one.rank in environment and one.world in environment]
+    matching = [launcher for launcher in LAUNCHERS if launcher.rank in environment and launcher.world in environment]
     for launcher in matching:
         rank, world = (environment[name].strip() for name in (launcher.rank, launcher.world))
         if world != "1" and not (slurm and (rank, world) == (str(slurm.rank), str(slurm.world))):
             return read(environment, launcher)
     if slurm:
         return slurm
-    if not matching and (unread := [name for name in UNREADABLE if name in environment]):
+    if not matching and (names := [name for name in RANK_VARIABLES if name in environment]):
         raise UserError(
-            f"{unread[0]} is set: a launcher started this process, but does not say as which of how many. Export RANK, "
+            f"{names[0]} is set, so a launcher started this process, but the number of processes is unknown. Export RANK, "
             "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or start with torchrun, deepspeed or srun. For a single "
-            f"process: `env -u {unread[0]} python …`."
+            f"process: `env -u {names[0]} python …`."
         )
     return Ranks(0, 1, 0, 1)
 
 
 def read(environment: Mapping[str, str], launcher: Launcher) -> Ranks:
-    """The ranks that a launcher's variables tell. Raises UserError where they make no sense or some are missing."""
+    """The ranks from one launcher's variables. Raises UserError if they contradict each other or some are missing."""
 
     def number(*names: str) -> int | None:
         name = next((name for name in names if environment.get(name, "").strip()), None)
@@ -154,33 +153,31 @@ def read(environment: Mapping[str, str], launcher: Launcher) -> Ranks:
     rank, world = number(launcher.rank), number(launcher.world)
     if rank is None or world is None or rank >= world:
         values = ", ".join(f"{name}={environment.get(name, '(not set)')}" for name in (launcher.rank, launcher.world))
+        raise UserError(f"{values}: this is no rank and number of processes. Set both, or start with {launcher.name}.")
+    local_rank, local_world, nodes = number(*launcher.local_ranks), number(*launcher.local_worlds), number(launcher.nodes)
+    if local_rank is None and launcher in LAUNCHERS:
         raise UserError(
-            f"{values}: they do not say which of how many processes this is. Set both, or start with {launcher.name}."
-        )
-    local, here, nodes = number(*launcher.local_ranks), number(*launcher.local_worlds), number(launcher.nodes)
-    if local is None and launcher in LAUNCHERS:
-        raise UserError(
-            f"{launcher.name} started {world} processes and does not say which of a node's this is "
+            f"{launcher.name} started {world} processes without the rank within a node "
             f"({launcher.local_ranks[-1]} is not set). Export LOCAL_RANK, or start with torchrun, deepspeed or srun."
         )
-    if here is None and launcher in LAUNCHERS:
-        here = -(-world // nodes) if nodes else 1  # not known: as if on several nodes, so that MASTER_ADDR is asked for
-    return Ranks(rank, world, local or 0, here or world)
+    if local_world is None and launcher in LAUNCHERS:
+        local_world = -(-world // nodes) if nodes else 1  # unknown: 1 means several nodes, so MASTER_ADDR must be set
+    return Ranks(rank, world, local_rank or 0, local_world or world)
 
 
 def refuse_stale(ranks: Ranks, environment: Mapping[str, str]) -> None:
-    """Raises UserError where RANK and WORLD_SIZE tell of one process, and a launcher around it has started several.
+    """Raises UserError if RANK and WORLD_SIZE are those of a single process, but a launcher has started several.
 
-    They were exported in the shell that started the job, say. Each process would take itself for the only one.
+    This happens when they are exported in the shell that starts the job. Each process would then train alone.
     """
     if ranks.world > 1 or any(name in environment for name in ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")):  # torchrun, deepspeed
         return
-    around = [*LAUNCHERS, *([SRUN] if in_step(environment) else [])]
-    for launcher in (one for one in around if one.rank in environment):
+    outer = [*LAUNCHERS, *([SRUN] if in_step(environment) else [])]
+    for launcher in (launcher for launcher in outer if launcher.rank in environment):
         if (started := environment.get(launcher.world, "1")) not in ("0", "1"):
             raise UserError(
                 f"RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']} are set, but {launcher.name} started "
-                f"{started} processes ({launcher.world}): each would train on its own. Take the exports away (`unset RANK "
+                f"{started} processes ({launcher.world}): each would train on its own. Remove them (`unset RANK "
                 f"WORLD_SIZE LOCAL_RANK`). For separate runs: `env -u {launcher.rank} python …`, each with its own run_dir."
             )
 
@@ -192,7 +189,7 @@ def in_step(environment: Mapping[str, str]) -> bool:
 
 
 def first_process_host(ranks: Ranks, environment: Mapping[str, str]) -> str:
-    """Where the first process runs. Raises UserError where several nodes take part and no variable says it."""
+    """The host of the first process. Raises UserError if there are several nodes and no variable names it."""
     nodes = environment.get("SLURM_STEP_NODELIST") if in_step(environment) else None
     if nodes := nodes or (environment.get("SLURM_JOB_NODELIST") if ranks.world > 1 or in_step(environment) else None):
         return first_host(nodes)
@@ -205,9 +202,10 @@ def first_process_host(ranks: Ranks, environment: Mapping[str, str]) -> str:
 
 
 def shared_port(environment: Mapping[str, str]) -> int:
-    """A port that the processes of a job choose alike.
+    """A port that all processes of a job compute alike.
 
-    Jobs that share a node must not share a port, nor must a start of a job with what may be left of the one before.
+    It differs between jobs, which may share a node, and between two starts of a job, since processes of the earlier start may
+    still be there.
     """
     if in_step(environment):
         job, start = int(environment.get("SLURM_JOB_ID", "0")), int(environment.get("SLURM_RESTART_COUNT", "0"))
@@ -225,13 +223,13 @@ def tasks_here(slurm: Mapping[str, str]) -> str:
 
 
 def made_progress(environment: Mapping[str, str] = os.environ) -> None:
-    """A checkpoint is written: earlier failures of this Slurm job no longer count (see slurm/train.sh)."""
-    if note := environment.get("MTBI_FAILURES"):
-        Path(note).unlink(missing_ok=True)
+    """Call this after each checkpoint. Earlier failures of the Slurm job then no longer count (see slurm/train.sh)."""
+    if failures := environment.get("MTBI_FAILURES"):
+        Path(failures).unlink(missing_ok=True)
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR2: the run shall make a checkpoint and end at the next step boundary."""
+    """`set` is true after SIGTERM or SIGUSR2. The run then writes a checkpoint after its current step, and ends."""
 
     def __init__(self) -> None:
         self.set = False

@@ -1,4 +1,4 @@
-"""From a recipe and a size to a Slurm job: `slurm/train.sh` with its options and arguments filled in."""
+"""Submits a run to Slurm: `slurm/train.sh` with its options and arguments filled in."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TEMPLATE = Path(__file__).parents[1] / "slurm" / "train.sh"
-#: Options of sbatch that are passed on as they are.
+#: Options of sbatch that are passed on unchanged. The help lists the first three.
 PASSED_ON = ("partition", "account", "qos", "constraint", "exclude", "reservation", "cpus-per-task", "mem")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m launcher", description="Get a run onto a Slurm cluster.")
+    parser = argparse.ArgumentParser(prog="python -m launcher", description="Train on a Slurm cluster.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    submit = commands.add_parser("submit", help="hand a run to Slurm", description="Hand a run to Slurm.")
+    submit = commands.add_parser("submit", help="submit a run to Slurm", description="Submit a run to Slurm.")
     submit.add_argument("recipe", help="a recipe's file, or the name of a shipped one")
     submit.add_argument("overrides", nargs="*", metavar="key=value", help="change fields of the recipe")
     submit.add_argument("--nodes", type=int, default=1)
     submit.add_argument(
-        "--gpus-per-node", type=int, default=8, help="one process each (default: 8); 0 = one process on the CPU"
+        "--gpus-per-node", type=int, default=8, help="one process each (default: 8); 0 = one process, on the CPU"
     )
-    submit.add_argument("--time", default="24:00:00", help="limit of one start; the job requeues itself (default: 24:00:00)")
+    submit.add_argument(
+        "--time", default="24:00:00", help="time limit of one start; the job requeues itself (default: 24:00:00)"
+    )
     submit.add_argument(
         "--zero", default="ds_configs/zero3.json", help="DeepSpeed configuration (default: ds_configs/zero3.json)"
     )
     submit.add_argument("--venv", default=".venv", help="virtual environment (default: .venv)")
-    submit.add_argument("--name", default="", help="the job's name (default: the recipe's)")
+    submit.add_argument("--name", default="", help="name of the job (default: the recipe's)")
     for option in PASSED_ON:
         submit.add_argument(
-            f"--{option}", default="", help=argparse.SUPPRESS if option not in PASSED_ON[:3] else "as sbatch has it"
+            f"--{option}", default="", help=argparse.SUPPRESS if option not in PASSED_ON[:3] else "passed on to sbatch"
         )
     submit.add_argument("--dry-run", action="store_true", help="print the script and stop")
     return parser
 
 
 def render(options: argparse.Namespace, name: str) -> str:
-    """The whole script: nothing else is needed to submit it again."""
+    """The complete script. It can be submitted again without arguments."""
     wanted = {
         "job-name": options.name or name,
         "nodes": options.nodes,
@@ -52,7 +54,7 @@ def render(options: argparse.Namespace, name: str) -> str:
     }
     header = [f"#SBATCH --{key}={value}" for key, value in wanted.items() if value is not None]
     lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not ((found := re.match(r"#SBATCH --([\w-]+)", line)) and found[1] in wanted)]
+    kept = [line for line in lines if not ((match := re.match(r"#SBATCH --([\w-]+)", line)) and match[1] in wanted)]
     last = max(number for number, line in enumerate(kept) if line.startswith("#SBATCH"))
     arguments = shlex.join(["--recipe", options.recipe, *options.overrides])
     settings = [
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
     options = parse(build_parser(), arguments)
     try:
-        recipe = recipes.load(options.recipe, options.overrides)  # a mistake is found now and not in the queue
+        recipe = recipes.load(options.recipe, options.overrides)  # a mistake is found now, not after hours in the queue
     except UserError as error:
         print(f"launcher: {error}", file=sys.stderr)
         return 2
@@ -81,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         done = subprocess.run(["sbatch"], input=script, text=True, check=False)
     except FileNotFoundError:
-        print("launcher: there is no sbatch here; run this on a login node of the cluster, or add --dry-run", file=sys.stderr)
+        print(
+            "launcher: sbatch is not installed here; run this on a login node of the cluster, or add --dry-run", file=sys.stderr
+        )
         return 2
     return done.returncode

@@ -1,8 +1,8 @@
-"""Ends a run in which nothing moves any more, and says which process it waits for.
+"""Ends a run that makes no progress, and reports which process it waits for.
 
-Every process tells the first one, through a small key-value store, what it last did. When its own work has stood still
-for too long it compares notes, names the processes that are silent or behind, prints where its own threads are, and
-ends with status HUNG, so that the scheduler ends the others and starts the job again.
+Every process writes its latest activity to a small key-value store on the first process. A process whose own activity has not
+changed for too long reads the others' activities, names the processes that do not answer or are behind, prints the stacks of
+its own threads and ends with status HUNG. The scheduler then ends the other processes and starts the job again.
 """
 
 from __future__ import annotations
@@ -29,44 +29,52 @@ if TYPE_CHECKING:
 
 #: Exit status of a process that waited too long.
 HUNG = 76
-ANSWER_SECONDS = 10.0  # the store's, before its process counts as silent
-READING_BYTES = 1_000_000  # between two looks: a process that reads so much before the first step is not hung
+STORE_TIMEOUT_SECONDS = 10.0  #: after which the first process, which holds the store, counts as silent
+#: A process that reads this much between two checks is not hung. Applies before the first step.
+READING_BYTES = 1_000_000
 
 
 @dataclass
-class Note:
-    """What a process last did."""
+class Activity:
+    """The latest activity of a process."""
 
     rank: int
     host: str
     step: int
-    doing: str
-    since: float  #: when it began doing so, Unix time
-    told: float  #: when it said so, Unix time
+    name: str  #: such as "computing"
+    since: float  #: when it began, Unix time
+    reported: float  #: when the process last wrote to the store, Unix time
+
+    def __str__(self) -> str:
+        return f"{self.name} of step {self.step}"
 
 
-def verdict(notes: dict[int, Note | None], now: float, silent_seconds: float) -> str:
-    """Which processes the others wait for: silent ones, else those that do something else than the ones furthest ahead."""
-    known = [note for note in notes.values() if note]
-    silent = [rank for rank, note in notes.items() if note is None or now - note.told > silent_seconds]
+def find_culprits(activities: dict[int, Activity | None], now: float, silent_seconds: float) -> str:
+    """The processes that the others wait for, in words. `activities` are by rank; None = the process never reported.
+
+    These are the processes that have not reported for `silent_seconds`. If all have, these are the processes that do
+    something else than the process that is furthest ahead.
+    """
+    known = [activity for activity in activities.values() if activity]
+    silent = [rank for rank, activity in activities.items() if not activity or now - activity.reported > silent_seconds]
     if silent:
-        return "; ".join(describe(rank, notes[rank], now, "no sign of life from") for rank in silent)
-    computing = max(known, key=lambda note: (note.step, note.since))
-    behind = [note for note in known if (note.step, note.doing) != (computing.step, computing.doing)]
+        return "; ".join(describe(rank, activities[rank], now, "no sign of life from") for rank in silent)
+    ahead = max(known, key=lambda activity: (activity.step, activity.since))
+    behind = [activity for activity in known if (activity.step, activity.name) != (ahead.step, ahead.name)]
     if not behind:
-        return f"all {len(known)} processes are at the same place, {computing.doing} of step {computing.step}"
-    return "; ".join(describe(note.rank, note, now, "waiting for") for note in behind)
+        return f"all {len(known)} processes are at the same point, {ahead}: look at the network between the nodes"
+    return "; ".join(describe(activity.rank, activity, now, "waiting for") for activity in behind)
 
 
-def describe(rank: int, note: Note | None, now: float, what: str) -> str:
-    """One process, in words."""
-    if note is None:
-        return f"{what} process {rank}"
-    return f"{what} process {rank} on {note.host}: {note.doing} of step {note.step} for {now - note.since:.0f} s"
+def describe(rank: int, activity: Activity | None, now: float, verdict: str) -> str:
+    """One process in words, after `verdict`."""
+    if activity is None:
+        return f"{verdict} process {rank}"
+    return f"{verdict} process {rank} on {activity.host}: {activity} for {now - activity.since:.0f} s"
 
 
 def bytes_read() -> int:
-    """What this process has read or written so far, pages of mapped files included; 0 where the system does not tell."""
+    """Bytes that this process has read or written so far, memory-mapped files included; 0 where the system does not count."""
     try:
         counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     except OSError:
@@ -76,103 +84,105 @@ def bytes_read() -> int:
 
 
 class Watchdog:
-    """Call `at` whenever this process goes on to something else. `seconds` without a call end it; 0 = never.
+    """Ends this process after `seconds` without a call of `report`. 0 = never.
 
-    Before the first step, while checkpoints and models are read, reading is a sign of life as a call is: a model of 100 GB may
-    come from a busy file system for an hour. Processes that wait for one that reads wait as long.
+    Before the first step, reading files counts as a report too: a busy file system may take an hour to deliver a checkpoint
+    or a model of 100 GB. A process that waits for one that reads is given the same time.
 
-    It watches from the start, and compares notes with the others once they have joined and `meet` was called: through a
-    torch TCPStore of its own on the first process's host.
+    The watchdog works from the start. It knows the other processes' activities once `connect` was called.
     """
 
     def __init__(self, ranks: Ranks, seconds: float) -> None:
         self.ranks, self.seconds = ranks, seconds
-        self.note = Note(ranks.rank, socket.gethostname(), 0, "joining", time.time(), time.time())
+        self.activity = Activity(ranks.rank, socket.gethostname(), 0, "joining", time.time(), time.time())
         self.store: TCPStore | None = None
-        self._done = threading.Event()
+        self._closed = threading.Event()
         if seconds:
             self._start(self._watch)
 
-    def meet(self) -> None:
-        """The processes have joined: begin to tell them what this one does."""
-        self.at(0, "starting")
+    def connect(self) -> None:
+        """Begin to exchange activities with the other processes. All of them must have joined torch.distributed."""
+        self.report(0, "starting")
         if self.seconds:
-            self.store = connect(self.ranks, timedelta(seconds=max(5.0, min(60.0, self.seconds))))
-            # Talking to the store blocks for ever where the first process hangs: never in the thread that watches.
-            self._start(self._tell)
+            self.store = open_store(self.ranks, timedelta(seconds=max(5.0, min(60.0, self.seconds))))
+            # A call to the store blocks for ever if the first process hangs, so it is never made in the watching thread.
+            self._start(self._publish)
 
     def _start(self, target: Callable[[], None]) -> None:
         threading.Thread(target=target, name=f"mtbi-watchdog{target.__name__}", daemon=True).start()
 
-    def at(self, step: int, doing: str) -> None:
-        """This process now does something else."""
-        self.note = Note(self.note.rank, self.note.host, step, doing, time.time(), self.note.told)
+    def report(self, step: int, activity: str) -> None:
+        """This process now does `activity` for `step`."""
+        self.activity = Activity(self.ranks.rank, self.activity.host, step, activity, time.time(), self.activity.reported)
 
     def close(self) -> None:
         """Stop watching."""
-        self._done.set()
+        self._closed.set()
 
     @property
     def _pause(self) -> float:
         return min(15.0, self.seconds / 10)
 
-    def _tell(self) -> None:
-        while not self._done.wait(self._pause):
+    def _publish(self) -> None:
+        while not self._closed.wait(self._pause):
             assert self.store
-            self.note.told = time.time()
+            self.activity.reported = time.time()
             with contextlib.suppress(Exception):  # the first process may have ended
-                self.store.set(str(self.note.rank), json.dumps(asdict(self.note)))
+                self.store.set(str(self.ranks.rank), json.dumps(asdict(self.activity)))
 
     def _watch(self) -> None:
         read = bytes_read()
-        while not self._done.wait(self._pause):
+        while not self._closed.wait(self._pause):
             before, read = read, bytes_read()
-            if self.note.step == 0 and read - before > READING_BYTES:
-                self.note.since = time.time()
-            if time.time() - self.note.since > self.seconds and not self._somebody_reads():
+            if self.activity.step == 0 and read - before > READING_BYTES:
+                self.activity.since = time.time()
+            if time.time() - self.activity.since > self.seconds and not self._another_reads():
                 self._end(silent_seconds=4 * self._pause)
 
-    def _somebody_reads(self) -> bool:
-        """Whether, before the first step, another process has shown life more lately than this one."""
-        if self.note.step or not self.store:
+    def _another_reads(self) -> bool:
+        """Whether another process was active more recently than this one. Only before the first step."""
+        if self.activity.step or not self.store:
             return False
-        self.note.since = max(self.note.since, *(note.since for note in self._notes(self.store).values() if note))
-        return time.time() - self.note.since <= self.seconds
+        others = [activity.since for activity in self._activities(self.store).values() if activity]
+        self.activity.since = max([self.activity.since, *others])
+        return time.time() - self.activity.since <= self.seconds
 
     def _end(self, silent_seconds: float) -> None:
-        own = self.note
-        lines = [
-            f"watchdog: process {own.rank} on {own.host}: {own.doing} of step {own.step} for {self.seconds:.0f} s, giving up."
-        ]
-        absent = f"not all {self.ranks.world} processes have joined; their logs may say why"
-        lines.append(f"watchdog: {verdict(self._notes(self.store), time.time(), silent_seconds) if self.store else absent}")
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        own = self.activity
+        culprits = f"not all {self.ranks.world} processes have joined; their logs may say why"
+        if self.store:
+            culprits = find_culprits(self._activities(self.store), time.time(), silent_seconds)
+        print(
+            f"watchdog: process {own.rank} on {own.host}: {own} for {self.seconds:.0f} s, giving up.\nwatchdog: {culprits}",
+            file=sys.stderr,
+            flush=True,
+        )
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
         os._exit(HUNG)
 
-    def _notes(self, store: TCPStore) -> dict[int, Note | None]:
-        """Everybody's last note; the first process counts as silent when its store does not answer."""
-        notes: dict[int, Note | None] = {}
+    def _activities(self, store: TCPStore) -> dict[int, Activity | None]:
+        """Every process's latest activity by rank. If the store does not answer, the first process counts as silent."""
+        activities: dict[int, Activity | None] = {}
 
         def read() -> None:
             for rank in range(self.ranks.world):
-                there = store.check([str(rank)])
-                notes[rank] = Note(**json.loads(store.get(str(rank)))) if there else None
+                reported = store.check([str(rank)])
+                activities[rank] = Activity(**json.loads(store.get(str(rank)))) if reported else None
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        reader.join(ANSWER_SECONDS)
-        return dict(notes) if len(notes) == self.ranks.world else {0: None, self.note.rank: self.note}
+        reader.join(STORE_TIMEOUT_SECONDS)
+        return dict(activities) if len(activities) == self.ranks.world else {0: None, self.ranks.rank: self.activity}
 
 
-def connect(ranks: Ranks, patience: timedelta) -> TCPStore:
-    """A store on a free port of the first process's host. torch.distributed must have started."""
+def open_store(ranks: Ranks, timeout: timedelta) -> TCPStore:
+    """A key-value store on a free port of the first process's host. torch.distributed must have started."""
     import torch.distributed as dist
 
     first, host = ranks.rank == 0, os.environ["MASTER_ADDR"]
-    store = dist.TCPStore(host, 0, is_master=True, timeout=patience, wait_for_workers=False) if first else None
+    store = dist.TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False) if first else None
     port = [store.port if store else 0]
     if ranks.world > 1:
         dist.broadcast_object_list(port, src=0)
-    return store or dist.TCPStore(host, port[0], timeout=patience, wait_for_workers=False)
+    return store or dist.TCPStore(host, port[0], timeout=timeout, wait_for_workers=False)

@@ -172,14 +172,14 @@ def tokenizer(recipe: Recipe) -> str:
 
 def shards(place: str, recipe: Recipe) -> str:
     """The index is whole, fits the recipe's LLM, and first and last utterances can be read; how fast, if remote."""
-    from mtbi.engine.inputs import open_shards
     from mtbi.llm.chat_format import read_chat
     from mtbi.object_store import is_remote
+    from mtbi.shards.open_shards import open_training_shards
 
     with tempfile.TemporaryDirectory(prefix="mtbi-doctor-") as cache:
         local = replace(recipe, data=replace(recipe.data, cache_dir=cache))
         began = time.perf_counter()
-        opened = open_shards([place], local, read_chat(recipe))
+        opened = open_training_shards([place], local, read_chat(recipe))
         for number in {0, len(opened) - 1}:
             _ = opened[number]
         seconds = time.perf_counter() - began

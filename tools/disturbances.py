@@ -1,4 +1,4 @@
-"""Small runs on two processes that are forked, disturbed and ended: what `tools/disturb.py` makes its cases of."""
+"""The disturbances of `tools/disturb.py`, and a runner that forks small runs of two processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from launcher import ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 5
-STOP_STEP = 3  # after which a run is killed or stopped
-PATIENCE_SECONDS = 150
+STOP_STEP = 3  #: after which a run is killed or stopped
+TIMEOUT_SECONDS = 150
 PRELOAD = [
     "torch", "deepspeed", "deepspeed.runtime.zero.muon.original_muon", "peft", "streaming", "tensorboard", "transformers",
     "mtbi.train", "mtbi.engine.engine", "mtbi.engine.log", "mtbi.engine.inputs", "mtbi.engine.zero3",
@@ -35,7 +35,7 @@ FIELDS = [
     "train.warmup_steps=2", "train.hang_seconds=60", "train.keep_last=3", "plan.row_tokens=192", "plan.rows_per_step=4",
     "plan.window_samples=20", "precision=fp32", "data.eval_shards=[]",
 ]  # fmt: skip
-#: Fields that change between two starts, or that differ between ranks by mistake, and a value that is not drawn.
+#: Fields that change between two starts, or differ between ranks, each with a value that disturb.DRAWN does not have.
 CHANGED = {
     "seed": "7", "interleave.share": "0.25", "plan.tasks_per_utterance": "2", "plan.rows_per_step": "2",
     "plan.row_tokens": "320", "plan.window_samples": "30", "loss.kl": "0.7", "loss.ce": "0.3",
@@ -48,13 +48,13 @@ FAILURES = (errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOENT, errno.ENOSPC)
 
 @dataclass
 class Rank:
-    """How one process of a start differs from what it should be."""
+    """The disturbance of one process of a start."""
 
     fields: list[str] = field(default_factory=list)  #: overrides of this rank alone
     failing: str = ""  #: folder below which files cannot be opened
     failure: int = 0  #: errno of such an open
-    first: int = 0  #: opens below the folder that go well before the first failure
-    times: int = 0  #: failures before all is well again
+    first: int = 0  #: opens below the folder that succeed before the first failure
+    times: int = 0  #: failures before opens succeed again
 
 
 @dataclass
@@ -69,8 +69,8 @@ class Start:
 
 
 def failing_open(rank: Rank) -> Callable[..., Any]:
-    """`open` that fails as `rank` says."""
-    whole, count = io.open, 0
+    """An `open` that fails as `rank` says."""
+    real_open, count = io.open, 0
 
     def opened(file: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal count
@@ -78,13 +78,13 @@ def failing_open(rank: Rank) -> Callable[..., Any]:
             count += 1
             if rank.first < count <= rank.first + rank.times:
                 raise OSError(rank.failure, os.strerror(rank.failure), os.fspath(file))
-        return whole(file, *arguments, **named)
+        return real_open(file, *arguments, **named)
 
     return opened
 
 
 def be_rank(number: int, port: int, command: list[str], rank: Rank, log: str) -> None:
-    """Runs in a forked process: rank `number` of two."""
+    """Train as rank `number` of two. Runs in a forked process."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -109,7 +109,7 @@ def be_rank(number: int, port: int, command: list[str], rank: Rank, log: str) ->
 
 
 class Runner:
-    """Starts runs by forking, and ends them as a launcher does: when one process fails, the others are ended."""
+    """Starts runs by forking. Like a launcher, it ends all processes once one has failed."""
 
     def __init__(self, shards: Path) -> None:
         self.shards = shards
@@ -117,11 +117,11 @@ class Runner:
         self.context.set_forkserver_preload(PRELOAD)
 
     def launch(self, start: Start) -> list[multiprocessing.process.BaseProcess]:
-        """The two processes of a start, running."""
+        """Start the two processes of a run."""
         start.run_dir.mkdir(parents=True, exist_ok=True)
         config = str(REPOSITORY / "ds_configs" / f"zero{start.stage}.json")
-        place = [f"run_dir={start.run_dir}", f"data.shards=[{self.shards}]"]
-        command = ["--deepspeed", config, *FIELDS, *place, *start.fields]
+        folders = [f"run_dir={start.run_dir}", f"data.shards=[{self.shards}]"]
+        command = ["--deepspeed", config, *FIELDS, *folders, *start.fields]
         port, processes = ranks.free_port(), []
         for number in range(2):
             rank = start.ranks.get(number, Rank())
@@ -132,10 +132,10 @@ class Runner:
         return processes
 
     def run(self, start: Start) -> int:
-        """Start and wait; returns 0, or the status of the first process that failed."""
+        """Start a run and wait for it; returns 0, or the status of the first process that failed (124 = it took too long)."""
         before = self.steps(start.run_dir)
         processes, signals = self.launch(start), dict(start.signals)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             if signals and len(self.steps(start.run_dir)) >= len(before) + 1 and self.steps(start.run_dir)[-1] >= STOP_STEP:
                 for number, kind in signals.items():
@@ -144,10 +144,10 @@ class Runner:
             statuses = [process.exitcode for process in processes]
             if all(status == 0 for status in statuses):
                 return 0
-            if wrong := [status for status in statuses if status]:
-                time.sleep(0.5)  # the others may have a reason of their own to report
+            if failed := [status for status in statuses if status]:
+                time.sleep(0.5)  # the other process may report a reason too
                 end(processes)
-                return wrong[0]
+                return failed[0]
             time.sleep(0.05)
         end(processes)
         return 124
@@ -160,7 +160,7 @@ class Runner:
 
 
 def end(processes: list[multiprocessing.process.BaseProcess]) -> None:
-    """Kill what is left of a start."""
+    """Kill the processes of a start that still run."""
     for process in processes:
         process.kill()
     for process in processes:
@@ -168,7 +168,7 @@ def end(processes: list[multiprocessing.process.BaseProcess]) -> None:
 
 
 def result(run_dir: Path) -> str:
-    """A digest of what the run has made: the final weights, moments and position. Empty without a final checkpoint."""
+    """A digest of the run's final weights, moments and position; "" without a final checkpoint."""
     folder = run_dir / "checkpoints" / f"step-{STEPS:08d}"
     if not (folder / "state.json").exists():
         return ""
@@ -179,32 +179,36 @@ def result(run_dir: Path) -> str:
     return hashlib.sha256(json.dumps([*facts, state["step"], state["position"]]).encode()).hexdigest()
 
 
-# --- disturbances: each takes the runner, an undisturbed start and a random generator, and says what was done ----------------
-
+#: Takes the runner, an undisturbed start and a random generator; returns a description of the disturbance and the exit status.
 Disturbance = Callable[[Runner, Start, random.Random], tuple[str, int]]
+
+
+def run_to_a_checkpoint(runner: Runner, start: Start) -> None:
+    """Run until both ranks were asked to stop, which leaves a checkpoint."""
+    runner.run(replace(start, signals={0: signal.SIGUSR2, 1: signal.SIGUSR2}))
 
 
 def failing_files(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
     """One rank cannot open some files of the run's folder or of the shards, once or for good."""
     number, folder = rng.randrange(2), rng.choice([start.run_dir, runner.shards])
-    if rng.random() < 0.5:  # a checkpoint is there to be read
-        runner.run(Start(start.run_dir, start.fields, start.stage, signals={0: signal.SIGUSR2, 1: signal.SIGUSR2}))
+    if rng.random() < 0.5:  # so that there is a checkpoint to read
+        run_to_a_checkpoint(runner, start)
     rank = Rank([], str(folder), rng.choice(FAILURES), rng.choice([0, 1, 2, 4, 8, 16, 32]), rng.choice([1, 2, 1_000_000]))
-    status = runner.run(Start(start.run_dir, start.fields, start.stage, {number: rank}))
+    status = runner.run(replace(start, ranks={number: rank}))
     name = "run_dir" if folder == start.run_dir else "shards"
     return f"rank {number}: {errno.errorcode[rank.failure]} in {name} after {rank.first} opens, {rank.times} times", status
 
 
 def stale_folder(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
-    """One rank sees the run's folder as it was earlier, or an empty one."""
-    runner.run(Start(start.run_dir, start.fields, start.stage, signals={0: signal.SIGUSR2, 1: signal.SIGUSR2}))
+    """One rank sees an earlier state of the run's folder, or an empty folder."""
+    run_to_a_checkpoint(runner, start)
     number, stale = rng.randrange(2), start.run_dir.with_name(f"{start.run_dir.name}-stale")
     shutil.rmtree(stale, ignore_errors=True)
     shutil.copytree(start.run_dir, stale)
     for folder in sorted((stale / "checkpoints").glob("step-*"))[rng.choice([0, 1]) :]:
         shutil.rmtree(folder)
     rank = Rank([f"run_dir={stale}"])
-    status = runner.run(Start(start.run_dir, start.fields, start.stage, {number: rank}))
+    status = runner.run(replace(start, ranks={number: rank}))
     return f"rank {number} sees {len(list((stale / 'checkpoints').glob('step-*')))} checkpoints", status
 
 
@@ -212,12 +216,12 @@ def killed_rank(runner: Runner, start: Start, rng: random.Random) -> tuple[str, 
     """One rank, or both, is killed or asked to stop."""
     kind = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2])
     numbers = rng.choice([[0], [1], [0, 1]])
-    status = runner.run(Start(start.run_dir, start.fields, start.stage, signals=dict.fromkeys(numbers, kind)))
+    status = runner.run(replace(start, signals=dict.fromkeys(numbers, kind)))
     return f"{kind.name} to ranks {numbers}", status
 
 
 def damage(path: Path, rng: random.Random) -> str:
-    """Change a file: a flipped byte, a missing end, or no file."""
+    """Damage a file: flip a bit, cut its end off, or delete it; returns a description."""
     data, kind = bytearray(path.read_bytes()), rng.choice(["flipped", "truncated", "deleted"])
     if kind == "deleted" or not data:
         path.unlink()
@@ -235,35 +239,35 @@ def damaged_shards(runner: Runner, start: Start, rng: random.Random) -> tuple[st
     copy = start.run_dir.with_name(f"{start.run_dir.name}-shards")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(runner.shards, copy)
-    done = damage(rng.choice(sorted(copy.iterdir())), rng)
+    damaged = damage(rng.choice(sorted(copy.iterdir())), rng)
     numbers = rng.choice([[0], [1], [0, 1]])
     ranks = {number: Rank([f"data.shards=[{copy}]"]) for number in numbers}
-    return f"{done}, ranks {numbers}", runner.run(Start(start.run_dir, start.fields, start.stage, ranks))
+    return f"{damaged}, ranks {numbers}", runner.run(replace(start, ranks=ranks))
 
 
 def damaged_checkpoint(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
     """One file of the newest checkpoint is damaged."""
-    runner.run(Start(start.run_dir, start.fields, start.stage, signals={0: signal.SIGUSR2, 1: signal.SIGUSR2}))
+    run_to_a_checkpoint(runner, start)
     folders = sorted((start.run_dir / "checkpoints").glob("step-*"))
-    done = damage(rng.choice(sorted(folders[-1].iterdir())), rng) if folders else "no checkpoint"
-    return done, runner.run(start)
+    damaged = damage(rng.choice(sorted(folders[-1].iterdir())), rng) if folders else "no checkpoint"
+    return damaged, runner.run(start)
 
 
 def field_between_ranks(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
     """One rank has another value of one field."""
     name, number = rng.choice(sorted(CHANGED)), rng.randrange(2)
     if rng.random() < 0.5:
-        runner.run(Start(start.run_dir, start.fields, start.stage, signals={0: signal.SIGUSR2, 1: signal.SIGUSR2}))
+        run_to_a_checkpoint(runner, start)
     ranks = {number: Rank([f"{name}={CHANGED[name]}"])}
-    return f"rank {number}: {name}={CHANGED[name]}", runner.run(Start(start.run_dir, start.fields, start.stage, ranks))
+    return f"rank {number}: {name}={CHANGED[name]}", runner.run(replace(start, ranks=ranks))
 
 
 def field_between_starts(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
     """A stopped run is started again with another value of one field."""
-    runner.run(Start(start.run_dir, start.fields, start.stage, signals={0: signal.SIGUSR2, 1: signal.SIGUSR2}))
+    run_to_a_checkpoint(runner, start)
     name = rng.choice(sorted(CHANGED))
     changed = [*start.fields, f"{name}={CHANGED[name]}"]
-    return f"{name}={CHANGED[name]}", runner.run(Start(start.run_dir, changed, start.stage))
+    return f"{name}={CHANGED[name]}", runner.run(replace(start, fields=changed))
 
 
 def second_job(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
@@ -271,7 +275,7 @@ def second_job(runner: Runner, start: Start, rng: random.Random) -> tuple[str, i
     first = runner.launch(start)
     time.sleep(rng.uniform(0, 4))
     status = runner.run(start)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while any(process.exitcode is None for process in first) and time.monotonic() < deadline:
         if any(process.exitcode for process in first):
             time.sleep(0.5)
@@ -279,7 +283,7 @@ def second_job(runner: Runner, start: Start, rng: random.Random) -> tuple[str, i
         time.sleep(0.05)
     statuses = [process.exitcode for process in first]
     end(first)
-    return f"statuses {statuses} and {status}", status if all(one == 0 for one in statuses) else 1
+    return f"statuses {statuses} and {status}", status if all(first_status == 0 for first_status in statuses) else 1
 
 
 DISTURBANCES: dict[str, Disturbance] = {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Debian's packages of what the slow tests run for real: Slurm, OpenStack Swift for its S3 API, Chromium, ffmpeg. As root it installs what is
-# missing; otherwise it says what.
+# Installs the Debian packages that the slow tests need: Slurm, OpenStack Swift (for its S3 API), Chromium, ffmpeg. Only root installs them;
+# for other users the script prints what is missing.
 set -euo pipefail
 missing=()
 for package in ffmpeg slurm-wlm munge chromium swift-proxy swift-account swift-container swift-object memcached; do

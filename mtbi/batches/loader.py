@@ -40,7 +40,7 @@ class LoadedStep:
 
     step: Step
     loader: Loader
-    parts: int  #: micro-batches, the same number on every process
+    micro_batch_count: int  #: of this process, the same on every process
     futures: list[Future[tuple[Batch, int]]] = field(default_factory=list)  #: batches, and utterances left out of each
     data_wait_seconds: float = 0.0  #: spent waiting for batches so far
     unreadable: int = 0  #: utterances left out of this process's micro-batches so far
@@ -72,7 +72,7 @@ class LoadedStep:
     @property
     def micro_batches(self) -> Iterator[Batch]:
         """This process's micro-batches; to be iterated once."""
-        for place in range(self.parts):
+        for place in range(self.micro_batch_count):
             began = time.perf_counter()
             self.loader.doing("waiting for data")
             while len(self.futures) <= place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.benchmark.judge import Judge
 from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
-from mtbi.llm import identity
+from mtbi.shards.open_shards import open_shards as open_as_recipe
 from mtbi.shards.shards import Shards
 from mtbi.use.open_run import TrainedRun
 
@@ -117,13 +117,7 @@ def trained_tasks(run: TrainedRun) -> set[str]:
 
 def open_shards(place: str, run: TrainedRun) -> Shards:
     """Shards of a folder, refused when they were made for another LLM or chat template."""
-    data = run.recipe.data
-    shards = Shards(place, data.cache_dir or str(run.folder / "cache"))
-    if reason := identity.difference(shards.index.facts(), run.chat, run.recipe.behaviour.allow_other_teacher):
-        raise UserError(
-            f"{place}: made for {reason} than the recipe's ({run.recipe.model.llm}); make the shards again with its recipe"
-        )
-    return shards
+    return open_as_recipe(place, replace(run.recipe, run_dir=str(run.folder)), run.chat)
 
 
 def save(report: Report, run: TrainedRun) -> None:

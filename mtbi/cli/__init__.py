@@ -112,12 +112,12 @@ def data_encode(options: Options) -> None:
     from mtbi import recipe as recipes
     from mtbi.model.encoders.build import build_encoder
     from mtbi.shards import features
-    from mtbi.shards.shards import Shards
+    from mtbi.shards.open_shards import open_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
-    shards = Shards(options.shards, recipe.data.cache_dir or f"{recipe.run_dir}/cache")
+    shards = open_shards(options.shards, recipe)
     written = features.write(
         shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), features.encoder_name(recipe), options.out
     )
@@ -161,9 +161,9 @@ def plan(options: Options) -> None:
     from mtbi import recipe as recipes
     from mtbi.batches.interleave import Coverage
     from mtbi.batches.plan import Plan, Position
-    from mtbi.engine.inputs import open_shards
     from mtbi.llm.chat_format import read_chat
     from mtbi.model.frame_counts import FrameGeometry
+    from mtbi.shards.open_shards import open_training_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     if options.gpus:
@@ -179,7 +179,7 @@ def plan(options: Options) -> None:
         raise UserError(
             "data.shards is empty: name the folders made by `mtbi data shard`, for example data.shards=[shards/train]"
         )
-    shards = open_shards(recipe.data.shards, recipe, read_chat(recipe))
+    shards = open_training_shards(recipe.data.shards, recipe, read_chat(recipe))
     geometry = FrameGeometry.from_config(recipe.model)
     epoch = Plan(shards.index, recipe, geometry)
     steps, used, utterances = 0, 0.0, 0

@@ -1,8 +1,8 @@
-"""What all processes of a run must have in common, and how all of them end where one fails.
+"""Makes sure that all processes of a run hold the same, and that all end with one message if one fails.
 
-Every process of a run computes a part of each step from the same plan and the same state. Processes that differ in either
-would train something that nobody asked for, without an error. So they compare what they hold before the first step, and
-whoever cannot read something tells the others why.
+Every process computes its part of each step from the same recipe, plan and weights. If they differed, training would go wrong
+without an error. So the processes compare digests before the first step. A process that cannot read something sends the reason
+to the others.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UnavailableError, UserError
 
 T = TypeVar("T")
-Facts = dict[str, dict[str, Any]]  #: topic → name → value that JSON can hold
+Facts = dict[str, dict[str, Any]]  #: topic → name → value that can be written as JSON
 SHOWN_CHARACTERS = 60  #: longer values are compared by their digest
-SHOWN_GROUPS = 3  #: of processes that say the same, in a message
+SHOWN_GROUPS = 3  #: groups of processes with the same value that a message names
 REMEDIES = {
     "recipe": "Start all processes with the same recipe and overrides.",
     "data": "All nodes must see the same shards in the same order. Delete old copies in data.cache_dir.",
@@ -38,14 +38,14 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Attempt(Generic[T]):
-    """What a piece of work gave, or why it failed."""
+    """The result of a piece of work, or its error."""
 
     value: T | None = None
     error: Exception | None = None
 
     @property
     def reason(self) -> str | None:
-        """The error in words."""
+        """The error as text; None without one."""
         if isinstance(self.error, OSError) and self.error.strerror:
             return f"{self.error.filename or 'a file'}: {self.error.strerror}"
         if self.error is None or isinstance(self.error, UserError):
@@ -53,7 +53,7 @@ class Attempt(Generic[T]):
         return f"{type(self.error).__name__}: {self.error}"
 
     def get(self) -> T:
-        """The value. Raises the error; one of the operating system as UserError."""
+        """The value. Raises the error if there is one; an OSError becomes a UserError."""
         if isinstance(self.error, OSError):
             raise UserError(f"{self.reason}") from self.error
         if self.error is not None:
@@ -62,7 +62,7 @@ class Attempt(Generic[T]):
 
 
 def attempt(work: Callable[[], T]) -> Attempt[T]:
-    """Do something that may fail on this process alone; `settle` tells the others."""
+    """Do work that may fail on this process alone. Pass the result to `settle`, which informs the others."""
     try:
         return Attempt(value=work())
     except Exception as error:
@@ -71,17 +71,17 @@ def attempt(work: Callable[[], T]) -> Attempt[T]:
 
 @dataclass(frozen=True)
 class Report:
-    """What one process tells the others."""
+    """What one process sends to the others."""
 
     rank: int
     host: str
-    reason: str | None = None  #: why it failed
-    unavailable: bool = False  #: something outside failed: another start may succeed
-    facts: dict[str, dict[str, str]] | None = None
+    reason: str | None = None  #: of its failure; None = it succeeded
+    unavailable: bool = False  #: an external service failed, so another start may succeed
+    facts: dict[str, dict[str, str]] | None = None  #: topic → name → digest
 
 
 def gather(ranks: Ranks, report: Report) -> list[Report]:
-    """Everybody's report, in the order of ranks."""
+    """The reports of all processes, in the order of ranks."""
     reports: list[Any] = [report]
     if ranks.world > 1:
         reports = [None] * ranks.world
@@ -90,34 +90,34 @@ def gather(ranks: Ranks, report: Report) -> list[Report]:
 
 
 def settle(ranks: Ranks, done: Attempt[T]) -> T:
-    """The value, once every process has one. Where some failed, raises UserError on all, with their names and reasons."""
+    """The value, once every process has one. If some failed, raises UserError on all, with their ranks, hosts and reasons."""
     if ranks.world == 1:
         return done.get()
     unavailable = isinstance(done.error, UnavailableError)
     reports = gather(ranks, Report(ranks.rank, socket.gethostname(), done.reason, unavailable))
     failed = [report for report in reports if report.reason is not None]
     if done.error is not None and not isinstance(done.error, UserError | OSError):
-        raise done.error  # a defect: its traceback is wanted
+        raise done.error  # a defect, whose traceback is needed
     if failed:
         raise failure(failed, ranks.world) from done.error
     return done.get()
 
 
 def failure(failed: list[Report], world: int) -> UserError:
-    """One message for what failed on some processes."""
+    """One error for the failures of several processes."""
     kind = UnavailableError if all(report.unavailable for report in failed) else UserError
     reasons: dict[str, list[Report]] = {}
     for report in failed:
         reasons.setdefault(str(report.reason), []).append(report)
     if len(reasons) == 1 and len(failed) == world:
         return kind(next(iter(reasons)))
-    told = [f"{name_of(reports)} failed: {reason}" for reason, reports in list(reasons.items())[:SHOWN_GROUPS]]
+    shown = [f"{describe_processes(reports)} failed: {reason}" for reason, reports in list(reasons.items())[:SHOWN_GROUPS]]
     more = f" (and {len(reasons) - SHOWN_GROUPS} other reasons)" if len(reasons) > SHOWN_GROUPS else ""
-    return kind("; ".join(told) + more)
+    return kind("; ".join(shown) + more)
 
 
-def name_of(reports: list[Report]) -> str:
-    """Processes in words: `processes 0-3, 6 on gpu01, gpu02`."""
+def describe_processes(reports: list[Report]) -> str:
+    """Ranks and hosts in words: `processes 0-3, 6 on gpu01, gpu02`."""
     numbers = sorted(report.rank for report in reports)
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
@@ -128,18 +128,18 @@ def name_of(reports: list[Report]) -> str:
 
 
 def compare(ranks: Ranks, facts: Facts) -> None:
-    """Raises UserError on all processes, with the name of the first fact that is not the same everywhere."""
-    own = {topic: {what: digest(value) for what, value in values.items()} for topic, values in facts.items()}
+    """Raises UserError on all processes if a fact is not the same everywhere. The message names the first such fact."""
+    own = {topic: {name: digest(value) for name, value in values.items()} for topic, values in facts.items()}
     reports = gather(ranks, Report(ranks.rank, socket.gethostname(), facts=own))
     for topic in REMEDIES:
-        told = [(report.facts or {}).get(topic, {}) for report in reports]
-        for what in dict.fromkeys(what for values in told for what in values):
+        digests = [(report.facts or {}).get(topic, {}) for report in reports]
+        for name in dict.fromkeys(name for values in digests for name in values):
             groups: dict[str, list[Report]] = {}
-            for report, values in zip(reports, told, strict=True):
-                groups.setdefault(values.get(what, "nothing"), []).append(report)
+            for report, values in zip(reports, digests, strict=True):
+                groups.setdefault(values.get(name, "nothing"), []).append(report)
             if len(groups) > 1:
-                sides = [f"{value} on {name_of(group)}" for value, group in list(groups.items())[:SHOWN_GROUPS]]
-                raise UserError(f"the processes do not agree on {what} ({topic}): {', '.join(sides)}. {REMEDIES[topic]}")
+                sides = [f"{value} on {describe_processes(group)}" for value, group in list(groups.items())[:SHOWN_GROUPS]]
+                raise UserError(f"the processes do not agree on {name} ({topic}): {', '.join(sides)}. {REMEDIES[topic]}")
 
 
 def digest(value: Any) -> str:
@@ -148,17 +148,14 @@ def digest(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# --- one checkpoint for all --------------------------------------------------------------------------------------------
-
-
-Chosen = tuple[Path, Snapshot]
+Chosen = tuple[Path, Snapshot]  #: a checkpoint's folder, and its content
 
 
 def share(ranks: Ranks, device: torch.device, choose: Callable[[], Chosen | None]) -> Chosen | None:
-    """The checkpoint that the first process chooses and reads, on all processes; None where there is none.
+    """The checkpoint that the first process chooses with `choose`, on all processes; None if there is none.
 
-    Tensors travel by broadcast, one after the other, so only the first process needs to see the folder, and a large job reads
-    it once. Raises UserError on all processes where the first one cannot read it.
+    The first process broadcasts the tensors one after the other. So only the first process reads the folder, and only once.
+    Raises UserError on all processes if the first one cannot read it.
     """
     first = ranks.rank == 0
     done = attempt(choose) if first else Attempt[Chosen | None]()
@@ -173,9 +170,9 @@ def share(ranks: Ranks, device: torch.device, choose: Callable[[], Chosen | None
     dist.broadcast_object_list(header, src=0)
     if header[0] is None:
         return None
-    place, state, trainable, moments = header[0]
+    path, state, trainable, moments = header[0]
     if not done.value:
-        done = Attempt((Path(place), Snapshot({}, {}, state)))
+        done = Attempt((Path(path), Snapshot({}, {}, state)))
     assert done.value
     folder, snapshot = done.value
     for part, shapes in ((snapshot.trainable, trainable), (snapshot.moments, moments)):
@@ -183,13 +180,13 @@ def share(ranks: Ranks, device: torch.device, choose: Callable[[], Chosen | None
             tensor = part[key].to(device) if first else torch.empty(shape, device=device)
             dist.broadcast(tensor, src=0)
             part[key] = tensor.cpu()
-    held = {"step": snapshot.state.get("step"), "state": snapshot.state, "weights": sum_of(snapshot)}
-    compare(ranks, {"checkpoint": {"checkpoint": folder.name, **held}})
+    received = {"step": snapshot.state.get("step"), "state": snapshot.state, "weights": checksum(snapshot)}
+    compare(ranks, {"checkpoint": {"checkpoint": folder.name, **received}})
     return folder, snapshot
 
 
-def sum_of(snapshot: Snapshot) -> str:
-    """SHA-256 over the names and values of all tensors."""
+def checksum(snapshot: Snapshot) -> str:
+    """SHA-256 of the names and values of all tensors."""
     total = hashlib.sha256()
     for part in (snapshot.trainable, snapshot.moments):
         for key, tensor in sorted(part.items()):

@@ -1,8 +1,8 @@
-"""Checkpoints that know nothing of the number of processes.
+"""The format of a checkpoint, which does not depend on the number of processes or the ZeRO stage.
 
-A checkpoint is a folder `step-00000200` with the trainable parameters and Adam's moments in full float32, the state of
-the run as JSON, and checksums of the three. It is written under another name, flushed to the disk and renamed, so it is
-there whole or not at all.
+A checkpoint is a folder such as `step-00000200`. It holds the trainable parameters and Adam's moments in float32, the run's
+state as JSON, and the checksums of the three. It is written under another name, flushed to the disk and renamed, so it appears
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,25 @@ TRAINABLE, OPTIMIZER, STATE, CHECKSUMS = "trainable.safetensors", "optimizer.saf
 FILES = (TRAINABLE, OPTIMIZER, STATE, CHECKSUMS)
 FOLDER = "checkpoints"
 BEST = "best.json"
-READ_ATTEMPTS = 3  #: of a checkpoint whose disk reports an error
+READ_ATTEMPTS = 3  #: if the disk reports an error
 
 
 @dataclass
 class Snapshot:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     trainable: dict[str, Tensor]  #: parameters by name, float32
     moments: dict[str, Tensor]  #: `NAME.exp_avg` and `NAME.exp_avg_sq`, float32
-    state: dict[str, Any]  #: step, data position, optimizer step, metrics
+    state: dict[str, Any]  #: the run's progress (`Progress.to_state`), the optimizer's steps, the precision
 
 
 def folder_of(run_dir: Path | str, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of a step's checkpoint."""
     return Path(run_dir) / FOLDER / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """The inverse of `folder_of`."""
+    """The step of a checkpoint's folder."""
     return int(folder.name.removeprefix("step-"))
 
 
@@ -60,14 +61,15 @@ def checksum(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one go."""
+    """Write a JSON file whole or not at all."""
     files.write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def save(run_dir: Path | str, step: int, snapshot: Snapshot, lease: Lease | None = None) -> Path:
-    """Write the checkpoint of a step; returns its folder. OSError (a full disk, say) leaves the older ones as they are.
+    """Write the checkpoint of a step; returns its folder.
 
-    Raises LeaseLostError where the folder has another writer by now than the holder of `lease`.
+    Raises OSError if the disk is full or fails; older checkpoints stay whole. Raises LeaseLostError if another process has
+    become the folder's writer.
     """
     if lease:
         lease.verify()
@@ -93,8 +95,8 @@ def save(run_dir: Path | str, step: int, snapshot: Snapshot, lease: Lease | None
     return folder
 
 
-def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where all is well."""
+def find_damage(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used; None if it is whole."""
     for attempt in range(READ_ATTEMPTS):
         try:
             sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
@@ -104,10 +106,10 @@ def problem(folder: Path) -> str | None:
             return None
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             return f"it is incomplete ({error})"
-        except OSError as error:  # of a network file system, perhaps for a moment
-            wrong = f"it cannot be read ({error})"
+        except OSError as error:  # of a network file system, which may recover in a moment
+            damage = f"it cannot be read ({error})"
             time.sleep(attempt)
-    return wrong
+    return damage
 
 
 def all_of(run_dir: Path | str) -> list[Path]:
@@ -116,29 +118,37 @@ def all_of(run_dir: Path | str) -> list[Path]:
 
 
 def latest_valid(run_dir: Path | str) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+    """The newest checkpoint that is whole. Damaged ones are skipped with a warning."""
+    return next(whole_checkpoints(run_dir), None)
+
+
+def whole_checkpoints(run_dir: Path | str) -> Iterator[Path]:
+    """The checkpoints that are whole, newest first. Damaged ones are skipped with a warning."""
     for folder in reversed(all_of(run_dir)):
-        if (wrong := problem(folder)) is None:
-            return folder
-        log.warning("%s: not used, %s; going back to the one before", folder, wrong)
-    return None
+        if (damage := find_damage(folder)) is None:
+            yield folder
+        else:
+            log.warning("%s: not used, %s; going back to the one before", folder, damage)
 
 
 def newest(run_dir: Path | str) -> Path | None:
-    """As `latest_valid`; raises UserError where there are checkpoints and none is whole: training would begin at step 1."""
-    found = latest_valid(run_dir)
-    if found is None and (folders := all_of(run_dir)):
+    """The newest checkpoint that is whole, to go on from; None if there are no checkpoints.
+
+    Raises UserError if there are checkpoints but none is whole, because training would begin again at step 1.
+    """
+    folder = latest_valid(run_dir)
+    if folder is None and (folders := all_of(run_dir)):
         raise UserError(
             f"{folders[0].parent}: none of its {len(folders)} checkpoints can be used ({folders[-1].name}: "
-            f"{problem(folders[-1])}). Put a whole one back, or delete them to start afresh."
+            f"{find_damage(folders[-1])}). Put a whole one back, or delete them to start afresh."
         )
-    return found
+    return folder
 
 
 def after_bad_steps(folder: Path) -> bool:
-    """Whether the steps just before a checkpoint were bad ones (`mtbi.engine.guard`), or its state cannot be read.
+    """Whether a checkpoint was written after a bad step (`mtbi.engine.guard`), or its state cannot be read.
 
-    A run goes on from such a checkpoint exactly where it was; no run goes back to it, and it is never the best.
+    A restarted run goes on from such a checkpoint. A roll-back never returns to it, and it is never the best.
     """
     try:
         return bool(load_state(folder).get("guard", {}).get("bad_steps", 0))
@@ -147,54 +157,49 @@ def after_bad_steps(folder: Path) -> bool:
 
 
 def latest_good(run_dir: Path | str) -> Path | None:
-    """The newest checkpoint that is whole and does not follow a bad step: what weights go back to, and what is used."""
-    for folder in reversed(all_of(run_dir)):
-        if (wrong := problem(folder)) is not None:
-            log.warning("%s: not used, %s; going back to the one before", folder, wrong)
-        elif not after_bad_steps(folder):
-            return folder
-    return None
+    """The newest checkpoint that is whole and does not follow a bad step. Roll-backs and finished runs use it."""
+    return next((folder for folder in whole_checkpoints(run_dir) if not after_bad_steps(folder)), None)
 
 
 def load(folder: Path) -> Snapshot:
-    """Read a checkpoint that `latest_valid` found."""
+    """Read a checkpoint that is whole."""
     return Snapshot(load_file(folder / TRAINABLE), load_file(folder / OPTIMIZER), load_state(folder))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint knows beside its tensors: step, place in the data, recipe."""
+    """A checkpoint's state beside its tensors: step, position in the data, recipe and more."""
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
 
 def load_trainable(folder: Path | str) -> dict[str, Tensor]:
-    """The trainable parameters of a checkpoint by name, float32."""
+    """A checkpoint's trainable parameters by name, float32."""
     return load_file(Path(folder) / TRAINABLE)
 
 
 def best(run_dir: Path | str) -> Path | None:
-    """The checkpoint with the best evaluation so far, if it is there and whole."""
+    """The checkpoint with the best evaluation so far; None if there is none, or it is damaged."""
     record = read_best(run_dir)
     folder = folder_of(run_dir, record["step"]) if record else None
-    return folder if folder and problem(folder) is None else None
+    return folder if folder and find_damage(folder) is None else None
 
 
 def read_best(run_dir: Path | str) -> dict[str, Any] | None:
-    """Step and score of the best checkpoint; None where none is noted. A damaged note is named in a warning and passed over."""
-    note = Path(run_dir) / FOLDER / BEST
-    if not note.exists():
+    """Step and score of the best checkpoint; None without a record. A damaged record is skipped with a warning."""
+    path = Path(run_dir) / FOLDER / BEST
+    if not path.exists():
         return None
     try:
-        record = json.loads(note.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
         return {"step": int(record["step"]), "score": float(record["score"])}
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s: not used, it is damaged (%s)", note, error)
+        log.warning("%s: not used, it is damaged (%s)", path, error)
         return None
 
 
 def keep(run_dir: Path | str, last: int, score: float | None) -> None:
-    """Note whether the newest checkpoint is the best (the highest score), then delete old ones.
+    """Record the newest checkpoint as the best if its score is the highest, then delete old checkpoints.
 
-    The `last` newest stay, the best, and the newest that does not follow a bad step.
+    These stay: the `last` newest, the best, and the newest that does not follow a bad step.
     """
     folders = all_of(run_dir)
     record = read_best(run_dir)
@@ -208,9 +213,11 @@ def keep(run_dir: Path | str, last: int, score: float | None) -> None:
             shutil.rmtree(folder)
 
 
-def same_parameters(trainable: dict[str, Tensor], model: torch.nn.Module) -> str | None:
-    """The first difference between saved and wanted trainable parameters; None where they fit."""
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    found = {name: tuple(value.shape) for name, value in trainable.items()}
-    other = sorted({*wanted.items()} ^ {*found.items()})
-    return f"{len(other)} trainable parameters differ, the first is {other[0][0]} {other[0][1]}" if other else None
+def parameter_difference(saved: dict[str, Tensor], model: torch.nn.Module) -> str:
+    """How saved trainable parameters differ from the model's in names and shapes; empty if they fit."""
+    wanted = {(name, tuple(value.shape)) for name, value in model.named_parameters() if value.requires_grad}
+    differing = sorted(wanted ^ {(name, tuple(value.shape)) for name, value in saved.items()})
+    if not differing:
+        return ""
+    name, shape = differing[0]
+    return f"{len(differing)} trainable parameters differ, the first is {name} {shape}"

@@ -1,4 +1,4 @@
-"""Is the run still healthy? Steps without a finite loss or any target, sudden high losses, gradients that are not finite."""
+"""Detects steps that harm a run: sudden high losses, losses or gradients that are not finite, steps without a target."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from mtbi.engine.engine import StepSums
 from mtbi.recipe import TrainConfig
 
 REMEMBERED_STEPS = 100
-FEWEST_STEPS = 20  # before that, no loss is called high
-#: Nats a token. A corpus learnt by heart has losses that become many times as high and are still next to nothing.
+FEWEST_STEPS = 20  #: of good steps, before a loss can count as high
+#: Nats per token. On a memorised corpus the loss can rise tenfold and still be negligible, so lower losses are no spikes.
 SMALLEST_LOSS = 0.05
 
 
 class Guard:
-    """Judges each step; after a reason to roll back it starts anew. `state` is what `to_state` gave to a checkpoint."""
+    """Judges each step. After a roll-back it forgets the earlier losses. `state` is `to_state` of a checkpoint."""
 
     def __init__(self, config: TrainConfig, state: dict[str, Any] | None = None) -> None:
         state = state or {}
         self.config = config
         self.losses: deque[float] = deque(state.get("losses", []), maxlen=REMEMBERED_STEPS)
-        self.bad_steps = int(state.get("bad_steps", 0))  #: in a row, up to now
-        self.spikes = int(state.get("spikes", 0))  #: steps with a sudden high loss, in all
+        self.bad_steps = int(state.get("bad_steps", 0))  #: bad steps in a row, up to now
+        self.spikes = int(state.get("spikes", 0))  #: steps with a sudden high loss, over the whole run
 
     def to_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run judges as an undisturbed one."""
+        """The state that a checkpoint stores, so that a resumed run judges as an undisturbed one."""
         return {"losses": list(self.losses), "bad_steps": self.bad_steps, "spikes": self.spikes}
 
-    def judge(self, sums: StepSums, parts: int) -> str:
-        """Why the weights should go back to the newest good checkpoint, or nothing. `parts` are a process's micro-batches."""
-        empty, skipped = not sums.weight, sums.skipped == parts
+    def judge(self, sums: StepSums, micro_batch_count: int) -> str:
+        """The reason to restore the newest good checkpoint, or "". `micro_batch_count` is that of one process."""
+        empty, skipped = not sums.weight, sums.skipped == micro_batch_count
         loss = sums.loss / sums.weight if sums.weight else math.nan
         spike = self._is_spike(loss)
         self.spikes += spike
@@ -41,16 +41,16 @@ class Guard:
         if not bad:
             self.losses.append(loss)
         if sums.lost:
-            why = "the gradient is not finite"
+            reason = "the gradient is not finite"
         elif self.bad_steps >= self.config.max_bad_steps:
             high = f"the loss was more than {self.config.spike_factor:g} times as high as before"
-            what = high if spike else "the loss was not finite" if skipped else "there was no target to learn from"
-            why = f"{what} in {self.bad_steps} steps in a row"
+            fault = high if spike else "the loss was not finite" if skipped else "there was no target to learn from"
+            reason = f"{fault} in {self.bad_steps} steps in a row"
         else:
             return ""
         self.bad_steps = 0
         self.losses.clear()
-        return why
+        return reason
 
     def _is_spike(self, loss: float) -> bool:
         factor = self.config.spike_factor

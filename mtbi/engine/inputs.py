@@ -1,4 +1,4 @@
-"""What a run needs before its model: shards that fit the recipe, and the checkpoint to go on from."""
+"""Prepares a run before its model is built: shards that fit the recipe, and the checkpoint to go on from."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from mtbi.batches.interleave import Coverage
 from mtbi.batches.longest import longest_tokens
 from mtbi.batches.plan import Plan, Position, Step
 from mtbi.engine import checkpoint, digest, remote
-from mtbi.engine.agreement import Attempt, Facts, Report, attempt, compare, gather, name_of, settle, share
+from mtbi.engine.agreement import Attempt, Facts, Report, attempt, compare, describe_processes, gather, settle, share
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.engine import read_config
+from mtbi.engine.checkpointing import Progress
+from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.lease import Lease
-from mtbi.engine.progress import Progress
 from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
-from mtbi.llm import identity, precision
-from mtbi.llm.chat_format import ChatFormat, read_chat, resolve_llm
+from mtbi.llm import back_end, precision
+from mtbi.llm.chat_format import ChatFormat, read_chat
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards import features
+from mtbi.shards.open_shards import open_training_shards
 from mtbi.shards.shards import Shards
 from mtbi.versions import commit, installed
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", "flash-attn")
-COMPARED = ("mtbi", "torch", "numpy", "transformers", "deepspeed", "peft")  #: whose versions all processes must share
-#: Fields of the recipe that may differ between processes: names of folders, and how a process reads.
+COMPARED = ("mtbi", "torch", "numpy", "transformers", "deepspeed", "peft")  #: must have the same version on all processes
+#: Fields of the recipe that may differ between processes: folders, and how a process reads.
 OWN_FIELDS = (
     "name", "run_dir", "data.shards", "data.eval_shards", "data.cache", "data.workers", "data.prefetch", "data.retries",
 )  # fmt: skip
-NOT_PLANNED = ("encoded", "feature_width", "top_k")  #: facts of the data that may change between two starts
+NOT_PLANNED = ("encoded", "feature_width", "top_k")  #: facts of the data that may change between two starts of a run
+#: Messages for digests that differ from a checkpoint's.
 CAUSES = {
-    "geometry": "the encoder or adapter gives another number of positions",
-    "tokenizer": "the LLM's tokenizer, chat template or system prompt is another one",
-    "tasks": "the shards hold other tasks",
-    "plan": "this version plans other steps from the same shards",
+    "geometry": "the encoder or adapter gives another number of LLM positions",
+    "tokenizer": "the LLM's tokenizer, chat template or system prompt has changed",
+    "tasks": "the shards have other tasks",
+    "plan": "this version of mtbi plans other steps from the same shards",
 }
 NEW_EPOCH = "keep the weights and begin a new epoch of the data with train.new_data=new_epoch"
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Inputs:
-    """What is trained on."""
+    """The training data, and its plan."""
 
     chat: ChatFormat
     shards: Shards
@@ -66,26 +67,26 @@ class Inputs:
 
     @property
     def coverage(self) -> Coverage:
-        """Which of the utterances can be interleaved."""
+        """How many of the utterances can be interleaved."""
         return Coverage.of(self.shards.index.utterances["words"])
 
 
 @dataclass
 class Start:
-    """Where a run begins, the same on all processes."""
+    """The point at which a run begins, the same on all processes."""
 
     inputs: Inputs
     evaluation: Evaluation | None
-    newest: Path | None  #: the checkpoint that it goes on from
-    snapshot: Snapshot | None  #: what that holds
+    newest: Path | None  #: the checkpoint to go on from
+    snapshot: Snapshot | None  #: its content
     progress: Progress
-    lease: Lease | None  #: of the first process: the right to write into the run's folder
+    lease: Lease | None  #: the right to write into the run's folder; the first process has it
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
-    """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
+    """Open the training shards and plan the first step. Raises UserError for every mistake in them, also for an empty plan."""
     chat = read_chat(recipe)
-    shards = open_shards(recipe.data.shards, recipe, chat)
+    shards = open_training_shards(recipe.data.shards, recipe, chat)
     check_interleaving(recipe, Coverage.of(shards.index.utterances["words"]))
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
@@ -93,7 +94,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
 
 
 def check_interleaving(recipe: Recipe, coverage: Coverage) -> None:
-    """Raises UserError where the recipe interleaves and no utterance can be."""
+    """Raises UserError if the recipe interleaves, but no utterance can be interleaved."""
     if not recipe.interleave.share or coverage.possible:
         return
     asked = f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards"
@@ -106,45 +107,24 @@ def check_interleaving(recipe: Recipe, coverage: Coverage) -> None:
 
 
 def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation | None:
-    """The evaluation inside the run, where the recipe asks for one."""
+    """The evaluation during training; None if the recipe has none."""
     if not (recipe.data.eval_shards and recipe.train.eval_every_steps):
         return None
-    shards = open_shards(recipe.data.eval_shards, recipe, inputs.chat)
-    return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks.rank, ranks.world)
+    shards = open_training_shards(recipe.data.eval_shards, recipe, inputs.chat)
+    return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks)
 
 
 def longest_dialogue(inputs: Inputs, evaluation: Evaluation | None) -> int:
-    """LLM positions of the longest dialogue that is trained on or evaluated."""
-    return max(longest_tokens(one.plan) for one in (inputs, evaluation) if one is not None)
-
-
-def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
-    """Shards of the recipe's LLM. Raises UserError where there are none or they are another's."""
-    if not places:
-        raise UserError("data.shards is empty: name the folders or addresses made by `mtbi data shard`.")
-    data = recipe.data
-    other = recipe.behaviour.allow_other_teacher
-    shards = Shards(places, data.cache_dir or f"{recipe.run_dir}/cache", data.cache_limit_gb, data.retries, other)
-    for folder in shards.folders:
-        if reason := identity.difference(folder.index.facts(), chat, other):
-            raise UserError(
-                f"{folder.place}: made with {folder.index.llm}, {reason} than the recipe's ({recipe.model.llm}); run "
-                "`mtbi behave` and `mtbi data shard` with this recipe."
-            )
-    if shards.index.prompt_first != recipe.behaviour.prompt_first:
-        raise UserError(
-            f"{places[0]}: its prompts stand {'before' if shards.index.prompt_first else 'after'} the speech, the recipe's "
-            f"{'before' if recipe.behaviour.prompt_first else 'after'} it: set "
-            f"behaviour.prompt_first={str(shards.index.prompt_first).lower()}, or make the shards again with this recipe."
-        )
-    features.check(shards.index, recipe)
-    return shards
+    """LLM positions of the longest dialogue in training or evaluation."""
+    plans = [inputs.plan] if evaluation is None else [inputs.plan, evaluation.plan]
+    return max(longest_tokens(plan) for plan in plans)
 
 
 def agree(recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, opened: Attempt[Inputs]) -> Start:
-    """All that the processes must have in common before a model is read, and where the run begins.
+    """Compare all that must be the same on all processes, and find the point at which the run begins.
 
-    Raises UserError on all processes where one of them could not read something, they differ, or the checkpoint does not fit.
+    `opened` is the attempt to open the inputs. Raises UserError on all processes if one of them failed to read something, if
+    they differ, or if the checkpoint does not fit.
     """
     inputs = settle(ranks, opened)
     evaluation = settle(ranks, attempt(lambda: open_evaluation(recipe, inputs, ranks)))
@@ -156,8 +136,8 @@ def agree(recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, op
         refuse_later(recipe, ranks)
         progress = progress_of(recipe, snapshot, facts)
         if ranks.rank == 0 and snapshot:
-            note_changes(recipe, snapshot.state, progress)
-        settle(ranks, attempt(lambda: note_start(recipe, ranks, newest) if ranks.rank == 0 else None))
+            report_changes(recipe, snapshot.state, progress)
+        settle(ranks, attempt(lambda: record_start(recipe, ranks, newest) if ranks.rank == 0 else None))
     except UserError:
         if lease:
             lease.release()
@@ -168,75 +148,70 @@ def agree(recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, op
 def facts_of(
     recipe: Recipe, ds_config: str, ranks: Ranks, device: torch.device, inputs: Inputs, evaluation: Evaluation | None
 ) -> Facts:
-    """What must be the same on all processes: each of them computes its own part of what follows from it."""
-    config = read_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
+    """All that must be the same on all processes, by topic and name."""
+    config = read_ds_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
     fields = {note.path: attrgetter(note.path)(recipe) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)}
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)
     data |= {"geometry": digest.of_geometry(inputs.geometry), "plan": digest.of_step(inputs.first_step)}
-    features_of = {"encoded": index.encoded, "feature_width": index.feature_width, "top_k": index.top_k}
-    measured = digest.of_shards(evaluation.shards) if evaluation else {}
+    stored = {"encoded": index.encoded, "feature_width": index.feature_width, "top_k": index.top_k}
     return {
         "recipe": fields | {"--deepspeed": config},
-        "data": data | features_of,
-        "evaluation": measured,
+        "data": data | stored,
+        "evaluation": digest.of_shards(evaluation.shards) if evaluation else {},
         "models": {"the configuration of model.llm": llm_configuration(recipe)},
         "software": {package: installed(package) for package in COMPARED},
     }
 
 
 def llm_configuration(recipe: Recipe) -> str:
-    """The LLM's configuration as text, without the name of its folder. Raises UserError where it cannot be read."""
-    from transformers import AutoConfig
-
-    model = recipe.model
-    try:
-        config = AutoConfig.from_pretrained(resolve_llm(model.llm), trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
+    """The LLM's configuration as JSON text, without its path. Raises UserError if it cannot be read."""
+    config = back_end.read_config(recipe.model)
     config._name_or_path = ""
     return config.to_json_string(use_diff=False)
 
 
 def choose_checkpoint(recipe: Recipe) -> tuple[Path, Snapshot] | None:
-    """The newest whole checkpoint of the run's folder or of its copy, whichever is further; the first process calls this.
+    """The newest whole checkpoint of the run's folder or of its remote copy. Only the first process calls this.
 
-    Raises UserError where there are checkpoints but none that can be used.
+    Raises UserError if there are checkpoints but none can be used.
     """
     run_dir = Path(recipe.run_dir)
     if recipe.train.copy_to and (fetched := remote.pull(recipe.train.copy_to, run_dir)):
-        print(f"{fetched.name} comes from {recipe.train.copy_to}", flush=True)
+        print(f"{fetched.name} was downloaded from {recipe.train.copy_to}", flush=True)
     newest = checkpoint.newest(run_dir)
     return (newest, checkpoint.load(newest)) if newest else None
 
 
 def refuse_later(recipe: Recipe, ranks: Ranks) -> None:
-    """Raises UserError on all processes where some node's folder of the run holds a later checkpoint than the first process's.
+    """Raises UserError on all processes if one of them sees a later checkpoint than the first process does.
 
-    The folder lies on each node's own disk then, and the job started again with its nodes in another order, say.
+    Then `run_dir` is on each node's own disk, and the job was started again with its nodes in another order.
     """
     newest = max((folder.name for folder in checkpoint.all_of(recipe.run_dir)), default="no checkpoint")
     reports = gather(ranks, Report(ranks.rank, socket.gethostname(), facts={"checkpoint": {"newest": newest}}))
-    seen = [(report.facts or {})["checkpoint"]["newest"] for report in reports]
-    if later := [report for report, name in zip(reports, seen, strict=True) if name > seen[0]]:
+    names = [(report.facts or {})["checkpoint"]["newest"] for report in reports]
+    if later := [report for report, name in zip(reports, names, strict=True) if name > names[0]]:
+        others, first = describe_processes(later), describe_processes(reports[:1])
         raise UserError(
-            f"{recipe.run_dir}: {max(seen)} is there for {name_of(later)}, {seen[0]} for {name_of(reports[:1])}, which writes "
-            "them: this is not one folder. Put run_dir on a file system that all nodes share, or set train.copy_to."
+            f"{recipe.run_dir}: {others} sees {max(names)} there, but {first} sees {names[0]}: this is not one folder. Put "
+            "run_dir on a file system that all nodes share, or set train.copy_to."
         )
 
 
 def progress_of(recipe: Recipe, snapshot: Snapshot | None, facts: Facts) -> Progress:
-    """Where the run goes on. Raises UserError where the checkpoint's place in the data would mean something else now.
+    """The run's progress, with digests of today's data.
 
-    With `train.new_data=new_epoch` the run then goes on with a new epoch instead.
+    A checkpoint's position refers to the data and plan of its time. If they have changed, raises UserError, or begins a new
+    epoch with `train.new_data=new_epoch`.
     """
     progress = Progress.of(snapshot)
     if snapshot:
         before = snapshot.state
-        wrong = other_plan(recipe, before["recipe"]) or other_data(recipe, before.get("data") or {}, facts["data"])
-        if wrong and recipe.train.new_data == "refuse":
-            raise UserError(wrong)
-        if wrong:
+        change = other_plan(recipe, before["recipe"]) or other_data(recipe, before.get("data") or {}, facts["data"])
+        if change and recipe.train.new_data == "refuse":
+            raise UserError(change)
+        if change:
             progress.position = Position(progress.position.epoch + 1)
     progress.data = {name: facts["data"][name] for name in facts["data"] if name not in NOT_PLANNED}
     progress.evaluation = digest.of_json([facts["evaluation"], recipe.train.eval_utterances]) if facts["evaluation"] else ""
@@ -244,16 +219,16 @@ def progress_of(recipe: Recipe, snapshot: Snapshot | None, facts: Facts) -> Prog
 
 
 def check_same_plan(recipe: Recipe, before: dict[str, Any]) -> None:
-    """Raises UserError where a checkpoint of the recipe `before` was made with another plan."""
-    if wrong := other_plan(recipe, before):
-        raise UserError(wrong)
+    """Raises UserError if a checkpoint of the recipe `before` was made with another plan."""
+    if change := other_plan(recipe, before):
+        raise UserError(change)
 
 
 def other_plan(recipe: Recipe, before: dict[str, Any]) -> str | None:
-    """What in the recipe that a checkpoint was made with gives another order of the data; None where nothing does.
+    """A message if the checkpoint's recipe `before` gives another order of the data than `recipe`; else None.
 
-    The number of rows that a process computes at once may change, as may everything that the plan does not depend on. A field
-    that the checkpoint's version did not have counts as its default; one that this version does not have any more is ignored.
+    Compared are the seed and the sections `plan` and `interleave`, without `plan.rows_per_micro_batch`. A field that is missing
+    in `before` counts as its default. A field that this version does not know is ignored.
     """
     now, default = recipes.to_dict(recipe), recipes.to_dict(Recipe())
     for part in ("seed", "plan", "interleave"):
@@ -273,24 +248,24 @@ def other_plan(recipe: Recipe, before: dict[str, Any]) -> str | None:
 
 
 def other_data(recipe: Recipe, before: dict[str, str], now: dict[str, Any]) -> str | None:
-    """Which data differ from a checkpoint's; None where they are the same, wherever they lie now.
+    """A message if the data's digests `now` differ from a checkpoint's, `before`; else None.
 
-    Only what both know is compared: checkpoints of earlier versions know less.
+    Only digests that both have are compared, because earlier versions wrote fewer.
     """
     other = [name for name in now if name in before and before[name] != now[name]]
     if not other:
         return None
-    what = CAUSES.get(other[0], "data.shards are other shards, or the same in another order")
+    cause = CAUSES.get(other[0], "data.shards are other shards, or the same in another order")
     return (
-        f"{recipe.run_dir}: its checkpoints were made with other data: {what} ({', '.join(other[:4])} differ). Put it back "
+        f"{recipe.run_dir}: its checkpoints were made with other data: {cause} ({', '.join(other[:4])} differ). Put it back "
         f"to go on, choose another run_dir to start afresh, or {NEW_EPOCH}."
     )
 
 
 def changed_fields(recipe: Recipe, before: dict[str, Any]) -> list[str]:
-    """Fields that are not as in the recipe that a checkpoint was made with, each with both values.
+    """The fields that differ from a checkpoint's recipe `before`, each with both values.
 
-    A field that the checkpoint's version did not have counts as its default.
+    A field that is missing in `before` counts as its default.
     """
     changed = []
     for note in recipes.reference():
@@ -303,27 +278,33 @@ def changed_fields(recipe: Recipe, before: dict[str, Any]) -> list[str]:
     return changed
 
 
-def note_changes(recipe: Recipe, before: dict[str, Any], progress: Progress) -> None:
-    """Say what is not as when the checkpoint was made and still goes on. Scores of another evaluation are not compared."""
+def report_changes(recipe: Recipe, before: dict[str, Any], progress: Progress) -> None:
+    """Print the differences from the checkpoint's state `before` that training accepts.
+
+    If the evaluation has changed, the record of the best checkpoint is deleted, because its score cannot be compared.
+    """
     for change in changed_fields(recipe, before["recipe"]):
         print(f"changed since the checkpoint: {change}", flush=True)
     position = Position.from_json(before["position"])
     if position != progress.position:
-        print(f"other data than the checkpoint's: going on with epoch {progress.position.epoch} of them", flush=True)
+        print(f"the data have changed since the checkpoint: going on with epoch {progress.position.epoch}", flush=True)
     if before.get("numpy", np.__version__) != np.__version__:
         log.warning(
             "the checkpoint was made with numpy %s, this is %s: random draws may differ, and so may the order of the data",
             before["numpy"],
             np.__version__,
         )
-    measured = before.get("evaluation", progress.evaluation)
-    if measured != progress.evaluation and progress.evaluation and checkpoint.read_best(recipe.run_dir):
+    evaluation = before.get("evaluation", progress.evaluation)
+    if evaluation != progress.evaluation and progress.evaluation and checkpoint.read_best(recipe.run_dir):
         (Path(recipe.run_dir) / checkpoint.FOLDER / checkpoint.BEST).unlink()
-        print("another evaluation (data.eval_shards, train.eval_utterances): the best checkpoint is chosen anew", flush=True)
+        print(
+            "the evaluation has changed (data.eval_shards, train.eval_utterances): the best checkpoint is chosen anew",
+            flush=True,
+        )
 
 
-def note_start(recipe: Recipe, ranks: Ranks, newest: Path | None) -> None:
-    """Keep the resolved recipe in the run's folder, and a line of `starts.jsonl` for each time the run was started."""
+def record_start(recipe: Recipe, ranks: Ranks, newest: Path | None) -> None:
+    """Write the resolved recipe into the run's folder, and append a line about this start to `starts.jsonl`."""
     run_dir = Path(recipe.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     recipes.save(recipe, run_dir / "recipe.yaml")

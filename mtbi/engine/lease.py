@@ -1,9 +1,12 @@
-"""One writer for a run's folder: a file that says which process writes there, touched as long as that process lives.
+"""Ensures that one process at a time writes into a run's folder, by a file that names the writer: the lease.
 
-A process that died leaves its lease behind. On the same machine it is seen to be dead at once, and so is the earlier start of
-a Slurm job that was requeued. Any other counts as dead when its file was not touched for EXPIRY_SECONDS, by the clock of the
-file system. A process that was silent for so long (a stopped machine, a lost network) and comes back finds another name in
-the file before it writes a checkpoint, and ends.
+The writer touches the file as long as it lives. A process that dies leaves its lease behind. The next run takes the lease over
+
+- at once, if the earlier process ran on the same machine, or was an earlier start of the same Slurm job;
+- otherwise once the file was not touched for EXPIRY_SECONDS by the file system's clock.
+
+A process may come back after a longer silence, because its machine was stopped or its network was lost. It then finds another
+writer's name in the file before it writes a checkpoint, and ends.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from mtbi.errors import UserError
 FILE = "lease.json"
 BEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
-ENDING_SECONDS = 10.0  #: that a process of the same machine, killed just now, is given to end
+ENDING_SECONDS = 10.0  #: how long to wait for the end of a process on the same machine, which may just have been killed
 
 
 class LeaseLostError(UserError):
@@ -33,13 +36,13 @@ class LeaseLostError(UserError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who writes."""
+    """The process that writes into the folder."""
 
-    token: str  #: another one for each start
+    token: str  #: random, different for each start
     host: str = ""
     pid: int = 0
-    started: str = ""  #: when the process began, in the kernel's ticks: numbers of processes come again
-    machine: str = ""  #: this boot of a machine and its space of process numbers; empty where the kernel does not say
+    started: str = ""  #: start of the process in the kernel's ticks, because process numbers are used again
+    machine: str = ""  #: the machine's boot and its space of process numbers; empty if the kernel does not show them
     job: str = ""  #: Slurm's job
     restart: int = 0  #: how often Slurm has requeued it
 
@@ -51,7 +54,7 @@ class Holder:
         return cls(uuid.uuid4().hex, socket.gethostname(), own, ticks(own), machine(), job, restart)
 
     def is_dead(self, now: Holder) -> bool:
-        """Whether it certainly lives no more, as seen from another process."""
+        """Whether this process has certainly ended, as seen from the process `now`."""
         if self.job and self.job == now.job and self.restart < now.restart:
             return True
         return bool(self.machine) and self.machine == now.machine and ticks(self.pid) != self.started
@@ -62,7 +65,7 @@ class Holder:
 
 
 def ticks(pid: int) -> str:
-    """When a process of this machine began; empty where there is none, or where it has ended and nobody has asked how."""
+    """The start of a process of this machine in the kernel's ticks; empty if there is none, or if it is a zombie."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return "" if facts[0] in "ZX" else facts[19]
@@ -71,7 +74,7 @@ def ticks(pid: int) -> str:
 
 
 def machine() -> str:
-    """The same for processes that see each other's numbers."""
+    """A text that is the same for all processes that see each other's process numbers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -80,7 +83,7 @@ def machine() -> str:
 
 
 class Lease:
-    """The right to write into a run's folder, taken by `take`; a thread touches its file. The first process alone has it."""
+    """The right to write into a run's folder. `take` it on the first process only. A thread touches the file."""
 
     def __init__(self, run_dir: Path | str, holder: Holder) -> None:
         self.path, self.holder = Path(run_dir) / FILE, holder
@@ -88,9 +91,9 @@ class Lease:
 
     @classmethod
     def take(cls, run_dir: Path | str, holder: Holder | None = None) -> Lease:
-        """Become the folder's writer; waits up to EXPIRY_SECONDS where it cannot tell whether another one still lives.
+        """Become the folder's writer. If an earlier writer may still live, this waits up to EXPIRY_SECONDS.
 
-        Raises UserError where one does.
+        Raises UserError if another writer lives.
         """
         lease = cls(run_dir, holder or Holder.this())
         lease.path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,19 +102,19 @@ class Lease:
         return lease
 
     def verify(self) -> None:
-        """Raises LeaseLostError where another process has become the writer, OSError where the file cannot be read."""
+        """Raises LeaseLostError if another process has become the writer, OSError if the file cannot be read."""
         try:
-            found = read(self.path)[0]
+            writer = read(self.path)[0]
         except FileNotFoundError:
             raise LeaseLostError(f"{self.path} is gone: another run may have written into this folder. Start again.") from None
-        if found.token != self.holder.token:
+        if writer.token != self.holder.token:
             raise LeaseLostError(
-                f"{self.path.parent}: {found} writes there now, so this run ends without writing. It was silent for more than "
-                f"{EXPIRY_SECONDS:.0f} s, or its Slurm job was started again. Give each run its own run_dir."
+                f"{self.path.parent}: {writer} writes there now, so this run ends without writing. This process was silent "
+                f"for more than {EXPIRY_SECONDS:.0f} s, or its Slurm job was started again. Give each run its own run_dir."
             )
 
     def release(self) -> None:
-        """The run ends: the next one need not wait."""
+        """Give up the right to write, so that the next run need not wait."""
         self._ended.set()
         with contextlib.suppress(OSError, UserError):
             self.verify()
@@ -123,13 +126,13 @@ class Lease:
         try:
             while True:
                 try:
-                    os.link(own, self.path)  # fails where there is one: of two runs that start together, one gets it
+                    os.link(own, self.path)  # fails if the file exists, so of two runs that start together one succeeds
                     return
                 except FileExistsError:
                     if self._is_free(own):
                         own.replace(self.path)
                         return
-                except OSError:  # a file system without links
+                except OSError:  # a file system without hard links
                     if not self.path.exists():
                         own.replace(self.path)
                         return
@@ -140,9 +143,9 @@ class Lease:
             own.unlink(missing_ok=True)
 
     def _is_free(self, own: Path) -> bool:
-        """Whether the present holder is dead; False where its file is gone meanwhile. Raises UserError where it lives."""
+        """Whether the present holder is dead; False if its file has disappeared. Raises UserError if the holder lives."""
         first: int | None = None
-        said, began = False, time.monotonic()
+        announced, began = False, time.monotonic()
         while True:
             try:
                 holder, touched = read(self.path)
@@ -150,26 +153,26 @@ class Lease:
                 return False
             if holder.is_dead(self.holder):
                 return True
-            here = bool(holder.machine) and holder.machine == self.holder.machine
-            if here and time.monotonic() - began < ENDING_SECONDS:
+            same_machine = bool(holder.machine) and holder.machine == self.holder.machine
+            if same_machine and time.monotonic() - began < ENDING_SECONDS:
                 time.sleep(0.1)
                 continue
-            if here or (first is not None and touched != first):
+            if same_machine or (first is not None and touched != first):
                 raise UserError(
                     f"{self.path.parent}: another run writes there ({holder}). Wait for it, end it, or choose another run_dir."
                 )
             first = touched
-            own.touch()  # what time it is on the file server
-            silent = (own.stat().st_mtime_ns - touched) / 1e9
-            if silent > EXPIRY_SECONDS:
+            own.touch()  # reads the file server's clock
+            untouched_seconds = (own.stat().st_mtime_ns - touched) / 1e9
+            if untouched_seconds > EXPIRY_SECONDS:
                 return True
-            if not said:
-                print(f"{self.path}: waiting up to {EXPIRY_SECONDS:.0f} s, whether {holder} still writes", flush=True)
-                said = True
+            if not announced:
+                print(f"{self.path}: waiting up to {EXPIRY_SECONDS:.0f} s to see whether {holder} still writes", flush=True)
+                announced = True
             time.sleep(min(1.0, BEAT_SECONDS))
 
     def _beat(self) -> None:
-        """Touching leaves what the file says alone: it may be another's in the next moment."""
+        """Touch the file now and then. Its content is never written again: another process may have become the writer."""
         while not self._ended.wait(BEAT_SECONDS):
             try:
                 self.verify()
@@ -181,9 +184,10 @@ class Lease:
 
 
 def read(path: Path) -> tuple[Holder, int]:
-    """Who holds a lease, and when the file was touched, in ns. Opened anew, as network file systems then ask their server.
+    """The holder of a lease, and the time at which its file was touched, in ns.
 
-    A damaged file is an unknown holder's: it expires as any other.
+    The file is opened each time, because network file systems then ask their server. A damaged file belongs to an unknown
+    holder and expires like any other.
     """
     with path.open(encoding="utf-8") as file:
         touched = os.fstat(file.fileno()).st_mtime_ns

@@ -1,4 +1,4 @@
-"""What a run tells about itself: one log line every few steps, a progress bar on a terminal, and TensorBoard files."""
+"""A run's log: a line every few steps, a progress bar on a terminal, and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -27,42 +27,50 @@ from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.plan import Step
 from mtbi.engine.engine import StepSums
-from mtbi.engine.progress import new_counts
 from mtbi.model.flops import LLMSize
 from mtbi.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-#: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets.
+#: Dense bf16 peak of one GPU in FLOP/s, from the vendors' data sheets, by a part of the driver's name.
 PEAK_FLOPS = {
     "H100": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "H200 NVL": 835e12, "H800": 989e12, "H20": 148e12,
     "B200": 2250e12, "GB200": 2500e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "MI300X": 1307e12,
 }  # fmt: skip
 
 
+#: Faults that do not end a run. Each is counted over all starts of the run.
+COUNTS = ("skipped_micro_batches", "loss_spikes", "rollbacks", "failed_checkpoints", "unreadable_utterances")
+
+
+def new_counts() -> dict[str, int]:
+    """The counts of a run without faults."""
+    return dict.fromkeys(COUNTS, 0)
+
+
 def peak_flops(device: torch.device) -> float | None:
-    """The device's peak, where it is known."""
+    """The device's dense bf16 peak in FLOP/s; None if it is unknown."""
     if device.type != "cuda":
         return None
     return peak_of(torch.cuda.get_device_name(device))
 
 
 def peak_of(name: str) -> float | None:
-    """The peak of a GPU by the name that its driver gives, such as `NVIDIA A100-SXM4-80GB`; None for one that is not listed."""
+    """A GPU's peak in FLOP/s by its driver's name, such as `NVIDIA A100-SXM4-80GB`; None if it is not listed."""
     words = re.sub(r"[^A-Za-z0-9]+", " ", name)
-    found = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b", words)]
-    return PEAK_FLOPS[max(found, key=len)] if found else None
+    matching = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b", words)]
+    return PEAK_FLOPS[max(matching, key=len)] if matching else None
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process has held: of the GPU where there is one, else of the machine."""
+    """The most memory that this process has held, in GB: on the GPU if there is one, else in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
 
 
 def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
-    """TensorBoard's page CUSTOM SCALARS: is it learning, is it fast, is it healthy?"""
+    """The charts of TensorBoard's page CUSTOM SCALARS: is it learning, is it fast, is it healthy?"""
 
     def lines(*names: str) -> list:
         return ["Multiline", list(names)]
@@ -84,21 +92,21 @@ def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
             "gradient norm": lines("train/gradient_norm"),
             "learning rate": lines("train/learning_rate"),
             "memory, GB": lines("speed/memory_gb"),
-            "what was skipped or put back": lines("health/.*"),
+            "skips and roll-backs": lines("health/.*"),
         },
     }
 
 
 def hyperparameters(recipe: Recipe) -> dict[str, float | str | bool]:
-    """Every field of a recipe by its path, but for the run's own folder: two runs of one recipe have the same."""
+    """Every field of a recipe by its path, without `run_dir` itself, so that two runs of one recipe have the same fields."""
 
-    def told(path: str) -> Any:
+    def as_hyperparameter(path: str) -> Any:
         value = attrgetter(path)(recipe)
         text = json.dumps(value) if isinstance(value, (list, dict)) else value
         own = path.startswith("data.") and isinstance(text, str)
         return text.replace(f"{recipe.run_dir}/", f"{recipes.RUN_DIR}/") if own else text
 
-    return {note.path: told(note.path) for note in recipes.reference() if note.path != "run_dir"}
+    return {note.path: as_hyperparameter(note.path) for note in recipes.reference() if note.path != "run_dir"}
 
 
 @dataclass
@@ -117,7 +125,7 @@ class Interval:
     tasks: torch.Tensor | None = None
 
     def add(self, plan: Step, sums: StepSums, data_wait_seconds: float) -> None:
-        """One more step."""
+        """Add a step."""
         self.steps += 1
         self.loss += sums.loss
         self.weight += sums.weight
@@ -130,7 +138,7 @@ class Interval:
 
 
 def never_ends_the_run(write: Callable[..., None]) -> Callable[..., None]:
-    """A full disk costs what would have been written: the first process alone writes, and the others wait for it."""
+    """Log an OSError of `write` instead of raising it. A full disk must not end a run for the sake of TensorBoard."""
 
     @wraps(write)
     def call(*arguments: Any) -> None:
@@ -143,7 +151,7 @@ def never_ends_the_run(write: Callable[..., None]) -> Callable[..., None]:
 
 
 class Metrics:
-    """Writes on the first process only; on the others every call does nothing."""
+    """Logs the steps of a run. Only the first process writes; on the others every call does nothing."""
 
     def __init__(
         self,
@@ -155,7 +163,7 @@ class Metrics:
         device: torch.device,
         counts: dict[str, int] | None = None,
     ) -> None:
-        """`counts` are the run's (`mtbi.engine.progress`); they are kept up to date in place."""
+        """`counts` are those of the run's `Progress`. They are updated in place."""
         steps = recipe.train.steps
         self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
         self.llm_size, self.peak = llm_size, peak_flops(device)
@@ -168,25 +176,25 @@ class Metrics:
             self.writer._get_file_writer().add_summary(hparams_pb(fields, trial_id=recipe.run_dir))
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the progress bar."""
+    def write_line(self, text: str) -> None:
+        """Print a line above the progress bar."""
         if self.first:
             with self.bar.external_write_mode(file=sys.stdout):
                 print(text, flush=True)
 
     @never_ends_the_run
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Numbers for TensorBoard."""
+        """Write numbers by name to TensorBoard."""
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
     def skipped(self, number: int, micro_batches: int, of: int, spikes: int) -> None:
-        """Micro-batches left out of step `number`, and steps with a sudden high loss so far."""
+        """Count the micro-batches left out of step `number` (`micro_batches` of `of`), and all spikes of the loss so far."""
         self.counts["loss_spikes"] = spikes
         self.counts["skipped_micro_batches"] += micro_batches
         if micro_batches:
-            self.say(f"step {number}: {micro_batches} of {of} micro-batches left out, their loss is not finite")
+            self.write_line(f"step {number}: {micro_batches} of {of} micro-batches left out, their loss is not finite")
 
     def step(self, number: int, plan: Step, sums: StepSums, data_wait_seconds: float, rate: float, every: int) -> None:
         """Account for step `number` (from 1); every few steps write the line and the numbers."""
@@ -220,7 +228,7 @@ class Metrics:
                 values[f"task_agreement/{name}"] = hits / count
         self.scalars(values, number)
         mfu = f" mfu {values['speed/mfu']:.1%}" if "speed/mfu" in values else ""
-        self.say(
+        self.write_line(
             f"step {number}/{self.steps} loss {loss:.4f} lr {rate:.2e} grad {sums.gradient_norm:.3f} "
             f"{1000 * seconds / one.steps:.0f} ms/step {values['speed/tokens_per_second']:.0f} tok/s "
             f"{values['speed/answer_tokens_per_second']:.0f} answer tok/s wait {values['speed/data_wait_share']:.1%}{mfu} "
@@ -228,15 +236,15 @@ class Metrics:
         )
 
     @never_ends_the_run
-    def dialogue(self, place: int, text: str, wave: np.ndarray, step: int) -> None:
-        """A sample dialogue as text, with its sound."""
+    def dialogue(self, index: int, text: str, wave: np.ndarray, step: int) -> None:
+        """Write dialogue number `index` of an evaluation to TensorBoard: its text and its waveform `(samples,)`."""
         if self.writer:
-            self.writer.add_text(f"dialogue/{place}", text, step)
-            self.writer.add_audio(f"dialogue/{place}", torch.from_numpy(wave)[None], step, sample_rate=SAMPLE_RATE)
+            self.writer.add_text(f"dialogue/{index}", text, step)
+            self.writer.add_audio(f"dialogue/{index}", torch.from_numpy(wave)[None], step, sample_rate=SAMPLE_RATE)
 
     @never_ends_the_run
-    def alignment(self, place: int, similarity: np.ndarray, words: list[str], seconds_per_frame: float, step: int) -> None:
-        """A heat map of `similarity` `(frames, words)` between a sample's sound and words; none where matplotlib is missing."""
+    def alignment(self, index: int, similarity: np.ndarray, words: list[str], seconds_per_frame: float, step: int) -> None:
+        """Write a heat map of `similarity` `(frames, words)` to TensorBoard. Needs matplotlib; does nothing without it."""
         if not self.writer or not find_spec("matplotlib"):
             return
         from matplotlib.image import imread
@@ -246,11 +254,11 @@ class Metrics:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "map.png"
             pictures.similarity({f"step {step}": similarity}, words, seconds_per_frame, "sound against words", path)
-            self.writer.add_image(f"alignment/{place}", imread(path), step, dataformats="HWC")
+            self.writer.add_image(f"alignment/{index}", imread(path), step, dataformats="HWC")
 
     @never_ends_the_run
     def close(self) -> None:
-        """Flush the files."""
+        """Close the progress bar and the files."""
         self.bar.close()
         if self.writer:
             self.writer.close()

@@ -1,7 +1,7 @@
-"""How much memory a run needs on each GPU, from shapes alone, and which ZeRO stage to take.
+"""Estimates a run's memory on each GPU from the models' shapes, and chooses a ZeRO stage.
 
-Model states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) with frozen weights, which have no gradient and no
-optimizer state; activations follow Korthikanti et al. 2022 (arXiv 2205.05198) with an attention that keeps no scores.
+Model states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054). Frozen weights have no gradient and no optimizer state.
+Activations follow Korthikanti et al. 2022 (arXiv 2205.05198), with an attention that stores no scores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mtbi.llm import back_end
+from mtbi.llm import back_end, precision
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder
 from mtbi.model.flops import size
@@ -20,16 +20,16 @@ from mtbi.model.frame_counts import PLUGIN, read_encoder_config
 from mtbi.recipe import LoraConfig, Recipe
 
 ACTIVATION_BYTES = 34  #: for each token, channel and layer in 16 bits, without recomputation
-STATE_BYTES = 12  #: float32 weight and Adam's two moments of a parameter that trains
-LOGIT_COPIES = 2  #: in the model's precision, and in float32, where their gradient takes their place
-FIXED_GB = 2.0  #: context, kernels, collective buffers
-USABLE_SHARE = 0.92  #: of the device's memory, against fragmentation
-PLACES = (("ZeRO-1", 1), ("ZeRO-2", 2), ("ZeRO-3, weights whole in each node (hpZ)", 3), ("ZeRO-3", 3))
+STATE_BYTES = 12  #: for each trainable parameter: its float32 weight and Adam's two moments
+LOGIT_COPIES = 2  #: in the model's precision, and in float32, which the gradient overwrites
+FIXED_GB = 2.0  #: CUDA context, kernels, collective buffers
+USABLE_SHARE = 0.92  #: of the device's memory; the rest is lost to fragmentation
+SHARDINGS = (("ZeRO-1", 1), ("ZeRO-2", 2), ("ZeRO-3, weights whole in each node (hpZ)", 3), ("ZeRO-3", 3))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters and shapes of a model."""
+    """Numbers of parameters, and shapes, of a speech LLM."""
 
     llm: int
     encoder: int
@@ -38,29 +38,29 @@ class Sizes:
     hidden: int
     vocabulary: int
     largest_layer: int  #: parameters of the embedding or of one layer, whichever is more
-    llm_layers: int = 0  #: parameters of all layers, which `model.llm_fp8` keeps in a byte each
+    llm_layers: int = 0  #: parameters of all layers; with `model.llm_fp8` each takes one byte
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Gigabytes (1e9 bytes) on each GPU."""
+class MemoryEstimate:
+    """The memory on each GPU for one way of sharding, in GB (1e9 bytes)."""
 
     name: str
     stage: int
-    recomputed: bool  #: the LLM's activations, in the backward pass
+    recomputed: bool  #: the backward pass computes the LLM's activations again
     frozen: float
-    trainable: float  #: weights, gradients and optimizer state of what trains
+    trainable: float  #: weights, gradients and optimizer state of the trainable parameters
     activations: float
-    gathered: float  #: layers that ZeRO-3 has together at once
+    gathered: float  #: layers that ZeRO-3 holds whole at one time
 
     @property
     def total(self) -> float:
-        """Everything, with what the driver and libraries take."""
+        """The sum, with FIXED_GB for the driver and libraries."""
         return self.frozen + self.trainable + self.activations + self.gathered + FIXED_GB
 
 
 def lora_size(model: torch.nn.Module, config: LoraConfig) -> int:
-    """Parameters of the low-rank updates of the named linear layers."""
+    """The number of parameters that LoRA adds to the named linear layers."""
     if not config.rank:
         return 0
     layers = (layer for name, layer in model.named_modules() if name.rsplit(".", 1)[-1] in config.targets)
@@ -68,7 +68,7 @@ def lora_size(model: torch.nn.Module, config: LoraConfig) -> int:
 
 
 def sizes_of(recipe: Recipe) -> Sizes:
-    """Sizes from the models' configurations, without reading weights. Raises UserError where there is none."""
+    """Sizes from the models' configurations, without their weights. Raises UserError if one cannot be read."""
     from transformers import AutoModelForCausalLM
 
     model = recipe.model
@@ -119,14 +119,16 @@ def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
 
 
 def weight_bytes(recipe: Recipe) -> int:
-    """Bytes of a weight on a GPU."""
-    return 4 if recipe.precision == "fp32" else 2
+    """Bytes of one weight on a GPU."""
+    return precision.of(recipe.precision, "cuda").itemsize
 
 
-def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8, recomputed: bool = False) -> Iterator[Estimate]:
-    """One estimate for each way of sharing, from the one that communicates least to the one that needs least memory.
+def estimates(
+    recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8, recomputed: bool = False
+) -> Iterator[MemoryEstimate]:
+    """One estimate for each way of sharding, from the one that communicates least to the one that needs least memory.
 
-    `recomputed` is taken for what `model.activation_checkpointing` says.
+    `recomputed` is used in place of `model.activation_checkpointing`.
     """
     width = weight_bytes(recipe)
     tokens = recipe.plan.row_tokens * recipe.plan.rows_per_micro_batch
@@ -136,47 +138,48 @@ def estimates(recipe: Recipe, sizes: Sizes, gpus: int, gpus_per_node: int = 8, r
         activations = tokens * sizes.hidden * width * sizes.layers + per_layer
     activations += recipe.loss.chunk * sizes.vocabulary * 4 * LOGIT_COPIES
     llm = sizes.llm * width - (sizes.llm_layers * (width - 1) if recipe.model.llm_fp8 else 0)
-    for name, stage in PLACES[:2] if recipe.model.llm_fp8 else PLACES:  # 8-bit floats are not partitioned
-        sharers = min(gpus_per_node, gpus) if "hpZ" in name else gpus
-        frozen = llm / (sharers if stage == 3 else 1) + sizes.encoder * width
-        weights = sizes.trainable * width / (sharers if stage == 3 else 1)
+    for name, stage in SHARDINGS[:2] if recipe.model.llm_fp8 else SHARDINGS:  # 8-bit floats are not partitioned
+        weight_shards = 1 if stage < 3 else min(gpus_per_node, gpus) if "hpZ" in name else gpus
+        frozen = llm / weight_shards + sizes.encoder * width
+        weights = sizes.trainable * width / weight_shards
         gradients = sizes.trainable * width / (gpus if stage >= 2 else 1)
         states = sizes.trainable * STATE_BYTES / gpus
         gathered = 2 * sizes.largest_layer * width if stage == 3 else 0
         parts = (frozen, weights + gradients + states, activations, gathered)
-        yield Estimate(name, stage, recomputed, *(part / 1e9 for part in parts))
+        yield MemoryEstimate(name, stage, recomputed, *(part / 1e9 for part in parts))
 
 
-def choose(found: Iterable[Estimate], gpu_gb: float) -> Estimate | None:
-    """The first that fits: the one that communicates least. None where nothing does."""
-    return next((one for one in found if fits(one, gpu_gb)), None)
+def choose(candidates: Iterable[MemoryEstimate], gpu_gb: float) -> MemoryEstimate | None:
+    """The first that fits, which communicates least; None if none fits."""
+    return next((estimate for estimate in candidates if fits(estimate, gpu_gb)), None)
 
 
-def fits(one: Estimate, gpu_gb: float) -> bool:
-    """Whether a GPU of so many GB has room for it."""
-    return one.total <= USABLE_SHARE * gpu_gb
+def fits(estimate: MemoryEstimate, gpu_gb: float) -> bool:
+    """Whether a GPU with `gpu_gb` GB has enough memory."""
+    return estimate.total <= USABLE_SHARE * gpu_gb
 
 
 def survey(
     recipe: Recipe, sizes: Sizes, gpus: int, gpu_gb: float, gpus_per_node: int = 8
-) -> tuple[list[Estimate], Estimate | None]:
-    """All ways of sharing, and the one to take (None where nothing fits).
+) -> tuple[list[MemoryEstimate], MemoryEstimate | None]:
+    """The estimates for all ways of sharding, and the best of them (None if nothing fits).
 
-    With `model.activation_checkpointing=auto` they are with recomputation only where nothing fits without it.
+    With `model.activation_checkpointing=auto` they include recomputation only if nothing fits without it.
     """
     recompute = recipe.model.activation_checkpointing
-    found = list(estimates(recipe, sizes, gpus, gpus_per_node, recompute == "on"))
-    best = choose(found, gpu_gb)
+    candidates = list(estimates(recipe, sizes, gpus, gpus_per_node, recompute == "on"))
+    best = choose(candidates, gpu_gb)
     if recompute == "auto" and best is None:
-        found = list(estimates(recipe, sizes, gpus, gpus_per_node, recomputed=True))
-        best = choose(found, gpu_gb)
-    return found, best
+        candidates = list(estimates(recipe, sizes, gpus, gpus_per_node, recomputed=True))
+        best = choose(candidates, gpu_gb)
+    return candidates, best
 
 
 def decide(recipe: Recipe, sizes: Sizes, gpus: int, stage: int, gpu_gb: float, node: int = 1) -> tuple[str, float]:
-    """What `auto` of `model.activation_checkpointing` is in training: `on` or `off`, and the GB that a GPU needs with it off.
+    """What `model.activation_checkpointing=auto` means in training: `on` or `off`, and the GB on each GPU with `off`.
 
-    `stage` is ZeRO's; the third splits weights over `node` GPUs (hpZ), 1 = over all.
+    `stage` is ZeRO's. Stage 3 splits weights over `node` GPUs (hpZ); 1 = over all GPUs.
     """
-    need = next(one for one in estimates(recipe, sizes, gpus, node if node > 1 else gpus) if one.stage == stage)
-    return "off" if fits(need, gpu_gb) else "on", need.total
+    candidates = estimates(recipe, sizes, gpus, node if node > 1 else gpus)
+    estimate = next(candidate for candidate in candidates if candidate.stage == stage)
+    return "off" if fits(estimate, gpu_gb) else "on", estimate.total

@@ -1,8 +1,8 @@
-"""Random draws of training (dropout) that depend on nothing but the run's seed, the step and the rows.
+"""Seeds dropout from the run's seed, the step and the rows alone.
 
-No random state is kept in a checkpoint: whoever computes a micro-batch again draws the same masks again, whatever was drawn
-before it by an evaluation, a roll-back or an earlier start. Processes compute other rows, so they draw other masks. With
-`plan.rows_per_micro_batch=1` the masks of a row do not depend on the number of processes either; with more rows they do.
+A micro-batch that is computed again gets the same masks, after an evaluation, a roll-back or a restart. So a checkpoint stores
+no random state. Processes compute different rows, so their masks differ. With `plan.rows_per_micro_batch=1` a row's masks do
+not depend on the number of processes. With more rows they do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How long a run takes on so many GPUs, from the speed of one and the bytes that travel between them; the table of `mtbi plan`.
+"""Predicts a run's time on several GPUs from the speed of one GPU and of the network; the table of `mtbi plan`.
 
-Bytes follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) and its weights whole in each node (hpZ of ZeRO++, Wang et al.
-2023, arXiv 2306.10209). Gathering weights runs beside the computation, summing gradients after it.
+Traffic follows ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) and hpZ of ZeRO++, which keeps the weights whole in each node
+(Wang et al. 2023, arXiv 2306.10209). Weights are gathered during the computation. Gradients are summed after it.
 """
 
 from __future__ import annotations
@@ -10,42 +10,42 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mtbi.engine import memory
-from mtbi.engine.engine import micro_batches
-from mtbi.engine.memory import Estimate, Sizes
+from mtbi.engine.ds_config import micro_batch_count
+from mtbi.engine.memory import MemoryEstimate, Sizes
 from mtbi.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was measured."""
+    """Measured speeds."""
 
-    tokens: float  #: LLM positions a second that one GPU learns alone: `tok/s` in the log of a run on one
+    tokens: float  #: LLM positions per second of a run on one GPU: `tok/s` in its log
     network: float  #: bus bandwidth of a collective over all GPUs, GB/s, as launcher/preflight.py prints it
-    node: float = 300.0  #: the same within a node
+    node: float = 300.0  #: the same within a node, GB/s
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of one global step."""
+    """The seconds of one global step."""
 
     compute: float
-    gather: float  #: of frozen weights, while computing
-    reduce: float  #: of gradients and the weights that train
+    gather: float  #: of frozen weights, during the computation
+    reduce: float  #: of gradients and trainable weights
 
     @property
     def step(self) -> float:
-        """One after the other, but for gathering, which is hidden as far as there is computation."""
+        """The total. Gathering takes extra time only where it is longer than the computation."""
         return max(self.compute, self.gather) + self.reduce
 
 
 def ring_seconds(size: float, members: int, speed: float) -> float:
-    """An all-gather or a reduce-scatter of `size` bytes in a ring of so many members, at a bus bandwidth in GB/s."""
+    """Seconds of an all-gather or reduce-scatter of `size` bytes in a ring, at a bus bandwidth of `speed` GB/s."""
     return size * (members - 1) / members / (speed * 1e9)
 
 
-def predict(recipe: Recipe, sizes: Sizes, estimate: Estimate, gpus: int, gpus_per_node: int, speeds: Speeds) -> Pace:
-    """The pace of a recipe shared in the way of `estimate`. Every GPU computes as many micro-batches as the busiest one."""
-    width, count = memory.weight_bytes(recipe), micro_batches(recipe, gpus)
+def predict(recipe: Recipe, sizes: Sizes, estimate: MemoryEstimate, gpus: int, gpus_per_node: int, speeds: Speeds) -> Pace:
+    """The pace of a recipe with the sharding of `estimate`. Every GPU counts as busy as the busiest one."""
+    width, count = memory.weight_bytes(recipe), micro_batch_count(recipe, gpus)
     in_node = min(gpus, gpus_per_node)
     across = speeds.node if gpus <= gpus_per_node else speeds.network
     trained = sizes.trainable * width
@@ -64,21 +64,21 @@ def predict(recipe: Recipe, sizes: Sizes, estimate: Estimate, gpus: int, gpus_pe
 
 @dataclass(frozen=True)
 class Choice:
-    """One way of sharing a job of so many GPUs."""
+    """One way of sharding a job on `gpus` GPUs."""
 
     gpus: int
-    memory: Estimate
+    memory: MemoryEstimate
     total_gb: float
     fits: bool
-    best: bool  #: the one to take
-    step_seconds: float | None = None  #: this and the next two only where speeds are known
+    best: bool  #: the recommended one
+    step_seconds: float | None = None  #: this and the next two only if speeds are known
     tokens_per_second: float | None = None
-    days: float | None = None  #: of `train.steps`
+    days: float | None = None  #: for `train.steps`
 
 
 @dataclass(frozen=True)
 class Table:
-    """What jobs of several sizes need."""
+    """The choices for jobs of several sizes."""
 
     sizes: Sizes
     gpu_gb: float
@@ -88,15 +88,15 @@ class Table:
 
 
 def tabulate(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int, speeds: Speeds | None = None) -> Table:
-    """Memory for several sizes of a job, with the stage to take; with `speeds` also time. Raises UserError without a model."""
+    """The choices for each number of GPUs; with `speeds` also their time. Raises UserError if a model cannot be read."""
     sizes, plan = memory.sizes_of(recipe), recipe.plan
     choices = []
     for number in gpus:
-        found, best = memory.survey(recipe, sizes, number, gpu_gb, gpus_per_node)
-        for one in found:
-            choice = Choice(number, one, one.total, memory.fits(one, gpu_gb), one is best)
+        estimates, best = memory.survey(recipe, sizes, number, gpu_gb, gpus_per_node)
+        for estimate in estimates:
+            choice = Choice(number, estimate, estimate.total, memory.fits(estimate, gpu_gb), estimate is best)
             if speeds:
-                step = predict(recipe, sizes, one, number, gpus_per_node, speeds).step
+                step = predict(recipe, sizes, estimate, number, gpus_per_node, speeds).step
                 rate, days = plan.rows_per_step * plan.row_tokens / step, recipe.train.steps * step / 86_400
                 choice = replace(choice, step_seconds=step, tokens_per_second=rate, days=days)
             choices.append(choice)
@@ -112,18 +112,18 @@ def render(table: Table) -> str:
         f"{'GPUs':>6} {'frozen':>8} {'trained':>8} {'activ.':>8} {'gathered':>8} {'total GB':>9}"
         + (f" {'step s':>8} {'tok/s':>10} {'days':>6}" if timed else ""),
     ]
-    for number, choices in groupby(table.choices, key=lambda choice: choice.gpus):
-        found = list(choices)
-        recomputed = found[0].memory.recomputed
+    for number, group in groupby(table.choices, key=lambda choice: choice.gpus):
+        choices = list(group)
+        recomputed = choices[0].memory.recomputed
         if recomputed:
             lines.append(f"{number:6d} with activations recomputed:")
-        for one in found:
-            need = one.memory
+        for choice in choices:
+            need = choice.memory
             numbers = " ".join(f"{value:8.2f}" for value in (need.frozen, need.trainable, need.activations, need.gathered))
-            time = f" {one.step_seconds:8.2f} {one.tokens_per_second:10,.0f} {one.days:6.2f}" if timed else ""
-            mark = "  ← take this" if one.best else "" if one.fits else "  does not fit"
-            lines.append(f"{number:6d} {numbers} {one.total_gb:9.2f}{time}  {need.name}{mark}")
-        if not any(one.best for one in found):
+            time = f" {choice.step_seconds:8.2f} {choice.tokens_per_second:10,.0f} {choice.days:6.2f}" if timed else ""
+            mark = "  ← take this" if choice.best else "" if choice.fits else "  does not fit"
+            lines.append(f"{number:6d} {numbers} {choice.total_gb:9.2f}{time}  {need.name}{mark}")
+        if not any(choice.best for choice in choices):
             first = "" if recomputed else "turn on model.activation_checkpointing, "
             lines.append(
                 f"{number:6d} nothing fits: {first}lower plan.row_tokens or plan.rows_per_micro_batch, "

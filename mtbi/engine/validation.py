@@ -1,4 +1,4 @@
-"""The evaluation inside a run: loss and agreement on held-out prompts without generation, and a few dialogues with it."""
+"""The evaluation during training: loss and agreement on held-out dialogues, and a few generated answers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from itertools import takewhile
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.functional import cosine_similarity
 
+from launcher.ranks import Ranks
 from mtbi import text_units
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.loader import Loader
 from mtbi.batches.plan import Geometry, Group, Plan
+from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.engine import Engine
 from mtbi.engine.log import Metrics
 from mtbi.errors import ElsewhereError
@@ -23,33 +24,34 @@ from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.generate import generate
 from mtbi.model.speech_llm import SpeechLLM
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.shards import Shards
 
-SHOWN_WORDS = 40  #: of an utterance's alignment: a picture that fits a screen
+SHOWN_WORDS = 40  #: of an utterance in the picture of its alignment, so that it fits a screen
 
 
 class Evaluation:
-    """One epoch of the evaluation shards, as sound, with every stored dialogue."""
+    """Evaluates on one epoch of the evaluation shards, without interleaving, with every stored dialogue."""
 
-    def __init__(self, recipe: Recipe, geometry: Geometry, chat: ChatFormat, shards: Shards, rank: int, world: int) -> None:
+    def __init__(self, recipe: Recipe, geometry: Geometry, chat: ChatFormat, shards: Shards, ranks: Ranks) -> None:
         plain = replace(recipe.interleave, share=0.0)
         packing = replace(recipe.plan, tasks=[], hours=0.0, tasks_per_utterance=0, passes_per_epoch=1)
         self.recipe = replace(recipe, interleave=plain, plan=packing, loss=replace(recipe.loss, task_weights={}))
-        self.shards, self.chat, self.rank, self.world = shards, chat, rank, world
-        self.failure: Exception | None = None  #: why the last evaluation had to be given up, the same time on all processes
+        self.shards, self.chat, self.ranks = shards, chat, ranks
+        self.failure: Exception | None = None  #: why the last evaluation was given up; set on all processes at the same time
         self.plan = Plan(shards.index, self.recipe, geometry)
 
-    def run(self, engine: Engine, metrics: Metrics, step: int, doing: Callable[[], None] = lambda: None) -> float:
-        """Returns the share of answer tokens on which the speech LLM, given the answer so far, agrees with the text LLM.
+    def run(self, engine: Engine, metrics: Metrics, step: int, report_activity: Callable[[], None] = lambda: None) -> float:
+        """Returns the agreement: the share of answer tokens that are the speech LLM's top-1, given the answer's earlier tokens.
 
-        Where a process cannot read its data, `failure` is set on all of them. `doing` is called now and then, for a watchdog.
+        If a process cannot read its data, `failure` is set on all processes. `report_activity` is called now and then, for the
+        watchdog.
         """
         loss = weight = hits = count = 0.0
         utterances = 0
         rows, data = self.recipe.plan.rows_per_micro_batch, self.recipe.data
-        with Loader(self.shards, self.plan, self.rank, self.world, rows, data.workers, data.prefetch) as loader:
-            for loaded in takewhile(lambda one: one.position.epoch == 0, loader):
-                doing()
+        with Loader(self.shards, self.plan, self.ranks.rank, self.ranks.world, rows, data.workers, data.prefetch) as loader:
+            for loaded in takewhile(lambda step: step.position.epoch == 0, loader):
+                report_activity()
                 sums = engine.evaluate_step(loaded)
                 if sums.failed:
                     self.failure = loader.failure or ElsewhereError()
@@ -61,18 +63,18 @@ class Evaluation:
                     break
         agreement = hits / max(count, 1)
         metrics.scalars({"eval/loss": loss / max(weight, 1e-9), "eval/agreement": agreement}, step)
-        metrics.say(
+        metrics.write_line(
             f"eval at step {step}: loss {loss / max(weight, 1e-9):.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
-        doing()
+        report_activity()
         self.show_dialogues(engine.model, metrics, step)
         return agreement
 
     @cached_property
     def shown(self) -> list[Group]:
-        """The utterances of the dialogues that are shown: the first ones of the shards in the plan's first window.
+        """The utterances whose dialogues are shown: the first of the plan's first window, in the order of the shards.
 
-        What the plan leaves out, as too long for the encoder say, is not among them. Encoded shards hold no sound to show.
+        The plan leaves out utterances that are too long for the encoder. Encoded shards have no audio to show.
         """
         if self.shards.index.encoded or not self.recipe.train.sample_dialogues:
             return []
@@ -80,20 +82,18 @@ class Evaluation:
         return [groups[utterance] for utterance in sorted(groups)][: self.recipe.train.sample_dialogues]
 
     def show_dialogues(self, model: SpeechLLM, metrics: Metrics, step: int) -> None:
-        """A few dialogues and alignments, the same at every evaluation; all processes make them together, as ZeRO-3 needs.
+        """Write a few dialogues and alignments to TensorBoard, the same ones at every evaluation.
 
-        Where a process cannot read them, `failure` is set on all.
+        All processes generate them together, as ZeRO-3 requires. If a process cannot read them, `failure` is set on all.
         """
-        samples: list[Sample] = []
+        read = attempt(lambda: [self.shards[group.utterance] for group in self.shown])
         try:
-            samples = [self.shards[group.utterance] for group in self.shown]
+            samples = settle(self.ranks, read)
         except Exception as error:
             self.failure = error
-        if happened_anywhere(self.failure is not None, next(model.adapter.parameters()).device):
-            self.failure = self.failure or ElsewhereError()
             return
-        for place, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
-            stored = sample.behaviours[sorted(group.branches)[place % len(group.branches)]]
+        for index, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
+            stored = sample.behaviours[sorted(group.branches)[index % len(group.branches)]]
             prompt: list[torch.Tensor | np.ndarray] = [
                 torch.tensor([*self.chat.prefix_ids, *stored.lead_ids]),
                 sample.waveform,
@@ -101,27 +101,18 @@ class Evaluation:
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
-            said = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
-            text = "  \n".join(f"**{who}** {what}" for who, what in said.items())
-            metrics.dialogue(place, text, sample.waveform, step)
+            parts = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
+            text = "  \n".join(f"**{title}** {part}" for title, part in parts.items())
+            metrics.dialogue(index, text, sample.waveform, step)
             if word_ids := self.chat.word_ids(text_units.units(sample.text)[:SHOWN_WORDS]):
                 similar = similarity(model, sample.waveform, word_ids)
                 words = [self.chat.tokenizer.decode(ids).strip() for ids in word_ids]
-                metrics.alignment(place, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
-
-
-def happened_anywhere(here: bool, device: torch.device) -> bool:
-    """Whether something is so on any process; all must ask together."""
-    if not dist.is_initialized():
-        return here
-    flag = torch.tensor([float(here)], device=device)
-    dist.all_reduce(flag)
-    return bool(flag > 0)
+                metrics.alignment(index, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)
 
 
 @torch.no_grad()
 def similarity(model: SpeechLLM, wave: np.ndarray, word_ids: list[list[int]]) -> np.ndarray:
-    """Cosine similarities `(frames, words)` of adapter frames and words, each the mean of its tokens' embeddings."""
+    """Cosine similarities `(frames, words)` between adapter frames and words. A word is the mean of its tokens' embeddings."""
     training = model.training
     model.eval()
     try:
@@ -129,5 +120,5 @@ def similarity(model: SpeechLLM, wave: np.ndarray, word_ids: list[list[int]]) ->
     finally:
         model.train(training)
     embedded = model.embed(torch.tensor([token for ids in word_ids for token in ids], device=frames.device)).float()
-    words = torch.stack([one.mean(0) for one in embedded.split([len(ids) for ids in word_ids])])
+    words = torch.stack([word.mean(0) for word in embedded.split([len(ids) for ids in word_ids])])
     return cosine_similarity(frames[:, None].float(), words[None], dim=-1).cpu().numpy()

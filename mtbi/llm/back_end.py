@@ -75,8 +75,8 @@ class LLMShape:
         )
 
 
-def read_config(model: ModelConfig, what: str = "read the configuration of") -> Any:
-    """The LLM's configuration. Raises UserError where there is none; `what` is what cannot be done then."""
+def read_config(model: ModelConfig) -> Any:
+    """The LLM's configuration. Raises UserError if it cannot be read."""
     from transformers import AutoConfig
 
     from mtbi.llm.chat_format import resolve_llm
@@ -84,7 +84,7 @@ def read_config(model: ModelConfig, what: str = "read the configuration of") -> 
     try:
         return AutoConfig.from_pretrained(str(resolve_llm(model.llm)), trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.llm: cannot {what} {model.llm!r}: {error}") from error
+        raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
 
 
 def check_config(shape: LLMShape) -> None:

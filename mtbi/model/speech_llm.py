@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtbi.batches.batch import Batch
 from mtbi.errors import UserError
-from mtbi.llm import attention, back_end, fp8, kernels
+from mtbi.llm import attention, back_end, fp8
 from mtbi.llm.last_layer import LastLayer, decoder_layers
 from mtbi.llm.zero3_loading import loaded_weights_only
 from mtbi.model import by_length
@@ -142,11 +142,7 @@ def load_llm(
         fp8.check(device)
     attention.register()
     path = str(resolve_llm(config.llm))
-    shape = back_end.LLMShape.of(back_end.read_config(config, "load"))
-    back_end.check_config(shape)
-    chosen, _ = back_end.choose(config.attention, device, dtype, shape, longest_tokens)
-    if chosen == "flash" and device.type == "cuda":
-        kernels.choose_kernels(device, shape.heads, shape.key_heads, shape.size)
+    chosen, _ = back_end.decide(config, device, dtype, longest_tokens)
     partitioning: Any = None
     if zero3:
         from transformers.integrations import HfDeepSpeedConfig

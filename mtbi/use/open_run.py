@@ -90,10 +90,6 @@ def put_weights(model: SpeechLLM, checkpoint: Path) -> None:
     saved = checkpoints.load_trainable(checkpoint)
     for name, value in model.named_parameters():  # earlier versions trained Whisper's sinusoids with its weights
         value.requires_grad_(value.requires_grad or (name in saved and name.endswith("embed_positions.weight")))
-    wanted = {name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad}
-    if wanted != {name: tuple(value.shape) for name, value in saved.items()}:
-        other = sorted(wanted.items() ^ {(name, tuple(value.shape)) for name, value in saved.items()})
-        raise UserError(
-            f"{checkpoint}: made by another recipe, {len(other)} trainable parameters differ, the first is {other[0]}"
-        )
+    if difference := checkpoints.parameter_difference(saved, model):
+        raise UserError(f"{checkpoint}: made by another recipe, {difference}")
     model.load_state_dict(saved, strict=False)

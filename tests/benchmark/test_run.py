@@ -126,7 +126,7 @@ def test_items_of_a_jsonl_file_are_asked_and_answered_by_the_text_llm_too(run: T
 
 def test_shards_of_another_llm_are_refused(run: TrainedRun) -> None:
     other = dataclasses.replace(run, chat=ChatFormat(run.chat.tokenizer, "be brief"))
-    with pytest.raises(UserError, match="made for another LLM, chat template or system prompt"):
+    with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
         evaluate(other, Settings())
 
 

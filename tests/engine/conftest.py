@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.ranks import free_port
+
 REPOSITORY = Path(__file__).parents[2]
+TRAIN = str(REPOSITORY / "mtbi" / "train.py")
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 SMALL = [
     "train.steps=8", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=2",
@@ -19,16 +22,50 @@ SMALL = [
 ]  # fmt: skip
 
 
+def ds_config(stage: int) -> str:
+    """The shipped DeepSpeed configuration of a ZeRO stage."""
+    return str(REPOSITORY / "ds_configs" / f"zero{stage}.json")
+
+
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """The variables that a launcher would pass to one process of `world` on this machine."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+def run_pair(command: list[str], environment: dict[str, str]) -> list[tuple[str, str]]:
+    """Run a command as two processes that may join; returns the standard output and error of each. Both must end with 0."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**environment, **rank_environment(rank, 2, port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=250) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
 @pytest.fixture
 def launch(shard_folder: Path) -> Callable[..., list[str]]:
-    """The command line of a small run on espeak-ng's digits."""
+    """The command line of a small run on espeak-ng's digits. With 0 processes, there is one process without a launcher."""
 
-    def command(run_dir: Path, *overrides: str, processes: int = 2, stage: int = 3) -> list[str]:
-        config = str(REPOSITORY / "ds_configs" / f"zero{stage}.json")
-        port = 29_600 + os.getpid() % 1000
-        start = [DEEPSPEED, "--num_accelerators", str(processes), "--no_local_rank", "--master_port", str(port)]
-        script = [str(REPOSITORY / "mtbi" / "train.py"), "--deepspeed", config]
-        return [*start, *script, *SMALL, f"run_dir={run_dir}", f"data.shards=[{shard_folder}]", *overrides]
+    def command(run_dir: Path, *overrides: str, processes: int = 2, stage: int = 3, script: str = TRAIN) -> list[str]:
+        start = [sys.executable]
+        if processes:
+            port = 29_600 + os.getpid() % 1000
+            start = [DEEPSPEED, "--num_accelerators", str(processes), "--no_local_rank", "--master_port", str(port)]
+        fields = [*SMALL, f"run_dir={run_dir}", f"data.shards=[{shard_folder}]", *overrides]
+        return [*start, script, "--deepspeed", ds_config(stage), *fields]
 
     return command
 
@@ -42,7 +79,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def run(environment: dict[str, str]) -> Callable[[list[str]], str]:
-    """Run a command to its end and return what it printed; a failure shows the output."""
+    """Run a command to its end; returns its output. Another exit status than `status` is a failure."""
 
     def call(command: list[str], status: int = 0) -> str:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

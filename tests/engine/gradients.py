@@ -17,10 +17,10 @@ from mtbi import recipe as recipes
 from mtbi.batches.loader import Loader
 from mtbi.batches.plan import Plan
 from mtbi.engine.engine import Engine
-from mtbi.engine.inputs import open_shards
 from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
 from mtbi.model import by_length
 from mtbi.model.frame_counts import FrameGeometry
+from mtbi.shards.open_shards import open_training_shards
 
 
 def main() -> None:
@@ -31,22 +31,22 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     ranks = find_ranks()
     recipe = recipes.load("demo", options.overrides)
-    shards = open_shards(recipe.data.shards, recipe, ChatFormat(load_llm_tokenizer("demo")))
+    shards = open_training_shards(recipe.data.shards, recipe, ChatFormat(load_llm_tokenizer("demo")))
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     device = start_distributed(ranks)
     if ranks.rank:
         by_length.CPU_CALL_SAMPLES = 0  # others call the frozen encoder more often than rank 0: none of it may be partitioned
-    engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks.world, None)
+    engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks, None)
     with Loader(shards, plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch) as loader:
         sums = engine.train_step(next(iter(loader)), 0, stop=False)
     # After one step of Adam from zero, its first moment is (1 - beta1) times the gradient, clipping aside.
-    found = {}
+    tensors = {}
     for name, parameter in engine.parameters.items():
         moment = safe_get_full_optimizer_state(parameter, "exp_avg")
-        found[name] = moment.reshape(getattr(parameter, "ds_shape", parameter.shape)).clone() / (1 - recipe.train.beta1)
-    found["norm"], found["loss"] = torch.tensor(sums.gradient_norm), torch.tensor(sums.loss / sums.weight)
+        tensors[name] = moment.reshape(getattr(parameter, "ds_shape", parameter.shape)).clone() / (1 - recipe.train.beta1)
+    tensors["norm"], tensors["loss"] = torch.tensor(sums.gradient_norm), torch.tensor(sums.loss / sums.weight)
     if ranks.rank == 0:
-        save_file(found, options.out)
+        save_file(tensors, options.out)
     torch.distributed.barrier()
 
 

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM
 from launcher.distributed import start_distributed
 from launcher.ranks import find_ranks
 from mtbi import recipe as recipes
-from mtbi.engine.engine import read_config
+from mtbi.engine.ds_config import read_ds_config
 from mtbi.model.speech_llm import load_llm
 from mtbi.recipe import ModelConfig
 
 folder, ds_config = sys.argv[1:]
 device = start_distributed(find_ranks())
-config = read_config(ds_config, recipes.load("demo"), 1, torch.float32)
+config = read_ds_config(ds_config, recipes.load("demo"), 1, torch.float32)
 whole = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
 llm = load_llm(ModelConfig(llm=folder), torch.float32, device, config)
 for name, parameter in llm.named_parameters():

@@ -4,15 +4,15 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine.conftest import run_pair
 
-from launcher.ranks import Ranks, free_port
+from launcher.ranks import Ranks
 from mtbi.engine import agreement
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UserError
@@ -27,20 +27,7 @@ def met(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Met:
     work = tmp_path_factory.mktemp("agreement")
     copy = shutil.copytree(shard_folder, work / "copy")
     command = [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(shard_folder), str(copy), str(work)]
-    port = str(free_port())
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=250) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    outputs = run_pair(command, {**os.environ, "OMP_NUM_THREADS": "1"})
     return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
 
 
@@ -83,18 +70,18 @@ def test_the_first_process_chooses_the_checkpoint_and_the_others_need_no_folder(
 
 def test_a_later_checkpoint_on_another_node_is_not_passed_over(met: Met) -> None:
     for process in met:
-        told = process["a later checkpoint on another node"]
-        assert f"step-00000008 is there for process 1 on {HOST}, no checkpoint for process 0 on {HOST}" in told
-        assert "train.copy_to" in told
+        message = process["a later checkpoint on another node"]
+        assert f"process 1 on {HOST} sees step-00000008 there, but process 0 on {HOST} sees no checkpoint" in message
+        assert "train.copy_to" in message
 
 
 def test_names_of_processes() -> None:
     def report(rank: int) -> agreement.Report:
         return agreement.Report(rank, f"gpu{rank // 4}")
 
-    assert agreement.name_of([report(3)]) == "process 3 on gpu0"
-    assert agreement.name_of([report(rank) for rank in (0, 1, 2, 5)]) == "processes 0-2, 5 on gpu0, gpu1"
-    assert agreement.name_of([report(rank) for rank in range(32)]).endswith("gpu3 and 4 more hosts")
+    assert agreement.describe_processes([report(3)]) == "process 3 on gpu0"
+    assert agreement.describe_processes([report(rank) for rank in (0, 1, 2, 5)]) == "processes 0-2, 5 on gpu0, gpu1"
+    assert agreement.describe_processes([report(rank) for rank in range(32)]).endswith("gpu3 and 4 more hosts")
 
 
 def test_one_process_alone_meets_its_own_error() -> None:
@@ -107,7 +94,7 @@ def test_one_process_alone_meets_its_own_error() -> None:
 
 def test_the_sum_of_a_snapshot_changes_with_each_value() -> None:
     def of(value: float) -> str:
-        return agreement.sum_of(Snapshot({"a": torch.tensor([1.0, value])}, {"a.exp_avg": torch.ones(2)}, {}))
+        return agreement.checksum(Snapshot({"a": torch.tensor([1.0, value])}, {"a.exp_avg": torch.ones(2)}, {}))
 
     assert of(2.0) == of(2.0)
     assert of(2.0) != of(2.5)

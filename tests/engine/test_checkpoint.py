@@ -19,10 +19,10 @@ def make(step: int) -> Snapshot:
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, 200, make(200))
     assert folder.name == "step-00000200"
-    found = checkpoint.load(folder)
-    torch.testing.assert_close(found.trainable, make(200).trainable, rtol=0, atol=0)
-    torch.testing.assert_close(found.moments, make(200).moments, rtol=0, atol=0)
-    assert found.state == {"step": 200}
+    loaded = checkpoint.load(folder)
+    torch.testing.assert_close(loaded.trainable, make(200).trainable, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.moments, make(200).moments, rtol=0, atol=0)
+    assert loaded.state == {"step": 200}
     assert sorted(path.name for path in folder.iterdir()) == [
         "checksums.json", "optimizer.safetensors", "state.json", "trainable.safetensors",
     ]  # fmt: skip
@@ -98,13 +98,13 @@ def copied(tmp_path: Path, step: int) -> str:
 def test_the_later_of_folder_and_copy_is_taken(
     tmp_path: Path, own: tuple[int, ...], damaged: tuple[int, ...], fetched: bool
 ) -> None:
-    place = copied(tmp_path, 8)
+    address = copied(tmp_path, 8)
     for step in own:
         checkpoint.save(tmp_path / "run", step, make(step))
     for step in damaged:
         (checkpoint.folder_of(tmp_path / "run", step) / checkpoint.OPTIMIZER).write_bytes(b"x")
-    found = remote.pull(place, tmp_path / "run")
-    assert found == (checkpoint.folder_of(tmp_path / "run", 8) if fetched else None)
+    pulled = remote.pull(address, tmp_path / "run")
+    assert pulled == (checkpoint.folder_of(tmp_path / "run", 8) if fetched else None)
     assert checkpoint.newest(tmp_path / "run") == checkpoint.folder_of(tmp_path / "run", max({*own, 8}))
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -9,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine.conftest import ds_config
+from shards.copies import copy_of
 
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
@@ -16,14 +17,11 @@ from mtbi.batches.interleave import Coverage
 from mtbi.batches.plan import Position
 from mtbi.engine import agreement, checkpoint, inputs
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.inputs import Start, changed_fields, check_interleaving, check_same_plan, open_shards
-from mtbi.engine.progress import Progress
+from mtbi.engine.checkpointing import Progress
+from mtbi.engine.inputs import Start, changed_fields, check_interleaving, check_same_plan
 from mtbi.errors import UserError
-from mtbi.llm.chat_format import ChatFormat
-from mtbi.shards.shards import INDEX_NAME, Shards
 
 ALONE = Ranks(0, 1, 0, 1)
-ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")
 PLAN = ["plan.row_tokens=256", "plan.window_samples=20", "precision=fp32", "train.eval_every_steps=5"]
 AT_STEP_5 = Position(epoch=2, step=4, window=1, window_step=3)
 Begin = Callable[..., Start]
@@ -37,7 +35,7 @@ def begin(tmp_path: Path) -> Begin:
         places = [f"data.shards=[{','.join(map(str, shards))}]", f"data.eval_shards=[{evaluation}]"]
         recipe = recipes.load("demo", [f"run_dir={tmp_path / 'run'}", *places, *PLAN, *overrides])
         opened = agreement.attempt(lambda: inputs.open_inputs(recipe))
-        begun = inputs.agree(recipe, ZERO1, ALONE, torch.device("cpu"), opened)
+        begun = inputs.agree(recipe, ds_config(1), ALONE, torch.device("cpu"), opened)
         assert begun.lease
         begun.lease.release()
         return begun
@@ -77,7 +75,7 @@ def test_other_data_are_refused_or_begin_a_new_epoch(
         "more": ([shard_folder, shard_folder], [], "data.shards are other shards, or the same in another order"),
         "order": ([other, shard_folder], [], "data.shards are other shards, or the same in another order"),
         "content": ([other], [], r"data.shards are other shards.*\(words.tokens"),
-        "geometry": ([shard_folder], ["model.adapter.stack=8"], "the encoder or adapter gives another number of positions"),
+        "geometry": ([shard_folder], ["model.adapter.stack=8"], "the encoder or adapter gives another number of LLM positions"),
     }[which]
     with pytest.raises(UserError, match=f"made with other data: {message}.*train.new_data=new_epoch"):
         begin(places, *overrides)
@@ -158,54 +156,6 @@ def test_positions_and_digests_are_kept() -> None:
     state = progress.to_state(recipes.load("demo"), 2)
     assert Progress.of(Snapshot({}, {}, state)).position == AT_STEP_5
     assert (state["data"], state["evaluation"], state["numpy"]) == ({"shards": "abc"}, "def", np.__version__)
-
-
-def test_shards_of_another_llm_are_refused(shard_folder: object, chat: ChatFormat) -> None:
-    recipe = recipes.load("demo", [f"data.shards=[{shard_folder}]"])
-    assert len(open_shards(recipe.data.shards, recipe, chat)) == 60
-    with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
-        open_shards(recipe.data.shards, recipe, ChatFormat(chat.tokenizer, "Be brief."))
-
-
-def copy_of(shard_folder: Path, folder: Path, **facts: object) -> str:
-    """The same shards, of which the index says something else; None takes a fact away."""
-    shutil.copytree(shard_folder, folder)
-    index = json.loads((folder / INDEX_NAME).read_text()) | {"sums": None} | facts
-    (folder / INDEX_NAME).write_text(json.dumps({key: value for key, value in index.items() if value is not None}))
-    return str(folder)
-
-
-def test_a_larger_llm_is_a_teacher_only_where_that_is_meant(shard_folder: Path, chat: ChatFormat, tmp_path: Path) -> None:
-    larger = copy_of(shard_folder, tmp_path / "larger", llm="llm-8B", llm_size="hidden_size 4096, num_hidden_layers 36")
-    recipe = recipes.load("demo")
-    with pytest.raises(UserError, match=r"llm-8B, an LLM of another size .*behaviour\.allow_other_teacher=true"):
-        open_shards([larger], recipe, chat)
-    with pytest.raises(UserError, match="LLMs of different sizes"):
-        Shards([str(shard_folder), larger])
-    meant = recipes.load("demo", ["behaviour.allow_other_teacher=true"])
-    assert len(open_shards([str(shard_folder), larger], meant, chat)) == 120
-
-
-def test_places_with_other_dialogues_do_not_join(shard_folder: Path, chat: ChatFormat, tmp_path: Path) -> None:
-    for number, facts in enumerate(({"prefix_ids": [1, 2, 4]}, {"end_id": 5}, {"prompt_first": True}, {"fingerprint": "2-0"})):
-        other = copy_of(shard_folder, tmp_path / str(number), **facts)
-        with pytest.raises(UserError, match="made for different LLMs or settings"):
-            Shards([str(shard_folder), other])
-        with pytest.raises(UserError, match=r"than the recipe's|behaviour\.prompt_first=true"):
-            open_shards([other], recipes.load("demo"), chat)
-
-
-def test_shards_of_the_version_before_stay_usable(shard_folder: Path, chat: ChatFormat, tmp_path: Path) -> None:
-    old = copy_of(shard_folder, tmp_path / "old", fingerprint=chat.first_fingerprint, llm_size=None)
-    assert len(open_shards([old, str(shard_folder)], recipes.load("demo"), chat)) == 120
-    dated = copy_of(shard_folder, tmp_path / "dated", fingerprint=chat.first_fingerprint, prefix_ids=[2, 9], llm_size=None)
-    with pytest.raises(UserError, match="another beginning or end of the dialogues"):
-        open_shards([dated], recipes.load("demo"), chat)
-
-
-def test_the_recipe_says_where_the_prompts_of_its_shards_stand(shard_folder: Path, chat: ChatFormat) -> None:
-    with pytest.raises(UserError, match=r"prompts stand after the speech.*set behaviour\.prompt_first=false"):
-        open_shards([str(shard_folder)], recipes.load("demo", ["behaviour.prompt_first=true"]), chat)
 
 
 def test_a_corpus_that_cannot_be_interleaved_stops_a_run_that_interleaves() -> None:

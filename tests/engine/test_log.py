@@ -8,6 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
+from launcher.ranks import Ranks
 from mtbi import recipe as recipes
 from mtbi.engine.log import Metrics, peak_of
 from mtbi.engine.validation import Evaluation, similarity
@@ -44,7 +45,7 @@ def test_an_evaluation_leaves_dialogues_sound_and_pictures(
 ) -> None:
     recipe, metrics = start(tmp_path)
     shards = Shards(str(shard_folder))
-    evaluation = Evaluation(recipe, FrameGeometry.from_config(recipe.model), chat, shards, 0, 1)
+    evaluation = Evaluation(recipe, FrameGeometry.from_config(recipe.model), chat, shards, Ranks(0, 1, 0, 1))
     for step in (1, 2):
         evaluation.show_dialogues(model, metrics, step)
     metrics.close()
@@ -64,7 +65,9 @@ def test_stored_features_have_no_sound_to_show(tmp_path: Path, model: SpeechLLM,
     recipe, metrics = start(tmp_path / "run")
     features.write(Shards(str(shard_folder)), model.encoder, features.encoder_name(recipe), str(tmp_path / "encoded"))
     encoded = Shards(str(tmp_path / "encoded"))
-    Evaluation(recipe, FrameGeometry.from_config(recipe.model), chat, encoded, 0, 1).show_dialogues(model, metrics, 1)
+    Evaluation(recipe, FrameGeometry.from_config(recipe.model), chat, encoded, Ranks(0, 1, 0, 1)).show_dialogues(
+        model, metrics, 1
+    )
     metrics.close()
     assert events_of(tmp_path / "run").Tags()["images"] == []
 

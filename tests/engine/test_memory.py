@@ -11,7 +11,7 @@ from transformers import LlamaConfig, WhisperConfig
 from mtbi import recipe as recipes
 from mtbi.engine import memory, step_time
 from mtbi.engine.engine import decided_model
-from mtbi.engine.memory import Estimate
+from mtbi.engine.memory import MemoryEstimate
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
 
@@ -38,7 +38,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipes.load("whisper-large-v3_llama-3.1-8b", fields)
 
 
-def by_name(recipe: Recipe, gpus: int) -> dict[str, Estimate]:
+def by_name(recipe: Recipe, gpus: int) -> dict[str, MemoryEstimate]:
     return {one.name: one for one in memory.estimates(recipe, memory.sizes_of(recipe), gpus)}
 
 
@@ -71,17 +71,17 @@ def recomputing(recipe: Recipe, chosen: str) -> Recipe:
 
 
 def test_the_plan_recomputes_only_where_nothing_fits_otherwise(real: Recipe) -> None:
-    told = step_time.render(step_time.tabulate(real, [8, 64], 48, 8))
-    assert "     8 with activations recomputed:" in told
-    assert "    64 with activations recomputed:" not in told  # ZeRO-3 over 64 GPUs fits without
-    assert told.count("← take this") == 2
+    table = step_time.render(step_time.tabulate(real, [8, 64], 48, 8))
+    assert "     8 with activations recomputed:" in table
+    assert "    64 with activations recomputed:" not in table  # ZeRO-3 over 64 GPUs fits without
+    assert table.count("← take this") == 2
     for chosen in ("auto", "on"):
-        told = step_time.render(step_time.tabulate(recomputing(real, chosen), [1], 16, 8))
-        assert "1 with activations recomputed:" in told
-        assert "nothing fits: lower plan.row_tokens" in told
-    told = step_time.render(step_time.tabulate(recomputing(real, "off"), [1], 40, 8))
-    assert "recomputed" not in told
-    assert "nothing fits: turn on model.activation_checkpointing, lower" in told
+        table = step_time.render(step_time.tabulate(recomputing(real, chosen), [1], 16, 8))
+        assert "1 with activations recomputed:" in table
+        assert "nothing fits: lower plan.row_tokens" in table
+    table = step_time.render(step_time.tabulate(recomputing(real, "off"), [1], 40, 8))
+    assert "recomputed" not in table
+    assert "nothing fits: turn on model.activation_checkpointing, lower" in table
 
 
 def test_auto_decides_for_the_stage_that_runs(real: Recipe) -> None:
@@ -112,9 +112,9 @@ def test_training_decides_before_it_builds(
     assert capsys.readouterr().out == ""
     assert decided(real, {"stage": 3}) == "off"
     assert decided(real, {"stage": 3, "zero_hpz_partition_size": 8}) == "on"
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "model.activation_checkpointing is off: estimated 43.2 GB without it, 92% of 48 GB can be used"
-    assert len(told) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "model.activation_checkpointing is off: estimated 43.2 GB without it, 92% of 48 GB can be used"
+    assert len(lines) == 2
 
 
 def test_8_bit_floats_halve_the_layers_and_stay_whole(real: Recipe) -> None:
@@ -135,9 +135,9 @@ def test_states_agree_with_deepspeeds_own_estimator(real: Recipe) -> None:
 
 def test_more_sharing_never_needs_more(real: Recipe) -> None:
     for gpus in (8, 64):
-        found = by_name(real, gpus)
-        assert found["ZeRO-1"].trainable > found["ZeRO-2"].trainable > found["ZeRO-3"].trainable
-        assert found["ZeRO-3"].frozen < found["ZeRO-1"].frozen
+        estimates = by_name(real, gpus)
+        assert estimates["ZeRO-1"].trainable > estimates["ZeRO-2"].trainable > estimates["ZeRO-3"].trainable
+        assert estimates["ZeRO-3"].frozen < estimates["ZeRO-1"].frozen
     assert by_name(real, 64)["ZeRO-3"].frozen < by_name(real, 8)["ZeRO-3"].frozen
     recomputed = next(memory.estimates(real, memory.sizes_of(real), 8, recomputed=True))
     assert by_name(real, 8)["ZeRO-1"].activations > 5 * recomputed.activations

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from deepspeed.comm import comm as deepspeed_comm
-from engine.conftest import REPOSITORY, SMALL
+from engine.conftest import SMALL, ds_config, rank_environment
 
 from launcher.ranks import STOPPED, Ranks, free_port
 from mtbi import recipe as recipes
@@ -39,9 +39,8 @@ class Flag:
 def alone() -> Iterator[None]:
     """One process group for all runs here: DeepSpeed keeps it for as long as the process lives."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}.items():
-            patch.setenv(name, str(value))
-        patch.setenv("MASTER_PORT", str(free_port()))
+        for name, value in rank_environment(0, 1, free_port()).items():
+            patch.setenv(name, value)
         destroy = dist.destroy_process_group
         patch.setattr(dist, "destroy_process_group", lambda: None)
         yield
@@ -55,8 +54,7 @@ def train_here(alone: None, shard_folder: Path) -> Callable[..., int]:
 
     def start(run_dir: Path, *overrides: str, stop: int = 0) -> int:
         fields = [*SMALL, f"run_dir={run_dir}", f"data.shards=[{shard_folder}]", "train.hang_seconds=0", *overrides]
-        zero1 = str(REPOSITORY / "ds_configs" / "zero1.json")
-        return train.train(recipes.load("demo", fields), zero1, Ranks(0, 1, 0, 1), Flag(stop))  # type: ignore[arg-type]
+        return train.train(recipes.load("demo", fields), ds_config(1), Ranks(0, 1, 0, 1), Flag(stop))  # type: ignore[arg-type]
 
     return start
 
@@ -129,8 +127,8 @@ def test_a_bad_last_step_leaves_a_checkpoint_that_nobody_goes_back_to(
     evaluation = [f"data.eval_shards=[{shard_folder}]", "train.eval_every_steps=2", "train.eval_utterances=1"]
     fields = ["train.steps=4", "train.keep_last=1", *evaluation, "train.sample_dialogues=0"]
     assert train_here(tmp_path, *fields) == 0
-    assert "done: 4 steps" in (told := capfd.readouterr().out)
-    assert "The last checkpoint follows 1 bad step(s)" in told
+    assert "done: 4 steps" in (output := capfd.readouterr().out)
+    assert "The last checkpoint follows 1 bad step(s)" in output
     assert names(tmp_path) == ["step-00000002", "step-00000004"]
     assert checkpoint.latest_valid(tmp_path) == checkpoint.folder_of(tmp_path, 4)
     good = checkpoint.folder_of(tmp_path, 2)

@@ -37,7 +37,7 @@ def test_processes_draw_for_rows_of_their_own(shard_folder: Path, small_recipe: 
         plan = Plan(shards.index, small_recipe, FrameGeometry.from_config(small_recipe.model))
         with Loader(shards, plan, rank, world) as loader:
             [step] = islice(loader, 1)
-            return [step.first_row(part) for part in range(step.parts)]
+            return [step.first_row(part) for part in range(step.micro_batch_count)]
 
     assert rows(0, 1) == [0, 1, 2, 3, 4, 5]
     assert [rows(rank, 2) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]

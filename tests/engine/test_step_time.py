@@ -21,8 +21,8 @@ def recipe() -> Recipe:
 
 
 def paces(recipe: Recipe, gpus: int) -> dict[str, step_time.Pace]:
-    found = memory.estimates(recipe, SIZES, gpus)
-    return {one.name: step_time.predict(recipe, SIZES, one, gpus, 8, SPEEDS) for one in found}
+    estimates = memory.estimates(recipe, SIZES, gpus)
+    return {each.name: step_time.predict(recipe, SIZES, each, gpus, 8, SPEEDS) for each in estimates}
 
 
 def test_one_gpu_sends_nothing_and_takes_its_measured_time(recipe: Recipe) -> None:
@@ -45,7 +45,7 @@ def test_computation_is_shared_and_sending_is_not(recipe: Recipe) -> None:
 
 
 def test_the_table_tells_days_and_idle_gpus(recipe: Recipe) -> None:
-    told = step_time.render(step_time.tabulate(recipe, [8, 256], 80, 8, SPEEDS))
-    assert "days" in told
-    assert "128 GPUs have no row: raise plan.rows_per_step" in told
+    table = step_time.render(step_time.tabulate(recipe, [8, 256], 80, 8, SPEEDS))
+    assert "days" in table
+    assert "128 GPUs have no row: raise plan.rows_per_step" in table
     assert "days" not in step_time.render(step_time.tabulate(recipe, [8], 80, 8))

@@ -7,12 +7,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from engine.conftest import rank_environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher import watchdog
@@ -20,18 +20,16 @@ from launcher.ranks import free_port
 from mtbi.engine import checkpoint
 from mtbi.engine.log import layout
 
-TRAIN = str(Path(__file__).parents[2] / "mtbi" / "train.py")
 ENOUGH = "train.steps=14"  # for a run to be still at work when it is killed after its fifth step, also on a slow machine
-ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")
 
 Launch = Callable[..., list[str]]
 Run = Callable[..., str]
 
 
 def losses(output: str) -> dict[int, tuple[str, str]]:
-    """Loss and place in the data by step, as logged."""
+    """Loss and position in the data by step, as logged."""
     pattern = r"^step (\d+)/\d+ loss (\S+) .* (epoch \d+ data step \d+)$"
-    return {int(step): (loss, place) for step, loss, place in re.findall(pattern, output, re.MULTILINE)}
+    return {int(step): (loss, position) for step, loss, position in re.findall(pattern, output, re.MULTILINE)}
 
 
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -55,12 +53,6 @@ def kill_after(command: list[str], environment: dict[str, str], text: str, numbe
     seen += process.stdout.read()
     process.wait(timeout=120)
     return seen
-
-
-def without_launcher(command: list[str]) -> list[str]:
-    """The command of one process alone."""
-    place = next(number for number, word in enumerate(command) if word.endswith("train.py"))
-    return [sys.executable, *command[place:]]
 
 
 @pytest.mark.slow
@@ -89,9 +81,11 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 def test_zero_3_trains_encoders_and_low_rank_updates_as_zero_1_does(
     launch: Launch, run: Run, tmp_path: Path, fields: list[str]
 ) -> None:
-    found = [losses(run(launch(tmp_path / f"{stage}", *fields, "train.steps=3", stage=stage, processes=1))) for stage in (1, 3)]
-    assert {step: float(loss) for step, (loss, _) in found[0].items()} == pytest.approx(
-        {step: float(loss) for step, (loss, _) in found[1].items()}, rel=1e-3
+    logged = [
+        losses(run(launch(tmp_path / f"{stage}", *fields, "train.steps=3", stage=stage, processes=1))) for stage in (1, 3)
+    ]
+    assert {step: float(loss) for step, (loss, _) in logged[0].items()} == pytest.approx(
+        {step: float(loss) for step, (loss, _) in logged[1].items()}, rel=1e-3
     )
 
 
@@ -112,8 +106,8 @@ def test_a_truncated_checkpoint_is_passed_over_and_fewer_processes_go_on(
     assert min(second) == begun + 1
     assert max(third) == 14
     for moved in (first, second, third):
-        for step, (loss, place) in moved.items():
-            assert place == whole[step][1]
+        for step, (loss, position) in moved.items():
+            assert position == whole[step][1]
             assert float(loss) == pytest.approx(float(whole[step][0]), rel=2e-3)
 
 
@@ -121,18 +115,9 @@ def test_a_truncated_checkpoint_is_passed_over_and_fewer_processes_go_on(
 def test_being_asked_to_stop_ends_after_a_checkpoint(
     launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    command = launch(tmp_path / "run", "train.checkpoint_every_steps=100", "train.steps=200")
-    environment = {
-        **environment,
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29555",
-    }
-    process = subprocess.Popen(
-        without_launcher(command), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = launch(tmp_path / "run", "train.checkpoint_every_steps=100", "train.steps=200", processes=0)
+    variables = {**environment, **rank_environment(0, 1, free_port())}
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
     for line in process.stdout:
         if line.startswith("step 3/"):
@@ -140,9 +125,9 @@ def test_being_asked_to_stop_ends_after_a_checkpoint(
             break
     output = process.stdout.read()
     assert process.wait(timeout=60) == 75, output
-    found = checkpoint.latest_valid(tmp_path / "run")
-    assert found
-    stopped_at = json.loads((found / checkpoint.STATE).read_text())["step"]
+    folder = checkpoint.latest_valid(tmp_path / "run")
+    assert folder
+    stopped_at = json.loads((folder / checkpoint.STATE).read_text())["step"]
     assert 3 <= stopped_at < 20
     assert f"stopped after step {stopped_at}, as asked" in output
 
@@ -161,17 +146,14 @@ def test_a_run_that_diverges_ends_with_a_message_and_keeps_its_checkpoints(launc
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_lost_gradient_puts_the_newest_checkpoint_back(launch: Launch, run: Run, tmp_path: Path, stage: int) -> None:
-    command = launch(tmp_path / "run", stage=stage)
-    place = next(number for number, word in enumerate(command) if word.endswith("train.py"))
-    command[place] = str(Path(__file__).with_name("lost_gradient.py"))
-    output = run(command)
-    assert "step 6: the gradient is not finite; the weights are those of step-00000004 again, the data goes on" in output
-    found = losses(output)
-    assert sorted(found) == list(range(1, 9))
+    output = run(launch(tmp_path / "run", stage=stage, script=str(Path(__file__).with_name("lost_gradient.py"))))
+    assert "step 6: the gradient is not finite; weights restored from step-00000004, the data goes on" in output
+    logged = losses(output)
+    assert sorted(logged) == list(range(1, 9))
     undisturbed = losses(run(launch(tmp_path / "whole", stage=stage)))
-    assert found[6] == undisturbed[6]
-    assert found[7] != undisturbed[7]  # computed with the weights of step 4
-    assert float(found[7][0]) == pytest.approx(float(undisturbed[7][0]), rel=0.5)
+    assert logged[6] == undisturbed[6]
+    assert logged[7] != undisturbed[7]  # computed with the weights of step 4
+    assert float(logged[7][0]) == pytest.approx(float(undisturbed[7][0]), rel=0.5)
     assert all(value.isfinite().all() for value in final_weights(tmp_path / "run").values())
 
 
@@ -202,8 +184,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 def test_mistakes_are_one_message(
     launch: Launch, environment: dict[str, str], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
-    command = launch(tmp_path / "run", *overrides)
-    done = subprocess.run(without_launcher(command), env=environment, capture_output=True, text=True, check=False)
+    command = launch(tmp_path / "run", *overrides, processes=0)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("mtbi: ")
     assert message in done.stderr
@@ -215,34 +197,20 @@ def test_mistakes_are_one_message(
 def test_a_process_whose_fellow_never_comes_ends(
     launch: Launch, environment: dict[str, str], tmp_path: Path, rank: int
 ) -> None:
-    command = launch(tmp_path / "run", "train.hang_seconds=2")
-    alone = {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    done = subprocess.run(
-        without_launcher(command),
-        env={**environment, **alone},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    command = launch(tmp_path / "run", "train.hang_seconds=2", processes=0)
+    variables = {**environment, **rank_environment(rank, 2, free_port())}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == watchdog.HUNG, done.stderr
     assert f"watchdog: process {rank} on " in done.stderr
     assert "watchdog: not all 2 processes have joined" in done.stderr
 
 
 def test_one_process_without_a_launcher_trains(launch: Launch, run: Run, tmp_path: Path) -> None:
-    command = launch(tmp_path / "run", "train.steps=4", "plan.rows_per_step=1")
-    place = command.index(next(word for word in command if word.endswith("train.py")))
-    output = run([sys.executable, TRAIN, "--deepspeed", ZERO1, *command[place + 3 :]])
-    found = losses(output)
-    assert sorted(found) == [1, 2, 3, 4]
-    assert all(float(loss) > 0 for loss, _ in found.values())
+    command = launch(tmp_path / "run", "train.steps=4", "plan.rows_per_step=1", processes=0, stage=1)
+    output = run(command)
+    logged = losses(output)
+    assert sorted(logged) == [1, 2, 3, 4]
+    assert all(float(loss) > 0 for loss, _ in logged.values())
     assert (tmp_path / "run" / "recipe.yaml").is_file()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     written = events.Tags()["scalars"]
@@ -250,4 +218,4 @@ def test_one_process_without_a_launcher_trains(launch: Launch, run: Run, tmp_pat
     not_here = {"eval/loss", "eval/agreement", "speed/mfu"}  # no evaluation, no GPU
     assert all(any(re.fullmatch(tag, name) for name in written) for tag in shown if tag not in not_here)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
-    assert "done: 4 steps" in run([sys.executable, TRAIN, "--deepspeed", ZERO1, *command[place + 3 :]])  # nothing left to do
+    assert "done: 4 steps" in run(command)  # nothing left to do

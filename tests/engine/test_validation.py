@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launcher.ranks import Ranks
 from mtbi import recipe as recipes
 from mtbi.answers import behaviour
 from mtbi.answers.teacher import build_teacher
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def make(recipe: Recipe, chat: ChatFormat, shards: Shards) -> Evaluation:
-    return Evaluation(recipe, FrameGeometry.from_config(recipe.model), chat, shards, 0, 1)
+    return Evaluation(recipe, FrameGeometry.from_config(recipe.model), chat, shards, Ranks(0, 1, 0, 1))
 
 
 def show(evaluation: Evaluation, recipe: Recipe) -> None:

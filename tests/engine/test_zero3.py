@@ -10,6 +10,7 @@ import families
 import pytest
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
+from engine.conftest import REPOSITORY, ds_config
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,9 +64,8 @@ def test_only_deepspeeds_own_layer_is_replaced(monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["gemma3", "gemma3 with vision", "llama"])
 def test_an_llm_is_read_into_partitions(name: str, tmp_path: Path, environment: dict[str, str]) -> None:
     """Gemma 3's embedding has a buffer, for which transformers filled weights that were elsewhere (IndexError)."""
-    folder, repository = tmp_path / "llm", Path(__file__).parents[2]
+    folder = tmp_path / "llm"
     families.build(families.RIGHT[name](), "eager").save_pretrained(folder)
-    script, config = Path(__file__).with_name("load_partitioned.py"), repository / "ds_configs" / "zero3.json"
-    command = [sys.executable, str(script), str(folder), str(config)]
-    done = subprocess.run(command, env=environment, cwd=repository, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, str(Path(__file__).with_name("load_partitioned.py")), str(folder), ds_config(3)]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert "all weights are those on disk" in done.stdout, done.stderr[-3000:]

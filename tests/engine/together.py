@@ -1,4 +1,4 @@
-"""What two processes do together; test_together.py starts it. The first argument names a function below."""
+"""Work of two processes that test_together.py starts. The first argument is the name of a function below."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtbi import object_store
 from mtbi import recipe as recipes
 from mtbi.engine import checkpoint
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.checkpointing import Keeper
+from mtbi.engine.checkpointing import Checkpointer
 from mtbi.engine.engine import Engine
 from mtbi.model.generate import generate
 
@@ -27,7 +27,7 @@ def answers(ranks: Ranks, out: Path) -> None:
     """Under ZeRO-3, prompts and answers of other lengths on each rank; the answers are those of each prompt alone."""
     device = start_distributed(ranks)
     recipe = recipes.load("demo", ["precision=fp32", f"run_dir={out}"])
-    engine = Engine(recipe, ZERO3, 1, device, ranks.world, None)
+    engine = Engine(recipe, ZERO3, 1, device, ranks, None)
     engine.model.llm.generation_config.eos_token_id = None  # so that only the limit ends an answer
     wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1
     prompts = [
@@ -49,16 +49,16 @@ def upload(ranks: Ranks, out: Path) -> None:
 
     engine = Idle()
     engine.device = device  # type: ignore[attr-defined]
-    told: list[str] = []
+    activities: list[str] = []
     recipe = recipes.load("demo", [f"run_dir={out}", "train.copy_to=s3://somewhere/run"])
-    keeper = Keeper(recipe, ranks, engine, engine, doing=told.append)  # type: ignore[arg-type]
+    checkpointer = Checkpointer(recipe, ranks, engine, engine, report_activity=activities.append)  # type: ignore[arg-type]
     began = time.monotonic()
-    if keeper.copies:
+    if checkpointer.copies:
         object_store.upload = lambda *_: time.sleep(2.5)
-        keeper.copies.push(checkpoint.save(out, 4, Snapshot({}, {}, {"step": 4})), needed=True)
-    assert keeper.close() == ""
+        checkpointer.copies.push(checkpoint.save(out, 4, Snapshot({}, {}, {"step": 4})), needed=True)
+    assert checkpointer.close() == ""
     assert time.monotonic() - began > 4.5, "left before the copy was made"
-    assert len(told) > 3, "the watchdog heard nothing"
+    assert len(activities) > 3, "nothing was reported to the watchdog"
     print(f"rank {ranks.rank}: left after the copy", flush=True)
 
 

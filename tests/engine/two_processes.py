@@ -1,4 +1,4 @@
-"""Two processes that differ, in one call for each way: prints what each of them met as JSON. test_agreement.py runs it."""
+"""Two processes that differ in several ways. Each prints its results as JSON. test_agreement.py runs it."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def settle_with(ranks: Ranks, failing: dict[int, Exception]) -> Any:
 
 
 def shared(ranks: Ranks, folder: Path) -> Any:
-    """What a process holds after the first one has chosen a checkpoint of its folder."""
+    """The checkpoint that a process holds after the first process has chosen one of its folder."""
 
     def choose() -> agreement.Chosen | None:
         newest = checkpoint.newest(folder)
         return (newest, checkpoint.load(newest)) if newest else None
 
-    found = agreement.share(ranks, CPU, choose)
-    if found is None:
+    chosen = agreement.share(ranks, CPU, choose)
+    if chosen is None:
         return None
-    held = found[1]
-    return [found[0].name, held.state, held.trainable["w"].tolist(), held.moments["w.exp_avg"].tolist()]
+    snapshot = chosen[1]
+    return [chosen[0].name, snapshot.state, snapshot.trainable["w"].tolist(), snapshot.moments["w.exp_avg"].tolist()]
 
 
 def begun(ranks: Ranks, shards: str, run_dir: Path, *overrides: str) -> Any:
@@ -57,10 +57,10 @@ def begun(ranks: Ranks, shards: str, run_dir: Path, *overrides: str) -> Any:
     fields = ["plan.row_tokens=256", "plan.window_samples=20", "data.eval_shards=[]", "precision=fp32"]
     recipe = recipes.load("demo", [f"data.shards={shards}", f"run_dir={run_dir}", *fields, *overrides])
     opened = agreement.attempt(lambda: inputs.open_inputs(recipe))
-    found = inputs.agree(recipe, ZERO1, ranks, CPU, opened)
-    if found.lease:
-        found.lease.release()
-    return found.progress.step
+    start = inputs.agree(recipe, ZERO1, ranks, CPU, opened)
+    if start.lease:
+        start.lease.release()
+    return start.progress.step
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from errors.case import Case, World, both, copied, file, folder, lines, tone
 
 from mtbi import recipe as recipes
 from mtbi.engine import inputs
-from mtbi.engine.engine import read_config
+from mtbi.engine.ds_config import read_ds_config
 from mtbi.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def test_training_without_usable_data(overrides: list[str], message: str, world:
 def test_training_with_a_list_as_deepspeed_configuration(tmp_path: Path) -> None:
     (tmp_path / "zero.json").write_text("[]")
     with pytest.raises(UserError, match=r"zero\.json: not a DeepSpeed configuration.*Choose one of ds_configs/"):
-        read_config(tmp_path / "zero.json", recipes.load("demo"), 1, torch.float32)
+        read_ds_config(tmp_path / "zero.json", recipes.load("demo"), 1, torch.float32)
 
 
 def test_training_an_unknown_recipe() -> None:

@@ -52,10 +52,10 @@ def test_a_failing_job_starts_again_so_many_times(
     for _ in range(3):
         assert after.decide(137, tmp_path, tmp_path / "failures", 2, "7") == 137
     assert requeued == ["7", "7"]
-    told = capsys.readouterr().err
-    assert "task 5 on node2 failed first (status 137)" in told
-    assert "  out of memory" in told
-    assert "giving up (MTBI_RETRIES)" in told
+    errors = capsys.readouterr().err
+    assert "task 5 on node2 failed first (status 137)" in errors
+    assert "  out of memory" in errors
+    assert "giving up (MTBI_RETRIES)" in errors
 
 
 def test_requeueing_waits_for_a_controller_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

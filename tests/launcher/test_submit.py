@@ -30,4 +30,4 @@ def test_mistakes_are_found_before_the_queue(capsys: pytest.CaptureFixture[str],
     assert "train.steps" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["submit", "demo"]) == 2
-    assert "no sbatch here" in capsys.readouterr().err
+    assert "sbatch is not installed here" in capsys.readouterr().err

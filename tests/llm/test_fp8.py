@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtbi import recipe as recipes
-from mtbi.engine.engine import read_config
+from mtbi.engine.ds_config import read_ds_config
 from mtbi.errors import UserError
 from mtbi.hf.modeling import MtbiForConditionalGeneration
 from mtbi.llm import fp8
@@ -267,6 +267,6 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         path = tmp_path / f"{stage}.json"
         path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
         if stage < 3:
-            read_config(path, recipe, 1, torch.float32)
+            read_ds_config(path, recipe, 1, torch.float32)
     with pytest.raises(UserError, match=r"3\.json: model\.llm_fp8 keeps each process's LLM whole: use ds_configs/zero1\.json"):
-        read_config(path, recipe, 1, torch.float32)
+        read_ds_config(path, recipe, 1, torch.float32)

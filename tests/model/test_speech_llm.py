@@ -187,7 +187,7 @@ def test_the_shipped_models_are_the_default():
 
 
 def test_mistakes_are_named(tmp_path, folder):
-    with pytest.raises(UserError, match=r"model\.llm: cannot load"):
+    with pytest.raises(UserError, match=r"model\.llm: cannot read the configuration of"):
         build(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="lora"):
         build(folder, llm_lora=LoraConfig(rank=2, targets=["nothing"]))

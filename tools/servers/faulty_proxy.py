@@ -1,4 +1,4 @@
-"""A proxy between an S3 client and a real S3 server that misbehaves as told, for a number of requests."""
+"""A proxy between an S3 client and a real S3 server. It makes chosen faults in chosen numbers of requests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 SLOW_SECONDS = 2.0
-EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"  # as AWS says it
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"  # AWS's answer
 
 
 class Faults:
-    """What goes wrong next: `500`, `503`, `slow`, `truncated`, `dropped` or `expired`, once for each entry of `waiting`."""
+    """The faults of the next requests: each entry of `waiting` is `500`, `503`, `slow`, `truncated`, `dropped` or `expired`."""
 
     def __init__(self, server: str) -> None:
         self.server = server
@@ -25,23 +25,23 @@ class Faults:
         self.lock = threading.Lock()
 
     def take(self) -> str:
-        """The fault of the next request; empty when all goes well."""
+        """The fault of the next request; empty for none."""
         with self.lock:
             self.requests += 1
             return self.waiting.pop(0) if self.waiting else ""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Passes requests on, unless a fault is due."""
+    """Passes requests to the server, unless a fault is due."""
 
     protocol_version = "HTTP/1.1"
     faults: Faults
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def handle_any(self) -> None:
-        """One request."""
+        """Handle one request."""
         fault = self.faults.take()
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault == "dropped":
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hang_up()
 
     def hang_up(self) -> None:
-        """End the connection in the middle of whatever it is in."""
+        """Close the connection at once."""
         self.wfile.flush()
         self.close_connection = True
         with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def faulty_proxy(server: str) -> Iterator[tuple[str, Faults]]:
-    """Runs the proxy before `server`; yields its address and the faults to fill in."""
+    """Run the proxy before `server`; yields its address, and the faults to fill in."""
     faults = Faults(server)
     handler = type("BoundHandler", (Handler,), {"faults": faults})
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,4 +1,4 @@
-"""A real Slurm cluster: munged, slurmctld and two slurmd on this machine, with all files in one folder."""
+"""A real Slurm cluster on this machine: munged, slurmctld and two slurmd, with all files in one folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 @dataclass
 class Cluster:
-    """Two nodes, each of `cpus` CPUs, and what clients need in their environment."""
+    """Two nodes of `cpus` CPUs each, and the environment variables that clients need."""
 
     folder: Path
     cpus: int = 2
@@ -32,9 +32,9 @@ class Cluster:
     daemons: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
-        """Start `munged`, `slurmctld` or a node."""
+        """Start `munged`, `slurmctld` or a node of NODES."""
         log = (self.folder / f"{name}.out").open("a")
-        munge = (f"--{what}={self.folder / f'munge.{what}'}" for what in MUNGE_FILES)
+        munge = (f"--{option}={self.folder / f'munge.{option}'}" for option in MUNGE_FILES)
         command = {
             "munged": ["munged", "--foreground", "--force", "--num-threads=2", *munge],
             "slurmctld": ["slurmctld", "-D", "-f", self.environment["SLURM_CONF"]],
@@ -43,14 +43,14 @@ class Cluster:
         self.daemons[name] = process
 
     def kill(self, name: str) -> None:
-        """End a daemon at once, as a crash does; a node's job steps with it, as a power cut does.
+        """Kill a daemon, as a crash does. With a node, its job steps are killed too, as a power cut does.
 
-        The processes that watch over job steps go first, or they would still report how these ended.
+        The processes that monitor job steps are killed first, because they would report the steps' end.
         """
-        watchers = processes_that_write(self.folder / f"{name}.log") if name in NODES else []
+        monitors = processes_that_write(self.folder / f"{name}.log") if name in NODES else []
         daemon = self.daemons.pop(name)
         daemon.kill()
-        for pid in watchers:
+        for pid in monitors:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         daemon.wait()
@@ -60,14 +60,14 @@ class Cluster:
                     os.kill(pid, signal.SIGKILL)
 
     def call(self, *command: str, check: bool = True) -> str:
-        """Run a Slurm command; returns what it printed."""
+        """Run a Slurm command; returns its output."""
         environment = {**os.environ, **self.environment}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     def submit(self, *arguments: str, cwd: Path | None = None, **environment: str) -> str:
-        """`sbatch`; returns the job's number."""
+        """Submit a job with `sbatch`; returns its number."""
         variables = {**os.environ, **self.environment, **environment}
         command = ["sbatch", "--parsable", *arguments]
         done = subprocess.run(command, env=variables, cwd=cwd, capture_output=True, text=True, check=False)
@@ -80,15 +80,17 @@ class Cluster:
         return dict(pair.partition("=")[::2] for pair in shown.split() if "=" in pair)
 
     def hasten(self, number: str) -> dict[str, str]:
-        """Slurm's record of a job. A requeued one waits for two minutes, until the credentials of its first start have expired:
-        not here."""
+        """Slurm's record of a job. A requeued job, which would wait for two minutes, is started at once.
+
+        Slurm waits until the credentials of the job's first start have expired.
+        """
         record = self.job(number)
         if record.get("Reason") == "BeginTime":
             self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
         return record
 
     def wait(self, number: str, seconds: float = 300) -> dict[str, str]:
-        """Until the job has ended for good."""
+        """Wait until the job has ended and will not be requeued; returns Slurm's record."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(AssertionError):  # the controller may be away for a while
@@ -104,27 +106,27 @@ class Cluster:
 
 
 def processes_with(variable: str) -> list[int]:
-    """Processes that have `NAME=VALUE` in their environment."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/environ"):
+    """The processes that have `NAME=VALUE` in their environment."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if variable.encode() in place.read_bytes().split(b"\0"):
-                found.append(int(place.parent.name))
-    return found
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def processes_that_write(path: Path) -> list[int]:
-    """Processes that have a file open."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/fd"):
+    """The processes that have a file open."""
+    pids = []
+    for handles in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):
-            if any(os.readlink(link) == str(path) for link in place.iterdir()):
-                found.append(int(place.parent.name))
-    return found
+            if any(os.readlink(link) == str(path) for link in handles.iterdir()):
+                pids.append(int(handles.parent.name))
+    return pids
 
 
 def rank_process(job: str, rank: int) -> int | None:
-    """The Python process of a rank of a job's running step; None while there is none."""
+    """The Python process of a rank of a job; None if it does not run."""
     for pid in processes_with(f"SLURM_JOB_ID={job}"):
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -136,7 +138,7 @@ def rank_process(job: str, rank: int) -> int | None:
 
 
 def configuration(cluster: Cluster) -> str:
-    """slurm.conf."""
+    """The content of slurm.conf."""
     controller, *nodes = free_ports(1 + len(NODES))
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     host, folder = socket.gethostname().split(".")[0], cluster.folder
@@ -160,7 +162,7 @@ def configuration(cluster: Cluster) -> str:
 
 @contextlib.contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Cluster]:
-    """Runs the cluster in `folder`, whose path must be short. Fails where the packages are missing."""
+    """Run the cluster in `folder`, whose path must be short. Raises RuntimeError if packages are missing."""
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
         raise RuntimeError(f"{', '.join(missing)} missing: run tools/install_servers.sh")
     (folder / "state").mkdir(parents=True)

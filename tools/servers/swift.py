@@ -1,4 +1,4 @@
-"""A real S3 server: OpenStack Swift with its S3 API, from Debian's packages, as ordinary processes on free ports."""
+"""A real S3 server: OpenStack Swift with its S3 API, from Debian's packages, on free ports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIPELINE = (
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now."""
+    """Ports that are not in use."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -29,7 +29,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def write_rings(folder: Path, ports: dict[str, int]) -> None:
-    """One device for accounts, containers and objects each."""
+    """Write Swift's rings, with one device each for accounts, containers and objects."""
     (folder / "devices" / "d1").mkdir(parents=True)
     for name in SERVERS:
         ring = str(folder / f"{name}.builder")
@@ -38,7 +38,7 @@ def write_rings(folder: Path, ports: dict[str, int]) -> None:
 
 
 def write_configurations(folder: Path, ports: dict[str, int]) -> None:
-    """Files for the four servers."""
+    """Write the configuration files of the four servers."""
     (folder / "swift.conf").write_text(
         "[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n"
         "[storage-policy:0]\nname = Policy-0\ndefault = yes\n"
@@ -63,7 +63,7 @@ def write_configurations(folder: Path, ports: dict[str, int]) -> None:
 
 
 def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
-    """Until something listens on the port."""
+    """Wait until a process listens on the port. Raises RuntimeError if `process` does not start."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -74,7 +74,7 @@ def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
 
 @contextlib.contextmanager
 def swift_server(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs Swift in `folder`; yields the environment that S3 clients need. Fails where the packages are missing."""
+    """Run Swift in `folder`; yields the environment variables of S3 clients. Raises RuntimeError if packages are missing."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         raise RuntimeError(f"{', '.join(missing)} missing: run tools/install_servers.sh")

@@ -7,7 +7,7 @@ import pytest
 from mtbi import recipe as recipes
 from mtbi.batches.plan import Group, Position, Row, Step
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.progress import Progress
+from mtbi.engine.checkpointing import Progress
 from mtbi.recipe import DataConfig
 
 STEP = Step(Position(), Position(0, 1), [Row((Group(0, (0,), b"", 9, 16_000, 2, 2.0),) * 100)], 200.0, 200, 900, 100.0, 0.5)
@@ -25,9 +25,9 @@ def test_all_of_it_survives_a_restart() -> None:
 
 def test_checkpoints_of_older_versions_are_read() -> None:
     old = {"step": 7, "position": Position(1, 2).to_json(), "audio_seconds": 3.5, "world": 1}
-    found = Progress.of(Snapshot({}, {}, old))
-    assert (found.step, found.utterances, found.bad_steps) == (7, 0, 0)
-    assert set(found.counts.values()) == {0}
+    progress = Progress.of(Snapshot({}, {}, old))
+    assert (progress.step, progress.utterances, progress.bad_steps) == (7, 0, 0)
+    assert set(progress.counts.values()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_few_samples_may_be_lost(corpus: int, steps: int, lost: int, ends: bool)
     for _ in range(steps):
         progress.advance(STEP, 0)
     progress.counts["unreadable_utterances"] = lost
-    assert bool(progress.too_much_lost(DataConfig(), corpus)) == ends
-    assert progress.too_much_lost(DataConfig(max_unreadable_share=1.0), corpus) == ""
+    assert bool(progress.too_many_unreadable(DataConfig(), corpus)) == ends
+    assert progress.too_many_unreadable(DataConfig(max_unreadable_share=1.0), corpus) == ""
