@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mtbi.benchmark.dialogues import Dialogue
@@ -52,3 +54,14 @@ def test_a_metric_may_read_what_an_item_holds_beside_its_texts() -> None:
     timed.extra = {"start_seconds": 2.0}
     assert [late.needs(timed), late.needs(dialogue("exact", None, "?", "2.5"))] == [True, False]
     assert late.total([late.count(timed)]) == 0.5
+
+
+def test_the_documentation_lists_every_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "what-to-expect.md").read_text(encoding="utf-8")
+    better = {True: "higher", False: "lower", None: "–"}
+    rows = [
+        f"| {metric.column or '–'} | `{metric.name}` | {metric.meaning} | {metric.unit} | {better[metric.higher_is_better]} | "
+        f"{f'`{metric.scorer.name}`' if metric.scorer else '–'} |"
+        for metric in METRICS
+    ]
+    assert [line for line in page.splitlines() if line.count(" | ") == 5][-len(rows) :] == rows
