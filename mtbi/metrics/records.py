@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from mtbi.metrics.normalise import is_unspaced
-from mtbi.metrics.texts import bleu, cer, character_similarity, chrf, exact_match, follows, wer, word_similarity
+from mtbi.metrics.texts import bleu, cer, character_similarity, chrf, exact_match, follows, list_f1, wer, word_similarity
 
 #: Who answered, and under which condition: the keys of a dialogue's answers.
 SPEECH, TEXT_LLM, CASCADE, SILENCE, NO_AUDIO, SHUFFLED = "speech LLM", "text LLM", "cascade", "silence", "no audio", "shuffled"
@@ -241,6 +241,10 @@ METRICS: tuple[Metric, ...] = (
         "chrf", "chrF", "chrF of translations and free texts",
         lambda pairs: chrf(*_texts(pairs)), Scorer("similarity", lambda answer, text: chrf([answer], [text])),
         lambda scorer, _: scorer in ("bleu", "similarity"),
+    ),
+    of_texts(
+        "list_f1", "list F1", "F1 of the items that an answer lists, in any order; mean over answers",
+        lambda pairs: sum(list_f1(pair.answer, pair.reference) for pair in pairs) / len(pairs), Scorer("list_f1", list_f1),
     ),
     Metric(
         "judged", "judged", "mean mark of an LLM as a judge",

@@ -6,6 +6,7 @@ All texts are compared in a form that keeps what changes the meaning: see `mtbi.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -21,6 +22,9 @@ from mtbi.metrics.normalise import (
     normalise_english,
     normalise_words,
 )
+
+_BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.)])\s+")
+_BETWEEN_ITEMS = re.compile(r",?\s+and\s+|,(?=\s|$)|[;、，；]")
 
 
 def exact_match(answer: str | None, reference: str) -> bool:
@@ -95,6 +99,20 @@ def chrf(answers: Sequence[str], references: Sequence[str]) -> float:
 
     hypotheses, truths = ([text_units.nfc(text) for text in texts] for texts in (answers, references))
     return float(corpus_chrf(hypotheses, [truths]).score) / 100
+
+
+def list_items(text: str) -> Counter[str]:
+    """The items of a listing after `normalise`: its lines, or the parts of a single line between commas and "and"."""
+    lines = [line for line in text_units.nfc(text).splitlines() if line.strip()]
+    parts = lines if len(lines) > 1 else _BETWEEN_ITEMS.split("".join(lines))
+    return Counter(item for part in parts if (item := normalise(_BULLET.sub("", part))))
+
+
+def list_f1(answer: str, reference: str) -> float:
+    """F1 of the items that an answer lists, in any order (2 · shared / (listed + expected)). Two empty lists have 1."""
+    listed, expected = list_items(answer), list_items(reference)
+    total = listed.total() + expected.total()
+    return 2 * (listed & expected).total() / total if total else 1.0
 
 
 def word_similarity(answer: str, reference: str, english: bool = False) -> float:

@@ -158,13 +158,15 @@ def test_a_cell_drops_none_of_its_scorers() -> None:
         dialogue("d", "der Hund bellt laut heute", "?", "der Hund bellt laut heute", scorer="bleu"),
         dialogue("e", "今天天气很好", "?", "今天天气很坏", scorer="bleu"),
         dialogue("f", None, "a talk", "a talk", scorer="similarity"),
+        dialogue("g", None, "milk, bread", "bread and eggs", scorer="list_f1"),
     ]
     cell = summarise("known", "all", "all", "after", chosen)
     assert numbers(cell, "wer", "wer_english", "cer", "bleu") == pytest.approx((1 / 2, 0, 1 / 6, 1))
     assert 0.5 < (cell.number("bleu_characters") or 0) < 1
     assert cell.number("chrf")
+    assert cell.number("list_f1") == 0.5
     header = [name.strip() for name in scores.render([cell]).splitlines()[0].split("|")]
-    assert {"WER", "WER (English)", "CER", "BLEU", "BLEU (characters)", "chrF"} <= set(header)
+    assert {"WER", "WER (English)", "CER", "BLEU", "BLEU (characters)", "chrF", "list F1"} <= set(header)
 
 
 def test_questions_about_one_recording_are_one_cluster() -> None:

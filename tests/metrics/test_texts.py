@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mtbi import metrics
+from mtbi.metrics.texts import list_f1
 
 
 def test_exact_match_ignores_case_and_punctuation() -> None:
@@ -120,6 +121,16 @@ def test_bleu_cuts_a_text_as_its_script_needs() -> None:
     chinese = ["今天天气怎么样我很坏"], ["今天天气怎么样我很好"]
     assert metrics.bleu(*chinese) == pytest.approx(corpus_bleu(chinese[0], [chinese[1]], tokenize="zh").score / 100)
     assert metrics.bleu(["ประเทศไทย"], ["ประเทศไทย"]) == pytest.approx(1)
+
+
+def test_listed_items_are_compared_in_any_order() -> None:
+    listing = "- Call Anna.\n- Book a room\n- Send 1,000 invitations"
+    assert list_f1("1. Send 1,000 invitations\n2. Book a room\n3. call Anna", listing) == 1
+    assert list_f1("Send 1,000 invitations, book a room, and call Anna.", listing) == 1
+    assert list_f1("- Book a room\n- Sleep", listing) == pytest.approx(2 / 5)
+    assert list_f1("book a room, book a room", "book a room") == pytest.approx(2 / 3)
+    assert list_f1("牛奶、面包", "面包，牛奶") == 1
+    assert (list_f1("", ""), list_f1("", "milk")) == (1, 0)
 
 
 def test_a_form_is_met_in_any_unicode_form() -> None:
