@@ -239,7 +239,7 @@ def render(record: dict) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json and DATE.md")
+    parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
     parser.add_argument("--arms", nargs="*", default=[], help="some of them (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="turns counted")
     parser.add_argument("--utterances", type=int, default=400, help="in the corpus")
@@ -261,7 +261,7 @@ def main() -> None:
     print(render(record))
     if options.out:
         measuring.save(record, options.out)
-        (options.out / f"{record['date']}.md").write_text(render(record))
+        (options.out / "results.md").write_text(render(record))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def measure(encoder: Whisper, kind: str) -> dict[str, float]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = WhisperModel(WhisperConfig(**world.ENCODER))

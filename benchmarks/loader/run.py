@@ -146,7 +146,7 @@ def from_store(recipe: Recipe) -> dict[str, float]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     parser.add_argument("--utterances", type=int, default=400, help="in the corpus")
     options = parser.parse_args()
     torch.set_num_threads(1)

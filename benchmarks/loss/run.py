@@ -134,7 +134,7 @@ def compare(ways: Iterable[str]) -> dict[str, dict[str, float]]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     sizes = f"{VOCABULARY} words, hidden size {HIDDEN}, {POSITIONS} positions, {ANSWERS} answers, chunks of {CHUNK}, float32"
     record = {

@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--utterances", type=int, default=10_000_000)
     parser.add_argument("--steps", type=int, default=300, help="steps timed after the first")
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     found = [measure(options.utterances, kind, options.steps) for kind in LENGTHS]
     record = {**header("numpy"), "measured": found}

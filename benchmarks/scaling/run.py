@@ -92,7 +92,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--utterances", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     build_collectives()
     with tempfile.TemporaryDirectory() as folder:

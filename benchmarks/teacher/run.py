@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a trained run")
     parser.add_argument("--which", default="latest", help="checkpoint (default: latest)")
     parser.add_argument("--utterances", type=int, default=64)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     run = open_run(options.run, options.which, "cpu")
     stored = Shards(run.recipe.data.shards).index.top_k
