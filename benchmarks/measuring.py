@@ -1,4 +1,4 @@
-"""What every benchmark does around what it measures."""
+"""What all benchmarks share: timing, peak memory, and the header and file of their results."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def peak_gib() -> float:
-    """The most memory that this process has held; what its parent held before starting it does not count (Linux)."""
+    """The peak memory of this process in GiB, without that of its parent (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 2**20  # type: ignore[index]
 
 
 def header(*packages: str) -> dict[str, Any]:
-    """When, how, on what and with which code a benchmark was run."""
+    """The date, command, hardware, package versions and commit of a run."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
@@ -41,6 +41,6 @@ def header(*packages: str) -> dict[str, Any]:
 
 
 def save(record: dict[str, Any], out: Path) -> None:
-    """Write OUT/DATE.json."""
+    """Write OUT/results.json, over the results of an earlier run."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

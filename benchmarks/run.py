@@ -1,14 +1,14 @@
-"""How fast does this stack train, against what people would otherwise write? `python benchmarks/run.py [--out FOLDER]`
+"""The training speed of this package against other ways of training. `python benchmarks/run.py [--out FOLDER]`
 
-Every arm trains the same frozen LLM and encoder and the same adapter on the same shards, in a process of its own. They take
-turns of a few steps, so that all of them see the same machine; the first turn is not counted. Reported: answer tokens learnt a
-second, medians over turns, and ratios within a turn. No GPU needed; the arms of a suite run at the same time and take about
-2 GB of memory each: name fewer where that is too much.
+Every arm trains the same frozen LLM and encoder and the same adapter on the same shards, in its own process. The arms take
+turns of a few steps, so that all of them see the same machine. The first turn is not counted. The results are answer tokens
+per second, as medians over turns, and ratios within a turn. No GPU is needed. The arms of a suite run at the same time and take
+about 2 GB of memory each; `--arms` names fewer.
 
-The first suite compares with others, the second this package with itself.
+The first suite compares this package with other ways of training, the second one compares it with itself.
 
 - `stack`: this package: loader, DeepSpeed engine, K = 4 tasks that share an utterance, packed rows, loss at answer positions
-- `bare`: a plain PyTorch loop over the same packed tensors in the same order, made beforehand: what the framework itself costs
+- `bare`: a plain PyTorch loop over the same packed tensors in the same order, made beforehand. It shows the framework's cost
 - `padded`: one task a sequence, padded, by the Hugging Face Trainer with DeepSpeed (SLAM-LLM, BLSP)
 - `online_kl`: the same with a text LLM that reads the transcript in every step (Ultravox), against `stack_kl`, which learns
   from the stored teacher
@@ -49,32 +49,32 @@ from mtbi.recipe import DataConfig, Recipe
 from mtbi.shards.shards import Shards
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS_A_TURN, SLOW = 2, ("padded", "online_kl")  #: these take half as many
+STEPS_A_TURN, SLOW = 2, ("padded", "online_kl")  #: the slow arms take half as many steps
 BATCH, ACCUMULATE = 8, 6  # of the padded arms: about as many dialogues a step as the stack's
 
 
 class Turns:
-    """Lets an arm compute so many steps at a time, and tells how long they took."""
+    """Lets an arm compute some steps at a time, and sends back its speed."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
         self.wait()
 
     def wait(self) -> None:
-        """Until it is this arm's turn; ends the process where there is none any more."""
+        """Wait for the next turn of this arm. Ends the process after the last one."""
         if not (steps := self.pipe.recv()):
             os._exit(0)
         self.left, self.tokens, self.began = steps, 0, time.perf_counter()
 
     def done(self, answer_tokens: int) -> None:
-        """One more step is done."""
+        """Count a finished step. After the last one of a turn, send the speed and wait."""
         self.left, self.tokens = self.left - 1, self.tokens + answer_tokens
         if not self.left:
             self.pipe.send(self.tokens / (time.perf_counter() - self.began))
             self.wait()
 
 
-Arm = Callable[[Callable[[], Turns]], None]  #: trains without end, in turns
+Arm = Callable[[Callable[[], Turns]], None]  #: trains in turns, until the process ends
 
 
 def open_data(recipe: Recipe) -> tuple[Shards, Plan]:
@@ -84,7 +84,7 @@ def open_data(recipe: Recipe) -> tuple[Shards, Plan]:
 
 
 def stack(recipe: Recipe, zero: str, turns: Callable[[], Turns]) -> None:
-    """This package."""
+    """Train with this package."""
     ranks = find_ranks()
     device = start_distributed(ranks)
     shards, plan = open_data(recipe)
@@ -96,7 +96,7 @@ def stack(recipe: Recipe, zero: str, turns: Callable[[], Turns]) -> None:
 
 
 def bare(recipe: Recipe, steps: int, turns: Callable[[], Turns]) -> None:
-    """A plain loop over the tensors of so many steps."""
+    """Train in a plain loop over the tensors of the first `steps` steps."""
     shards, plan = open_data(recipe)
     prepared: list[tuple[int, float, list[Batch]]] = []
     for step in Loader(shards, plan):
@@ -119,7 +119,7 @@ def bare(recipe: Recipe, steps: int, turns: Callable[[], Turns]) -> None:
 
 
 def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Turns]) -> None:
-    """The Hugging Face Trainer."""
+    """Train padded sequences with the Hugging Face Trainer."""
     shards = Shards(recipe.data.shards)
     torch.manual_seed(recipe.seed)
     model = build_speech_llm(recipe.model, recipe.loss, torch.float32, torch.device("cpu"))
@@ -134,7 +134,7 @@ def padded(recipe: Recipe, kind: type[baselines.Padded], turns: Callable[[], Tur
 
 
 def suites(recipe: Recipe, encoded: Recipe, repeats: int) -> list[dict[str, Arm]]:
-    """What is compared, in so many turns after the first; `encoded` has the encoder's output stored."""
+    """The arms of both suites, for `repeats` counted turns. The recipe `encoded` has shards of encoder output."""
 
     def having(tasks: int, data: DataConfig = recipe.data, compiled: bool = False, **loss: float) -> Recipe:
         return dataclasses.replace(
@@ -168,31 +168,31 @@ def work(arm: Arm, pipe: Connection) -> None:
 
 
 def take_turns(chosen: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
-    """Answer tokens a second of each arm in each turn."""
+    """Answer tokens per second of each arm in each turn."""
     context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
     for name, arm in chosen.items():
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=work, args=(arm, theirs)))
         processes[-1].start()
         theirs.close()
-    found: dict[str, list[float]] = {name: [] for name in pipes}
+    speeds: dict[str, list[float]] = {name: [] for name in pipes}
     for turn in range(repeats + 1):
         for name, pipe in pipes.items():
             pipe.send(STEPS_A_TURN // 2 if name in SLOW else STEPS_A_TURN)
             speed = pipe.recv()
             if turn:
-                found[name].append(round(speed, 1))
+                speeds[name].append(round(speed, 1))
             print(f"turn {turn} {name}: {speed:.1f} answer tokens/s", file=sys.stderr, flush=True)
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(0)
         process.join()
-    return found
+    return speeds
 
 
-def ratio(found: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float] | None:
-    """Median, least and most of a ratio within a turn; None where one of them did not run."""
-    pairs = list(zip(found.get(ours, []), found.get(theirs, []), strict=False))
-    ratios = [one / other for one, other in pairs]
+def ratio(speeds: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float] | None:
+    """Median, least and most of the ratios of two arms within a turn; None if one of them did not run."""
+    pairs = list(zip(speeds.get(ours, []), speeds.get(theirs, []), strict=False))
+    ratios = [first / second for first, second in pairs]
     if not ratios:
         return None
     return {"median": round(statistics.median(ratios), 3), "least": round(min(ratios), 3), "most": round(max(ratios), 3)}
@@ -225,8 +225,8 @@ def render(record: dict) -> str:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | **{one['median']:.2f}** | {one['least']:.2f} | {one['most']:.2f} |"
-        for name, one in record["ratios"].items()
+        f"| {name} | **{ratios['median']:.2f}** | {ratios['least']:.2f} | {ratios['most']:.2f} |"
+        for name, ratios in record["ratios"].items()
     ]
     lines += ["", "| arm | answer tokens/s, median | turns |", "|---|---|---|"]
     lines += [
@@ -239,29 +239,29 @@ def render(record: dict) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json and DATE.md")
+    parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
     parser.add_argument("--arms", nargs="*", default=[], help="some of them (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="turns counted")
     parser.add_argument("--utterances", type=int, default=400, help="in the corpus")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recipe = world.make(Path(folder), options.utterances)
-        found: dict[str, list[float]] = {}
+        speeds: dict[str, list[float]] = {}
         for suite in suites(recipe, world.encode(recipe, Path(folder)), options.repeats):
             chosen = {name: arm for name, arm in suite.items() if name in (options.arms or suite)}
-            found |= take_turns(chosen, options.repeats)
-    compared = {name: ratio(found, *pair) for name, pair in RATIOS.items()}
+            speeds |= take_turns(chosen, options.repeats)
+    compared = {name: ratio(speeds, *pair) for name, pair in RATIOS.items()}
     record = {
         **measuring.header("torch", "deepspeed", "transformers", "accelerate"),
         "setting": f"LLM {world.LLM}, encoder {world.ENCODER['encoder_layers']} layers of {world.ENCODER['d_model']}, float32, "
         f"{options.utterances} utterances of LibriSpeech-like lengths; padded batches of {BATCH}.",
-        "ratios": {name: one for name, one in compared.items() if one},
-        "answer_tokens_per_second": found,
+        "ratios": {name: ratios for name, ratios in compared.items() if ratios},
+        "answer_tokens_per_second": speeds,
     }
     print(render(record))
     if options.out:
         measuring.save(record, options.out)
-        (options.out / f"{record['date']}.md").write_text(render(record))
+        (options.out / "results.md").write_text(render(record))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What MkDocs does for these pages beside its configuration: files outside docs/ that they link to, and equations.
 
-A link such as `../benchmarks/demo/2026-11-21.md` works in the repository; here the file becomes a part of the site, and the
+A link such as `../benchmarks/demo/results.md` works in the repository; here the file becomes a part of the site, and the
 link is rewritten to it. GitHub's two ways of writing TeX become MathML, which browsers show without a script.
 """
 

@@ -1,4 +1,4 @@
-"""Figures without a display, and the similarity map of speech and words."""
+"""Figures drawn without a display, and the similarity map of speech and words."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 def figure(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure that needs no display. Raises UserError where matplotlib is missing."""
+    """A figure of `width` × `height` inches and its axes. Raises UserError if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'mtbi[plots]'") from error
-    made = Figure(figsize=(width, height), layout="constrained")
-    return made, made.subplots()
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    return drawn, drawn.subplots()
 
 
-def finish(made: Figure, path: Path) -> None:
-    """Write the picture."""
+def finish(drawn: Figure, path: Path) -> None:
+    """Write a figure to a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, dpi=130)
+    drawn.savefig(path, dpi=130)
 
 
 def similarity(maps: dict[str, np.ndarray], words: list[str], seconds_per_frame: float, title: str, path: Path) -> None:
-    """Cosine similarity `(frames, words)` between adapter outputs and the embeddings of the transcript's words, by arm."""
-    made, single = figure(1.2 + 0.55 * len(words) * len(maps), 4.4)
+    """Heat maps of cosine similarities `(frames, words)` between adapter outputs and word embeddings, one for each label."""
+    drawn, single = figure(1.2 + 0.55 * len(words) * len(maps), 4.4)
     single.remove()
-    axes = made.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    axes = drawn.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     limit = max(float(np.abs(values).max()) for values in maps.values())
     for axis, (label, values) in zip(axes, maps.items(), strict=True):
         extent = (-0.5, len(words) - 0.5, len(values) * seconds_per_frame, 0.0)
@@ -43,6 +43,6 @@ def similarity(maps: dict[str, np.ndarray], words: list[str], seconds_per_frame:
         axis.set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=8)
         axis.set_title(label, fontsize=9)
     axes[0].set_ylabel("seconds of speech")
-    made.colorbar(image, ax=list(axes), label="cosine similarity")
-    made.suptitle(title, fontsize=10)
-    finish(made, path)
+    drawn.colorbar(image, ax=list(axes), label="cosine similarity")
+    drawn.suptitle(title, fontsize=10)
+    finish(drawn, path)

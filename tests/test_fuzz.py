@@ -1,6 +1,6 @@
-"""Files from elsewhere, damaged in every way that a random generator finds: the answer is our own error, never another one.
+"""Fuzzing: files that a random generator has damaged raise a UserError or are read, and never raise another error.
 
-`MTBI_FUZZ_SECONDS=600 pytest tests/test_fuzz.py` goes on for ten minutes with each reader; without it, for a moment.
+`MTBI_FUZZ_SECONDS=600 pytest tests/test_fuzz.py` fuzzes each reader for ten minutes; without the variable it takes a moment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ JSON = st.recursive(
 
 
 def for_a_while(check: Callable[[], None]) -> None:
-    """Once, or again and again for the time asked for."""
+    """Run `check` once, or repeatedly until MTBI_FUZZ_SECONDS are over."""
     until = time.monotonic() + SECONDS
     while True:
         check()
@@ -46,10 +46,10 @@ def for_a_while(check: Callable[[], None]) -> None:
             return
 
 
-def damage(content: bytes, places: list[tuple[float, int]], keep: float) -> bytes:
-    """`content` with some bytes changed and its end cut off."""
+def damage(content: bytes, changes: list[tuple[float, int]], keep: float) -> bytes:
+    """`content` with some bytes changed and its end cut off. A change is a relative position and a new value."""
     changed = bytearray(content)
-    for share, value in places:
+    for share, value in changes:
         changed[min(int(share * len(changed)), len(changed) - 1)] = value
     return bytes(changed[: max(1, int(keep * len(changed)))])
 
@@ -102,9 +102,9 @@ def test_shards(shard_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(shard_folder, folder)
 
     def read() -> None:
-        found = Shards(str(folder))
-        for number in (0, len(found) - 1):
-            _ = found[number]
+        shards = Shards(str(folder))
+        for index in (0, len(shards) - 1):
+            _ = shards[index]
 
     @fuzz
     @given(st.sampled_from(names), DAMAGE)
@@ -130,10 +130,10 @@ def test_shard_descriptions(shard_folder: Path, tmp_path: Path) -> None:
     def check(name: str, data: st.DataObject) -> None:
         content = (shard_folder / name).read_text()
         record = json.loads(content)
-        place = record["shards"][0] if name == "index.json" and data.draw(st.booleans()) else record
-        if place is not record and data.draw(st.booleans()):
-            place = place["raw_data"]
-        place[data.draw(st.sampled_from(sorted(place)))] = data.draw(strange)
+        target = record["shards"][0] if name == "index.json" and data.draw(st.booleans()) else record
+        if target is not record and data.draw(st.booleans()):
+            target = target["raw_data"]
+        target[data.draw(st.sampled_from(sorted(target)))] = data.draw(strange)
         (folder / name).write_text(json.dumps(record))
         try:
             only_our_errors(lambda: Shards(str(folder))[0])

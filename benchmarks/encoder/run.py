@@ -1,7 +1,7 @@
-"""What is spared by encoding clips of like length together? `python benchmarks/encoder/run.py [--out FOLDER]`
+"""The time saved by encoding clips of similar length together. `python benchmarks/encoder/run.py [--out FOLDER]`
 
-Clips of as many utterances as a micro-batch of 8,192 LLM positions holds, of LibriSpeech-like and of long-tailed lengths,
-through a Whisper encoder of random weights: in one padded call, and as training does it. Medians, in turns.
+A Whisper encoder of random weights encodes the utterances of a micro-batch of 8,192 LLM positions, with LibriSpeech-like and
+with long-tailed lengths. One padded call and the calls that training makes take turns. The results are medians.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REPEATS = 7
 
 
 def draw(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms and their lengths."""
+    """Waveforms `(clips, samples)` and their lengths in samples."""
     seconds = LENGTHS[kind](np.random.default_rng(3), 400)
     seconds = seconds[: int(np.searchsorted(np.cumsum(seconds), AUDIO_SECONDS))]
     lengths = torch.from_numpy((seconds * SAMPLE_RATE).astype(np.int64))
@@ -42,7 +42,7 @@ def draw(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def measure(encoder: Whisper, kind: str) -> dict[str, float]:
-    """Seconds of both ways and their ratio."""
+    """The seconds of one padded call and of training's calls, and their ratio."""
     waveforms, lengths = draw(kind)
     pairs = []
     for turn in range(REPEATS + 1):
@@ -55,16 +55,16 @@ def measure(encoder: Whisper, kind: str) -> dict[str, float]:
         "calls": len(areas),
         "padding_in_one_call": round(1 - real / float(lengths.max() * len(lengths)), 3),
         "padding_left": round(1 - real / float(sum(areas)), 3),
-        "seconds_one_call": round(statistics.median(one for one, _ in pairs), 3),
-        "seconds": round(statistics.median(other for _, other in pairs), 3),
-        "faster": round(statistics.median(one / other for one, other in pairs), 2),
+        "seconds_one_call": round(statistics.median(padded for padded, _ in pairs), 3),
+        "seconds": round(statistics.median(grouped for _, grouped in pairs), 3),
+        "faster": round(statistics.median(padded / grouped for padded, grouped in pairs), 2),
     }
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = WhisperModel(WhisperConfig(**world.ENCODER))

@@ -1,8 +1,8 @@
-"""From storage to packed tensors: how fast, and does a late resume cost more? `python benchmarks/loader/run.py [--out FOLDER]`
+"""The speed of the loader, from storage to packed tensors. `python benchmarks/loader/run.py [--out FOLDER]`
 
 - `decode`: stored utterances to samples ready for packing, on one core, against libsndfile reading the same FLAC bytes
 - `build`: rows of packed tensors on one core, decoding included
-- `first_batch`: seconds from a Loader's making to its first micro-batch, at step 0 and at step 1,000,000
+- `first_batch`: seconds until the first micro-batch of a new Loader, at step 0 and at step 1,000,000
 - `store`: shards through a real S3 server (OpenStack Swift) on this machine, against boto3's own download of the same objects
 """
 
@@ -44,23 +44,23 @@ LATE = 1_000_000
 REPEATS = 5
 
 
-def medians(works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each, taken in turns."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """The median seconds of each call. The calls take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(REPEATS):
-        for name, work in works.items():
-            found[name].append(timed(work))
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+        for name, call in calls.items():
+            times[name].append(timed(call))
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def decode(shards: Shards) -> dict[str, float]:
-    """Utterances a second on one core."""
+    """Utterances decoded per second on one core."""
     stored = [shards.columns(number)["audio"] for number in range(len(shards))]
     hours = float(shards.index.utterances["samples"].sum(dtype="u8")) / codec.SAMPLE_RATE / 3600
     seconds = medians(
         {
             "ours": lambda: [shards[number] for number in range(len(shards))],
-            "libsndfile": lambda: [soundfile.read(io.BytesIO(one), dtype="float32") for one in stored],
+            "libsndfile": lambda: [soundfile.read(io.BytesIO(data), dtype="float32") for data in stored],
         }
     )
     return {
@@ -71,14 +71,14 @@ def decode(shards: Shards) -> dict[str, float]:
 
 
 def first_micro_batch(shards: Shards, recipe: Recipe, position: Position | None) -> None:
-    """What a resumed run waits for."""
+    """Make a loader and take its first micro-batch, as a resumed run does."""
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     with Loader(shards, plan, position=position, workers=1, prefetch=1) as loader:
         next(next(iter(loader)).micro_batches)
 
 
 def build(shards: Shards, recipe: Recipe) -> dict[str, float]:
-    """Packed slots a second with one thread."""
+    """Packed slots per second with one thread."""
     steps: list[Step] = []
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     with Loader(shards, plan, workers=1, prefetch=1) as loader:
@@ -94,7 +94,7 @@ def build(shards: Shards, recipe: Recipe) -> dict[str, float]:
 
 
 def first_batch(shards: Shards, recipe: Recipe) -> dict[str, float]:
-    """Seconds at step 0 and at step LATE, where the position comes from a checkpoint."""
+    """Seconds until the first micro-batch, at step 0 and at the position of step LATE."""
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     epoch_steps = sum(1 for _ in itertools.takewhile(lambda step: step.position.epoch == 0, plan.steps()))
     late = next(plan.steps(Position(LATE // epoch_steps))).position
@@ -108,16 +108,16 @@ def first_batch(shards: Shards, recipe: Recipe) -> dict[str, float]:
 
 
 def from_store(recipe: Recipe) -> dict[str, float]:
-    """Megabytes a second of whole shards, each file fetched anew."""
+    """Megabytes per second when all files of the shards are fetched."""
     local = Path(recipe.data.shards[0])
-    with tempfile.TemporaryDirectory(prefix="mtbi-loader-") as place, swift_server(Path(place)) as environment:
+    with tempfile.TemporaryDirectory(prefix="mtbi-loader-") as temporary, swift_server(Path(temporary)) as environment:
         os.environ.update(environment)
         client = boto3.client("s3", endpoint_url=environment["S3_ENDPOINT_URL"])
         client.create_bucket(Bucket="loader")
         names = sorted(path.name for path in local.iterdir())
         object_store.upload(local, names, "s3://loader/shards")
         size = sum((local / name).stat().st_size for name in names)
-        folder = Path(place) / "fetched"
+        folder = Path(temporary) / "fetched"
 
         def fetch() -> None:
             for name in names:
@@ -146,7 +146,7 @@ def from_store(recipe: Recipe) -> dict[str, float]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     parser.add_argument("--utterances", type=int, default=400, help="in the corpus")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,13 @@
-"""What does the loss cost with a vocabulary of 150 thousand words? `python benchmarks/loss/run.py [--out FOLDER]` prints JSON.
+"""The time and memory of the loss with a vocabulary of 150 thousand tokens. `python benchmarks/loss/run.py [--out FOLDER]`
 
-One micro-batch of token positions of which some are answers. Three ways to the gradient of the hidden states under a frozen
-output layer, each in a process of its own: logits of every position (as Hugging Face's models make them from labels), logits of
-the answers at once, and `AnswerHead`, whose chunks' logits exist one after the other. The last two also for the
-divergence from a stored top-k teacher; what is not `AnswerHead` leaves the gradient to autograd. Measured: the peak of memory
-above what weights and hidden states take, seconds, and the difference of the gradients.
+Three ways compute the gradient of a micro-batch's hidden states under a frozen output layer, each in its own process:
+
+- logits of every position, as Hugging Face's models compute them from labels
+- logits of all answer positions at once
+- `AnswerHead`, which computes the logits of one chunk of answer positions after the other
+
+The last two are also measured for the divergence from a stored top-k teacher. The first two leave the gradient to autograd. The
+results are the peak memory above that of weights and hidden states, seconds, and the difference of the gradients.
 """
 
 from __future__ import annotations
@@ -38,55 +41,57 @@ REPEATS = 3
 
 
 class MicroBatch(NamedTuple):
-    """What every way is given."""
+    """The input of every way."""
 
     output: nn.Linear
     hidden: Tensor  #: (positions, hidden)
-    places: Tensor  #: (answers,) positions
+    positions: Tensor  #: (answers,) indices of the hidden states
     ids: Tensor  #: (answers,) the stored tokens
     teacher_ids: Tensor  #: (answers, k)
     teacher_logprobs: Tensor  #: (answers, k)
 
     @classmethod
     def drawn(cls) -> MicroBatch:
-        """The same one each time."""
+        """The same micro-batch in every process."""
         torch.manual_seed(0)
         output = nn.Linear(HIDDEN, VOCABULARY, bias=False).requires_grad_(False)
         hidden = torch.randn(POSITIONS, HIDDEN).requires_grad_()
-        places = torch.randperm(POSITIONS)[:ANSWERS].sort().values
+        positions = torch.randperm(POSITIONS)[:ANSWERS].sort().values
         ids = torch.randint(VOCABULARY, (ANSWERS,))
         likeliest = (torch.randint(VOCABULARY, (ANSWERS, 1)) + 4001 * torch.arange(TOP_K)) % VOCABULARY  # each once
-        return cls(output, hidden, places, ids, likeliest, torch.randn(ANSWERS, TOP_K).log_softmax(-1) - 0.2)
+        return cls(output, hidden, positions, ids, likeliest, torch.randn(ANSWERS, TOP_K).log_softmax(-1) - 0.2)
 
 
-def every_position(one: MicroBatch) -> Tensor:
-    """Labels of -100 where nothing is to be predicted."""
-    labels = torch.full((POSITIONS,), -100).scatter(0, one.places, one.ids)
-    return functional.cross_entropy(one.output(one.hidden).float(), labels, reduction="sum")
+def every_position(micro_batch: MicroBatch) -> Tensor:
+    """Logits of every position. Labels are -100 where no token is predicted."""
+    labels = torch.full((POSITIONS,), -100).scatter(0, micro_batch.positions, micro_batch.ids)
+    return functional.cross_entropy(micro_batch.output(micro_batch.hidden).float(), labels, reduction="sum")
 
 
-def answers_at_once(one: MicroBatch) -> Tensor:
-    """Logits of the answers."""
-    return functional.cross_entropy(one.output(one.hidden[one.places]).float(), one.ids, reduction="sum")
+def answers_at_once(micro_batch: MicroBatch) -> Tensor:
+    """Logits of all answer positions at once."""
+    return functional.cross_entropy(
+        micro_batch.output(micro_batch.hidden[micro_batch.positions]).float(), micro_batch.ids, reduction="sum"
+    )
 
 
-def divergence_at_once(one: MicroBatch) -> Tensor:
-    """Named tokens one by one, all others as one class, as it is defined."""
-    logits = one.output(one.hidden[one.places]).float()
-    share, normaliser = one.teacher_logprobs.exp(), logits.logsumexp(-1)
-    told = (share * (one.teacher_logprobs - logits.gather(1, one.teacher_ids) + normaliser[:, None])).sum(-1)
-    others = logits.scatter(1, one.teacher_ids, -torch.inf).logsumexp(-1) - normaliser
+def divergence_at_once(micro_batch: MicroBatch) -> Tensor:
+    """The divergence by its definition: stored tokens one by one, all others as one class."""
+    logits = micro_batch.output(micro_batch.hidden[micro_batch.positions]).float()
+    share, normaliser = micro_batch.teacher_logprobs.exp(), logits.logsumexp(-1)
+    told = (share * (micro_batch.teacher_logprobs - logits.gather(1, micro_batch.teacher_ids) + normaliser[:, None])).sum(-1)
+    others = logits.scatter(1, micro_batch.teacher_ids, -torch.inf).logsumexp(-1) - normaliser
     rest = 1 - share.sum(-1)
     return (told + rest * (rest.log() - others)).sum()
 
 
-def in_chunks(one: MicroBatch, config: LossConfig) -> Tensor:
+def in_chunks(micro_batch: MicroBatch, config: LossConfig) -> Tensor:
     """The stack's own."""
     batch = SimpleNamespace(
-        target_ids=one.ids, teacher_ids=one.teacher_ids, teacher_logprobs=one.teacher_logprobs,
+        target_ids=micro_batch.ids, teacher_ids=micro_batch.teacher_ids, teacher_logprobs=micro_batch.teacher_logprobs,
         target_weight=torch.ones(ANSWERS), target_task=torch.zeros(ANSWERS, dtype=torch.long),
     )  # fmt: skip
-    return AnswerHead(one.output, config, 1, SimpleNamespace())(one.hidden[one.places], batch).loss
+    return AnswerHead(micro_batch.output, config, 1, SimpleNamespace())(micro_batch.hidden[micro_batch.positions], batch).loss
 
 
 CROSS_ENTROPY: dict[str, Callable[[MicroBatch], Tensor]] = {
@@ -102,20 +107,20 @@ DIVERGENCE: dict[str, Callable[[MicroBatch], Tensor]] = {
 
 def measure(way: str) -> tuple[float, float, Tensor]:
     """Peak GiB above the start, median seconds, gradient `(positions, hidden)`."""
-    one = MicroBatch.drawn()
+    micro_batch = MicroBatch.drawn()
     before = peak_gib()
 
     def step() -> None:
-        one.hidden.grad = None
-        (CROSS_ENTROPY | DIVERGENCE)[way](one).backward()
+        micro_batch.hidden.grad = None
+        (CROSS_ENTROPY | DIVERGENCE)[way](micro_batch).backward()
 
     seconds = statistics.median(timed(step) for _ in range(REPEATS))
-    assert one.hidden.grad is not None
-    return peak_gib() - before, seconds, one.hidden.grad
+    assert micro_batch.hidden.grad is not None
+    return peak_gib() - before, seconds, micro_batch.hidden.grad
 
 
 def compare(ways: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Each way in a process of its own; gradients against the first one's."""
+    """Each way in its own process. Gradients are compared with those of the first way."""
     found = {}
     for way in ways:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -134,7 +139,7 @@ def compare(ways: Iterable[str]) -> dict[str, dict[str, float]]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     sizes = f"{VOCABULARY} words, hidden size {HIDDEN}, {POSITIONS} positions, {ANSWERS} answers, chunks of {CHUNK}, float32"
     record = {

@@ -1,10 +1,12 @@
-"""How fast and how tight is planning? `python benchmarks/planning/run.py [--utterances 100000000] [--out FOLDER]` prints JSON.
+"""The speed and the packing of the planner. `python benchmarks/planning/run.py [--utterances 100000000] [--out FOLDER]`
 
-An index of so many utterances lies on disk, memory-mapped as a real one is; their dialogues and words point into pools of a
-million entries. Measured: seconds and peak memory until the first step is known, microseconds an utterance after that, the
-share of token slots used for LibriSpeech-like and for long-tailed lengths, and how long GPUs wait for the slowest of them where
-all start each micro-batch together (computed for Whisper large-v3 and an LLM of 8 billion parameters: 1.02 = 2%), with rows in
-the plan's order and, as the baseline, in random order.
+The index lies on disk, memory-mapped as a real one is. Its dialogues and words point into pools of a million entries. The
+results, for LibriSpeech-like and for long-tailed lengths:
+
+- seconds and peak memory until the first step is known, and microseconds an utterance after that
+- the share of token slots that hold tokens
+- the time that GPUs wait for the slowest one if all start each micro-batch together (1.02 = 2%), with rows in the plan's order
+  and in random order. It is computed for Whisper large-v3 and an LLM of 8 billion parameters.
 """
 
 from __future__ import annotations
@@ -48,13 +50,13 @@ FIELDS = [
 
 
 def librispeech_seconds(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Most near 14 seconds, as in train-clean-100."""
+    """Utterance lengths like those of train-clean-100: most are near 14 seconds."""
     near = rng.normal(14.3, 1.2, count)
     return np.clip(np.where(rng.random(count) < 0.7, near, rng.uniform(1.5, 13, count)), 1.5, 16.7)
 
 
 def long_tailed_seconds(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Most are short, some as long as the encoder takes, as in spontaneous speech from the web."""
+    """Utterance lengths like those of spontaneous speech from the web: most are short, some as long as the encoder takes."""
     return np.clip(rng.lognormal(1.2, 0.9, count), 0.4, 30)
 
 
@@ -62,14 +64,14 @@ LENGTHS = {"librispeech_like": librispeech_seconds, "long_tailed": long_tailed_s
 
 
 def make_tables(folder: Path, utterances: int, kind: str) -> None:
-    """The tables of an index, on disk."""
+    """Write the tables of an index."""
     rng = np.random.default_rng(0)
     branches = np.zeros(POOL, BRANCH)
     branches["prompt_tokens"] = rng.integers(8, 24, POOL)
     branches["answer_tokens"] = np.clip(rng.lognormal(3.2, 0.6, POOL), 1, 128)
     words = np.zeros(POOL, WORD)
     words["tokens"] = rng.integers(1, 3, POOL)
-    words["start"] = np.arange(POOL) % 80 * 6000  # of some utterance: what counts here is their number
+    words["start"] = np.arange(POOL) % 80 * 6000  # only the number of words matters here
     np.save(folder / "branches.npy", branches)
     np.save(folder / "words.npy", words)
     table = np.lib.format.open_memmap(folder / "utterances.npy", "w+", UTTERANCE, (utterances,))
@@ -85,16 +87,16 @@ def make_tables(folder: Path, utterances: int, kind: str) -> None:
 
 
 def operations(row: Row, row_tokens: int) -> float:
-    """Of a row: forward and input gradients of the frozen LLM, forward of the encoder, attention of both."""
+    """The operations of a row: forward pass and input gradients of the frozen LLM, forward pass of the encoder."""
     parameters, width, layers = LLM
     llm = 4 * parameters * row_tokens + 12 * width * layers * sum(group.tokens**2 / 2 for group in row.groups)
     parameters, width, layers = ENCODER
     frames = [50 * group.samples / SAMPLE_RATE for group in row.groups]
-    return llm + sum(2 * parameters * one + 4 * width * layers * one**2 for one in frames)
+    return llm + sum(2 * parameters * count + 4 * width * layers * count**2 for count in frames)
 
 
 def waits(steps: list[Step], gpus: int, row_tokens: int, rng: np.random.Generator | None = None) -> float:
-    """Time of the slowest GPU in each micro-batch of one row a GPU, over the mean of all; `rng` shuffles the rows of a step."""
+    """The time of the slowest GPU over the mean of all, with one row a GPU. `rng` shuffles the rows of a step."""
     slowest = mean = 0.0
     for step in steps:
         costs = np.array([operations(row, row_tokens) for row in step.rows])
@@ -105,8 +107,8 @@ def waits(steps: list[Step], gpus: int, row_tokens: int, rng: np.random.Generato
     return round(float(slowest / mean), 4)
 
 
-def plan_it(folder: Path, steps: int) -> dict[str, Any]:
-    """Plan the first step and some more; in a process of its own, so that the peak of memory is planning's."""
+def measure_plan(folder: Path, steps: int) -> dict[str, Any]:
+    """Plan the first step and `steps` more. Runs in its own process, so that the peak memory is the planner's."""
     tables = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("utterances", "branches", "words")}
     whole, rest = divmod(len(tables["utterances"]), SHARD_UTTERANCES)
     sizes = [SHARD_UTTERANCES] * whole + [rest] * bool(rest)
@@ -134,13 +136,13 @@ def plan_it(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def measure(utterances: int, kind: str, steps: int) -> dict[str, Any]:
-    """One index."""
+    """The results of one index."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         make_tables(Path(folder), utterances, kind)
-        return {"lengths": kind, "utterances": utterances, **pool.submit(plan_it, Path(folder), steps).result()}
+        return {"lengths": kind, "utterances": utterances, **pool.submit(measure_plan, Path(folder), steps).result()}
 
 
 def main() -> None:
@@ -148,10 +150,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--utterances", type=int, default=10_000_000)
     parser.add_argument("--steps", type=int, default=300, help="steps timed after the first")
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
-    found = [measure(options.utterances, kind, options.steps) for kind in LENGTHS]
-    record = {**header("numpy"), "measured": found}
+    measured = [measure(options.utterances, kind, options.steps) for kind in LENGTHS]
+    record = {**header("numpy"), "measured": measured}
     print(json.dumps(record, indent=1))
     if options.out:
         save(record, options.out)

@@ -1,8 +1,8 @@
-"""Does `mtbi plan` predict the time of a step? `python benchmarks/scaling/run.py [--out FOLDER]` prints JSON.
+"""The step times that `mtbi plan` predicts against measured ones. `python benchmarks/scaling/run.py [--out FOLDER]`
 
-Trains the models of the training benchmark on 1, 2 and 4 processes of one thread each, with ZeRO-1 and ZeRO-3, and holds the
-median time of a step against the prediction from the run on one process and the bandwidth that launcher/preflight.py finds.
-Where there are more processes than cores, each is taken to have its share of them.
+The models of the training benchmark are trained on 1, 2 and 4 processes of one thread each, with ZeRO-1 and ZeRO-3. The median
+step time is compared with the prediction from the run on one process and the bandwidth that launcher/preflight.py measures.
+If there are more processes than cores, the prediction gives each its share of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LINE = re.compile(r"^step \d+/.* (\d+) ms/step (\d+) tok/s", re.MULTILINE)
 
 
 def launch(processes: int, *command: str) -> str:
-    """Run a script on so many processes; returns what it prints."""
+    """Run a script on some processes. Returns its standard output."""
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([*start, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
@@ -47,7 +47,7 @@ def launch(processes: int, *command: str) -> str:
 
 
 def train(recipe_path: Path, stage: int, processes: int) -> tuple[float, float]:
-    """Median seconds of a step, and positions a second."""
+    """The median seconds of a step, and token positions per second."""
     run_dir = recipe_path.with_name(f"run-{stage}-{processes}")
     script = ("mtbi/train.py", "--deepspeed", f"ds_configs/zero{stage}.json", "--recipe", str(recipe_path))
     output = launch(processes, *script, f"run_dir={run_dir}")
@@ -56,26 +56,26 @@ def train(recipe_path: Path, stage: int, processes: int) -> tuple[float, float]:
 
 
 def bandwidth(processes: int) -> float:
-    """GB/s of an all-reduce."""
-    found = re.search(r"bus bandwidth ([\d.]+) GB/s", launch(processes, "launcher/preflight.py"))
-    assert found
-    return float(found[1])
+    """The bandwidth of an all-reduce, in GB/s."""
+    match = re.search(r"bus bandwidth ([\d.]+) GB/s", launch(processes, "launcher/preflight.py"))
+    assert match
+    return float(match[1])
 
 
 def compare(recipe: Recipe, recipe_path: Path) -> list[dict[str, Any]]:
-    """Measured and predicted, for each stage and number of processes."""
-    sizes, cores, found = memory.sizes_of(recipe), os.cpu_count() or 1, []
+    """Measured and predicted step times for each ZeRO stage and number of processes."""
+    sizes, cores, records = memory.sizes_of(recipe), os.cpu_count() or 1, []
     speeds = {processes: bandwidth(processes) for processes in PROCESSES if processes > 1}
     for stage, name in STAGES.items():
         alone = 0.0
         for processes in PROCESSES:
             seconds, tokens = train(recipe_path, stage, processes)
             alone = alone or tokens
-            estimate = next(one for one in memory.estimates(recipe, sizes, processes) if one.name == name)
+            estimate = next(known for known in memory.estimates(recipe, sizes, processes) if known.name == name)
             gbps = speeds.get(processes, 1.0)
             speed = step_time.Speeds(alone * min(1.0, cores / processes), gbps, gbps)
             predicted = step_time.predict(recipe, sizes, estimate, processes, 8, speed).step
-            found.append(
+            records.append(
                 {
                     "stage": name,
                     "processes": processes,
@@ -85,14 +85,14 @@ def compare(recipe: Recipe, recipe_path: Path) -> list[dict[str, Any]]:
                     "predicted_over_measured": round(predicted / seconds, 3),
                 }
             )
-    return found
+    return records
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--utterances", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     build_collectives()
     with tempfile.TemporaryDirectory() as folder:

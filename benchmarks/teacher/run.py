@@ -1,8 +1,8 @@
-"""Is the stored teacher the teacher? `python benchmarks/teacher/run.py RUN [--out FOLDER]` prints JSON.
+"""The stored teacher against an online teacher. `python benchmarks/teacher/run.py RUN [--out FOLDER]`
 
-Takes a trained run and its training shards. For some utterances the text LLM reads the transcript again, as an online teacher
-would in every step, and the gradient of the divergence from its whole distribution is held against that from the k likeliest
-tokens that are stored, for several k. Also: what the stored numbers differ by, the probability outside the k, and bytes.
+For some utterances of a trained run's shards the text LLM reads the transcript again, as an online teacher would in every step.
+The gradient of the divergence from its whole distribution is compared with the gradient from the stored top-k tokens, for
+several k. The results also hold the difference of the stored probabilities, the probability outside the top k, and bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def online(run: TrainedRun, sample: Sample, branches: tuple[int, ...]) -> Tensor
 
 
 def compare(run: TrainedRun, utterances: int, tops: list[int]) -> dict:
-    """Everything measured."""
+    """The results over the first utterances of the plan, for each k in `tops`."""
     recipe = replace(run.recipe, interleave=replace(run.recipe.interleave, share=0.0))
     recipe.plan = replace(recipe.plan, utterances_per_row=1)
     shards = Shards(recipe.data.shards)
@@ -72,8 +72,8 @@ def compare(run: TrainedRun, utterances: int, tops: list[int]) -> dict:
             losses[k] = teacher_divergence(logits.clone(), ids, logprobs).sum()
             outside[k] += float((1 - logprobs.exp().sum(-1)).clamp(min=0).sum())
         for name, loss in losses.items():
-            found = torch.autograd.grad(loss, parameters, retain_graph=True)
-            flat = torch.cat([one.flatten() for one in found])
+            parts = torch.autograd.grad(loss, parameters, retain_graph=True)
+            flat = torch.cat([part.flatten() for part in parts])
             gradients[name] = gradients.get(name, 0) + flat
         used = batch.teacher_logprobs > np.log(1e-4)
         largest = max(largest, float((batch.teacher_logprobs - shares.gather(1, batch.teacher_ids))[used].abs().max()))
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a trained run")
     parser.add_argument("--which", default="latest", help="checkpoint (default: latest)")
     parser.add_argument("--utterances", type=int, default=64)
-    parser.add_argument("--out", type=Path, help="folder for DATE.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     run = open_run(options.run, options.which, "cpu")
     stored = Shards(run.recipe.data.shards).index.top_k

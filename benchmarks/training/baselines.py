@@ -51,7 +51,7 @@ class Dialogues(Dataset):
 
 def pad(sequences: list[list[int]], value: int) -> Tensor:
     """`(sequences, longest)`, padded on the right."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(one) for one in sequences], batch_first=True, padding_value=value)
+    return nn.utils.rnn.pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True, padding_value=value)
 
 
 class Collator:
@@ -78,7 +78,7 @@ class Collator:
         labels = [[IGNORED] * len(before) + item["answer"] for before, item in zip(asked, items, strict=True)]
         return {
             f"{name}input_ids": pad(whole, 0),
-            f"{name}attention_mask": pad([[1] * len(one) for one in whole], 0),
+            f"{name}attention_mask": pad([[1] * len(sequence) for sequence in whole], 0),
             f"{name}labels": pad(labels, IGNORED),
         }
 
@@ -97,11 +97,11 @@ class Padded(nn.Module):
             features, counts = self.model.encoder(batch["waveforms"], batch["lengths"])
         frames, lengths = self.model.adapter(features, counts)
         embeddings = self.model.embed(batch["input_ids"])
-        heard = frames[frame_mask(lengths, frames.shape[1])].to(embeddings.dtype)
-        return embeddings.masked_scatter(batch["is_audio"][..., None], heard)
+        speech = frames[frame_mask(lengths, frames.shape[1])].to(embeddings.dtype)
+        return embeddings.masked_scatter(batch["is_audio"][..., None], speech)
 
     def count(self, batch: dict[str, Tensor]) -> None:
-        """Keep account of work and padding."""
+        """Count answer tokens, slots and slots without padding."""
         self.answer_tokens += int((batch["labels"] != IGNORED).sum())
         self.slots += batch["input_ids"].numel()
         self.real += int(batch["attention_mask"].sum())
@@ -128,15 +128,15 @@ class OnlineTeacher(Padded):
         student = self.model.llm(
             inputs_embeds=self.embed(batch), attention_mask=batch["attention_mask"], use_cache=False
         ).logits
-        asked, told = ((batch[name][:, 1:] != IGNORED) for name in ("labels", "text_labels"))
+        spoken, read = ((batch[name][:, 1:] != IGNORED) for name in ("labels", "text_labels"))
         loss = functional.kl_div(
-            student[:, :-1][asked].log_softmax(-1), teacher[:, :-1][told].softmax(-1), reduction="batchmean"
+            student[:, :-1][spoken].log_softmax(-1), teacher[:, :-1][read].softmax(-1), reduction="batchmean"
         )
         return {"loss": loss}
 
 
 class EachStep(TrainerCallback):
-    """Tells after each optimizer step how many answer tokens it learnt."""
+    """Calls `done` after each optimizer step with the number of answer tokens in it."""
 
     def __init__(self, model: Padded, done: Callable[[int], None]) -> None:
         self.model, self.done, self.before = model, done, 0
@@ -149,7 +149,7 @@ class EachStep(TrainerCallback):
 def train(
     model: Padded, dialogues: Dialogues, collate: Collator, batch: int, accumulate: int, out: Path, done: Callable[[int], None]
 ) -> None:
-    """Train without end; `done` ends the process."""
+    """Train until `done` ends the process."""
     zero = {
         "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto", "zero_allow_untested_optimizer": True,

@@ -1,6 +1,6 @@
-"""What all arms of the training benchmark share: a corpus of read-speech lengths, answers, and models of random weights.
+"""The data and models of the training benchmark: a corpus of read-speech lengths, answers, and models of random weights.
 
-Speed depends on shapes, not on what is said. Shapes keep the proportions of Whisper large-v3 and Llama 3.1 8B: the encoder is a
+Speed depends on shapes, not on content. The shapes keep the proportions of Whisper large-v3 and Llama 3.1 8B: the encoder is a
 tenth of the LLM, the output layer a twelfth.
 """
 
@@ -50,11 +50,11 @@ class DrawnAnswers:
         self.end_id, self.rng = end_id, np.random.default_rng(2)
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
-        """As Teacher.answer."""
+        """Random answers, in the place of `Teacher.answer`."""
         return [self.draw(int(np.clip(self.rng.lognormal(3.1, 0.6), 2, max_new_tokens))) for _ in prompts]
 
     def draw(self, length: int) -> Answer:
-        """One answer."""
+        """A random answer of `length` tokens."""
         ids = np.sort(self.rng.integers(10, VOCABULARY, (length, TOP_K)), 1)
         ids[:, 0], ids[-1, 0] = self.rng.integers(10, VOCABULARY, length), self.end_id
         shares = np.sort(self.rng.dirichlet(np.full(TOP_K + 1, 0.2), length)[:, :TOP_K], 1)[:, ::-1]

@@ -1,4 +1,4 @@
-"""Dialogues to measure a speech LLM with, from shards or from a JSONL file such as Speech-IFEval's."""
+"""The dialogues of a benchmark, from shards or from a JSONL file such as Speech-IFEval's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from mtbi.answers.behaviour import Behaviour
 from mtbi.answers.task_library import Task
 from mtbi.audio import codec
 from mtbi.errors import UserError
+from mtbi.metrics import SCORERS, TEXT_LLM
 from mtbi.shards.shards import Sample, Shards
 from mtbi.text_units import nfc
 
-SPEECH, TEXT_LLM = "speech LLM", "text LLM"
+#: Keys of an item in a JSONL file that a dialogue has a field for.
+ITEM_KEYS = {
+    "audio", "audio_filepath", "audio_path", "instruction", "textual_audio", "seed_transcript", "text",
+    "id", "label", "metric", "dataset", "task", "speaker",
+}  # fmt: skip
 
 
 @dataclass
@@ -31,29 +36,31 @@ class Dialogue:
     wording: int
     prompt: str
     heldout: bool  #: the wording was kept out of training
-    prompt_first: bool  #: the prompt stands before the speech
+    prompt_first: bool  #: the prompt comes before the speech
     transcript: str
     gold: str | None  #: the right answer, where there is one
-    form: str = ""  #: regular expression of an answer that does as asked; empty = unknown
+    form: str = ""  #: regular expression that an answer matches if it follows the instruction; empty = unknown
     scorer: str = "exact"
-    answers: dict[str, str] = field(default_factory=dict)  #: by who answered, under which condition
-    #: Of the stored answer's tokens, given the ones before: how many are the speech LLM's likeliest, the sum of the divergences
-    #: from the text LLM's probabilities (nats), and their number; zeros where not measured.
-    token_hits: float = 0.0
-    token_divergence: float = 0.0
-    tokens: int = 0
-    judged: float | None = None  #: by another LLM, between 0 and 1
-    recording: str = ""  #: file of an item without an utterance of its own: several questions may be about one
+    answers: dict[str, str] = field(default_factory=dict)  #: by source: `SPEECH`, `TEXT_LLM`, a control
+    #: The speech LLM's next-token predictions along the stored answer. All three are 0 where they were not measured.
+    token_hits: float = 0.0  #: stored tokens that are the top-1 prediction
+    token_divergence: float = (
+        0.0  #: nats, summed over the tokens: Kullback-Leibler divergence from the text LLM's probabilities
+    )
+    tokens: int = 0  #: of the stored answer
+    judged: float | None = None  #: mark of an LLM as a judge, between 0 and 1
+    recording: str = ""  #: audio file of an item from a JSONL file: several items may share one
+    extra: dict[str, Any] = field(default_factory=dict)  #: further keys of such an item, for metrics that read more than texts
 
     @property
     def cluster(self) -> str:
-        """What dialogues share whose answers are not independent: the recording."""
+        """The recording. Answers about one recording are not independent."""
         return self.recording or self.utterance
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Dialogue:
-        """A saved dialogue; fields of other versions of this code are left out."""
-        return cls(**{name: record[name] for name in (one.name for one in fields(cls)) if name in record})
+        """A saved dialogue. Fields of other versions of this code are ignored."""
+        return cls(**{name: record[name] for name in (known.name for known in fields(cls)) if name in record})
 
 
 @dataclass
@@ -62,12 +69,12 @@ class Turn:
 
     dialogue: Dialogue
     waveform: np.ndarray  #: (samples,) float32 at 16 kHz
-    other: np.ndarray  #: of another utterance of about the same length
-    stored: Behaviour | None  #: the text LLM's tokens and probabilities, where shards hold them
+    other: np.ndarray  #: the waveform of another utterance of about the same length
+    stored: Behaviour | None  #: the text LLM's tokens and probabilities, for dialogues from shards
 
 
-def choose(shards: Shards, dialogues: int) -> list[int]:
-    """Utterances drawn at random that together hold about that many dialogues (0 = all), sorted by length to pad little."""
+def choose_utterances(shards: Shards, dialogues: int) -> list[int]:
+    """Indices of random utterances with about `dialogues` dialogues in all (0 = every utterance), sorted by length."""
     table = shards.index.utterances
     order = np.random.default_rng(0).permutation(len(table))
     if dialogues:
@@ -77,10 +84,10 @@ def choose(shards: Shards, dialogues: int) -> list[int]:
 
 
 def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: int) -> Iterator[Turn]:
-    """The stored dialogues of about `dialogues` / (dialogues an utterance) utterances."""
+    """About `dialogues` stored dialogues (0 = all). Raises UserError for shards of encoder output."""
     if shards.index.encoded:
         raise UserError(f"{group}: these shards hold an encoder's output; measure on the shards with sound")
-    numbers = choose(shards, dialogues)
+    numbers = choose_utterances(shards, dialogues)
     other = shards[numbers[-1]].waveform
     for number in numbers:
         sample = shards[number]
@@ -91,7 +98,7 @@ def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: i
 
 
 def stored_dialogue(group: str, sample: Sample, stored: Behaviour, task: Task | None, prompt_first: bool) -> Dialogue:
-    """A dialogue of a shard with the text LLM's answer."""
+    """A dialogue from a shard, with the text LLM's answer."""
     dialogue = Dialogue(
         group,
         sample.id,
@@ -110,61 +117,72 @@ def stored_dialogue(group: str, sample: Sample, stored: Behaviour, task: Task | 
     return dialogue
 
 
-def turned(turn: Turn) -> Turn:
-    """The same question with the prompt on the other side of the speech; the text LLM has not answered that one yet."""
+def with_prompt_moved(turn: Turn) -> Turn:
+    """The same question with the prompt on the other side of the speech, without any answer yet."""
     dialogue = turn.dialogue
     return replace(turn, dialogue=replace(dialogue, prompt_first=not dialogue.prompt_first, answers={}), stored=None)
 
 
 def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[Turn]:
-    """Items with `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`.
+    """The items of a JSONL file in the format of Speech-IFEval (Lu et al. 2025).
 
-    `id`, `label`, `metric` and `dataset` may be there: this is the form of Speech-IFEval (Lu et al. 2025). Relative audio
-    paths start at the file's folder, or at `audios` in it or beside it. A `metric` other than `wer` and `cer` is exact match.
-    Raises UserError, with the line, for unusable items.
+    An item needs `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`; `id`, `label`, `metric` and
+    `dataset` are optional, and further keys become `Dialogue.extra`. A relative audio path starts at the file's folder, or at
+    a folder `audios` in it or beside it. `metric` is the name of a scorer, where `wer` means `wer_english`; any other name
+    means exact match. Raises UserError with the line number for unusable items.
     """
-    other: np.ndarray | None = None
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if not lines:
         raise UserError(f"{path}: empty; each line is a JSON object with `audio` and `instruction`")
+    other: np.ndarray | None = None
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
+        dialogue = item_dialogue(group, path, number, parse_item(line, where), prompt_first)
         try:
-            item = json.loads(line)
-            sound, prompt = item.get("audio") or item.get("audio_filepath") or item["audio_path"], item["instruction"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: an item is a JSON object with `audio` and `instruction` ({error!r})") from error
-        recording = locate(path.parent, str(sound), where)
-        try:
-            waveform = codec.read(recording)
+            waveform = codec.read(Path(dialogue.recording))
         except UserError as error:
-            raise UserError(f"{where}: {recording}: {error}") from error
-        task = str(item.get("dataset") or item.get("task") or path.stem)
-        dialogue = Dialogue(
-            group=group,
-            utterance=str(item.get("id", number)),
-            recording=str(recording),
-            speaker=str(item.get("speaker", "")),
-            task=task,
-            wording=0,
-            prompt=nfc(str(prompt)),
-            heldout=True,
-            prompt_first=prompt_first,
-            transcript=nfc(str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or "")),
-            gold=None if item.get("label") is None else nfc(str(item["label"])),
-            scorer={"wer": "wer_english", "cer": "cer"}.get(str(item.get("metric")), "exact"),
-        )
+            raise UserError(f"{where}: {dialogue.recording}: {error}") from error
         yield Turn(dialogue, waveform, waveform[::-1].copy() if other is None else other, None)
         other = waveform
 
 
-def locate(folder: Path, sound: str, where: str) -> Path:
-    """The file of a recording. Raises UserError where there is none."""
-    places = [folder / sound, folder / "audios" / sound, folder.parent / "audios" / sound]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise UserError(f"{where}: no recording {sound!r} in {', '.join(str(place.parent) for place in places)}")
-    return found
+def parse_item(line: str, where: str) -> dict[str, Any]:
+    """A line of a JSONL file. `audio` and `instruction` are in the result. Raises UserError where they are missing."""
+    try:
+        item = json.loads(line)
+        audio = item.get("audio") or item.get("audio_filepath") or item["audio_path"]
+        return {**item, "audio": str(audio), "instruction": str(item["instruction"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: an item is a JSON object with `audio` and `instruction` ({error!r})") from error
+
+
+def item_dialogue(group: str, path: Path, number: int, item: dict[str, Any], prompt_first: bool) -> Dialogue:
+    """The dialogue of an item in line `number` of a JSONL file. Raises UserError where its recording is missing."""
+    metric = str(item.get("metric"))
+    return Dialogue(
+        group=group,
+        utterance=str(item.get("id", number)),
+        recording=str(locate(path.parent, item["audio"], f"{path}, line {number}")),
+        speaker=str(item.get("speaker", "")),
+        task=str(item.get("dataset") or item.get("task") or path.stem),
+        wording=0,
+        prompt=nfc(item["instruction"]),
+        heldout=True,
+        prompt_first=prompt_first,
+        transcript=nfc(str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or "")),
+        gold=None if item.get("label") is None else nfc(str(item["label"])),
+        scorer="wer_english" if metric == "wer" else metric if metric in SCORERS else "exact",
+        extra={key: value for key, value in item.items() if key not in ITEM_KEYS},
+    )
+
+
+def locate(folder: Path, audio: str, where: str) -> Path:
+    """The file of a recording. Raises UserError where it is missing."""
+    paths = [folder / audio, folder / "audios" / audio, folder.parent / "audios" / audio]
+    existing = next((path for path in paths if path.is_file()), None)
+    if existing is None:
+        raise UserError(f"{where}: no recording {audio!r} in {', '.join(str(path.parent) for path in paths)}")
+    return existing

@@ -1,4 +1,4 @@
-"""Another LLM as a judge of answers, through any server that speaks OpenAI's chat completions."""
+"""Another LLM as a judge of answers, through any server with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue
+from mtbi.benchmark.dialogues import Dialogue
 from mtbi.errors import UserError
+from mtbi.metrics import SPEECH, TEXT_LLM
 
 QUESTION = """Rate an answer to an instruction about something that was said.
 
@@ -23,13 +24,13 @@ Reply with one whole number from 1 (useless) to 5 (as good)."""
 
 
 class Judge:
-    """Asks `model` at `url` for a mark from 1 to 5 and turns it into a number from 0 to 1.
+    """Asks `model` at `url` for a mark from 1 to 5 and scales it to a number from 0 to 1.
 
-    The key is read from the environment variable OPENAI_API_KEY by the `openai` package, and never printed.
+    The `openai` package reads the key from the environment variable OPENAI_API_KEY. The key is never printed.
     """
 
     def __init__(self, url: str, model: str, requests_at_once: int = 8) -> None:
-        """Raises UserError where the `openai` package or the key is missing."""
+        """Raises UserError if the `openai` package or the key is missing."""
         try:
             import openai
         except ImportError as error:
@@ -41,7 +42,10 @@ class Judge:
         self.model, self.requests_at_once, self.failure = model, requests_at_once, openai.OpenAIError
 
     def mark(self, dialogue: Dialogue) -> float | None:
-        """The mark of the speech LLM's answer; None where the judge gives none. Raises UserError where it cannot be asked."""
+        """The mark of the speech LLM's answer, from 0 to 1, or None if the reply holds no mark.
+
+        Raises UserError if the server does not answer.
+        """
         question = QUESTION.format(
             transcript=dialogue.transcript,
             prompt=dialogue.prompt,
@@ -54,11 +58,11 @@ class Judge:
             )
         except self.failure as error:
             raise UserError(f"--judge: {self.client.base_url} does not answer: {error}") from error
-        found = re.search(r"[1-5]", (reply.choices[0].message.content if reply.choices else "") or "")
-        return (int(found[0]) - 1) / 4 if found else None
+        digit = re.search(r"[1-5]", (reply.choices[0].message.content if reply.choices else "") or "")
+        return (int(digit[0]) - 1) / 4 if digit else None
 
     def judge(self, dialogues: Iterable[Dialogue]) -> None:
-        """Fill in `judged`."""
+        """Set `judged` of every dialogue."""
         listed = list(dialogues)
         with ThreadPoolExecutor(self.requests_at_once) as pool:
             marks = tqdm(pool.map(self.mark, listed), total=len(listed), desc="judge", unit="answer", disable=None)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mtbi import files
 from mtbi.answers import task_library
 from mtbi.benchmark import dialogues, scores
-from mtbi.benchmark.answers import CONTROLS, Answerer, Transcriber, in_batches
+from mtbi.benchmark.answers import CONTROLS, ConditionAsker, Transcriber, in_batches
 from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.benchmark.judge import Judge
 from mtbi.benchmark.scores import Cell
@@ -22,15 +22,17 @@ from mtbi.shards.open_shards import open_shards as open_as_recipe
 from mtbi.shards.shards import Shards
 from mtbi.use.open_run import TrainedRun
 
-TURNED_EVERY = 2  #: every so many utterances are also asked with the prompt in the other place
+MOVED_PROMPT_EVERY = 2  #: one utterance of so many is also asked with the prompt on the other side of the speech
 
 
 @dataclass
 class Settings:
     """What to measure."""
 
-    places: dict[str, str] = field(default_factory=dict)  #: shard folders or .jsonl files by group; empty = data.eval_shards
-    dialogues: int = 2000  #: about so many of each group; 0 = all
+    places: dict[str, str] = field(
+        default_factory=dict
+    )  #: addresses of shards or .jsonl files by group; empty = data.eval_shards
+    dialogues: int = 2000  #: about so many in each group; 0 = all
     batch_size: int = 64
     controls: tuple[str, ...] = CONTROLS
     prompt_first: bool = True  #: ask some dialogues with the prompt on the other side of the speech too
@@ -39,8 +41,8 @@ class Settings:
 
 
 @dataclass
-class Report:
-    """The outcome, as saved."""
+class EvaluationReport:
+    """The cells and dialogues of an evaluation, as saved in `folder`."""
 
     folder: Path
     cells: list[Cell]
@@ -48,7 +50,7 @@ class Report:
 
     @property
     def summary(self) -> list[Cell]:
-        """The parts of the tasks, in all their wordings; single tasks and kinds of wording are in `table.md`."""
+        """The cells of the parts of the tasks, in all wordings. Single tasks and kinds of wording are in `table.md`."""
         return [c for c in self.cells if c.tasks in (scores.TRAINED, scores.NEW, scores.FORMATS) and c.wording == "all"]
 
     def __str__(self) -> str:
@@ -56,74 +58,76 @@ class Report:
         return f"{scores.render(self.summary)}\n\n{scores.notes(self.summary)}"
 
 
-def group_name(place: str) -> str:
+def group_name(address: str) -> str:
     """`runs/demo/data/test_known/shards` → `test_known`."""
-    parts = [part for part in place.rstrip("/").removesuffix(".jsonl").split("/") if part]
+    parts = [part for part in address.rstrip("/").removesuffix(".jsonl").split("/") if part]
     return parts[-2] if len(parts) > 1 and parts[-1] == "shards" else parts[-1]
 
 
-def evaluate(run: TrainedRun, settings: Settings) -> Report:
-    """Answer the dialogues of every place and save answers, numbers and the table beside the run.
+def evaluate(run: TrainedRun, settings: Settings) -> EvaluationReport:
+    """Ask the run every dialogue of every group, and save answers, numbers and the table in the run's folder.
 
-    Raises UserError where there is no place, or shards were made for another LLM.
+    Raises UserError if no shards are named, or shards were made for another LLM.
     """
     recipe = run.recipe
-    places = settings.places or {group_name(place): place for place in recipe.data.eval_shards}
-    if not places:
+    addresses = settings.places or {group_name(address): address for address in recipe.data.eval_shards}
+    if not addresses:
         raise UserError("no evaluation shards: name them with --shards NAME=FOLDER, or set data.eval_shards in the recipe")
     tasks = task_library.load(recipe.behaviour.library)
-    groups = {name: list_turns(name, place, run, tasks, settings) for name, place in places.items()}
-    answerer = Answerer(run, settings.transcribe, settings.controls)
+    groups = {name: list_turns(name, address, run, tasks, settings) for name, address in addresses.items()}
+    asker = ConditionAsker(run, settings.transcribe, settings.controls)
     answered: list[Dialogue] = []
     for name, turns in groups.items():
         with tqdm(desc=name, unit="dialogue", disable=None) as bar:
             for batch in in_batches(turns, settings.batch_size):
-                answerer.ask(batch, first=len(answered))
+                asker.ask(batch, first=len(answered))
                 answered += [turn.dialogue for turn in batch]
                 bar.update(len(batch))
     if settings.judge:
         settings.judge.judge(answered)
-    report = Report(run.folder / "evaluation" / run.checkpoint.name, scores.table(answered, trained_tasks(run)), answered)
+    report = EvaluationReport(
+        run.folder / "evaluation" / run.checkpoint.name, scores.table(answered, trained_tasks(run)), answered
+    )
     save(report, run)
     return report
 
 
 def list_turns(
-    name: str, place: str, run: TrainedRun, tasks: dict[str, task_library.Task], settings: Settings
+    name: str, address: str, run: TrainedRun, tasks: dict[str, task_library.Task], settings: Settings
 ) -> Iterator[Turn]:
-    """The dialogues of a place; some are asked a second time with the prompt on the other side of the speech."""
-    if place.endswith(".jsonl"):
-        return dialogues.from_jsonl(name, Path(place), run.recipe.behaviour.prompt_first)
-    turns = dialogues.from_shards(name, open_shards(place, run), tasks, settings.dialogues)
-    return with_turned(turns) if settings.prompt_first else turns
+    """The dialogues of a group. Some are repeated with the prompt on the other side of the speech."""
+    if address.endswith(".jsonl"):
+        return dialogues.from_jsonl(name, Path(address), run.recipe.behaviour.prompt_first)
+    turns = dialogues.from_shards(name, open_shards(address, run), tasks, settings.dialogues)
+    return add_moved_prompts(turns) if settings.prompt_first else turns
 
 
-def with_turned(turns: Iterator[Turn]) -> Iterator[Turn]:
-    """Each utterance's dialogues, and after those of every second utterance the same with the prompt moved."""
-    for number, (_, group) in enumerate(groupby(turns, key=lambda turn: turn.dialogue.utterance)):
+def add_moved_prompts(turns: Iterator[Turn]) -> Iterator[Turn]:
+    """Each utterance's dialogues. Those of every second utterance are followed by the same with the prompt moved."""
+    for index, (_, group) in enumerate(groupby(turns, key=lambda turn: turn.dialogue.utterance)):
         asked = list(group)
         yield from asked
-        if number % TURNED_EVERY == 0:
-            yield from (dialogues.turned(turn) for turn in asked if "/" not in turn.dialogue.task)
+        if index % MOVED_PROMPT_EVERY == 0:
+            yield from (dialogues.with_prompt_moved(turn) for turn in asked if "/" not in turn.dialogue.task)
 
 
 def trained_tasks(run: TrainedRun) -> set[str]:
     """The tasks that speech training used."""
     from mtbi.batches.plan import taken_tasks
 
-    places = run.recipe.data.shards
-    return set().union(*(taken_tasks(run.recipe.plan.tasks, open_shards(place, run).index.tasks) for place in places))
+    shards = [open_shards(address, run) for address in run.recipe.data.shards]
+    return set().union(*(taken_tasks(run.recipe.plan.tasks, opened.index.tasks) for opened in shards))
 
 
-def open_shards(place: str, run: TrainedRun) -> Shards:
-    """Shards of a folder, refused when they were made for another LLM or chat template."""
-    return open_as_recipe(place, replace(run.recipe, run_dir=str(run.folder)), run.chat)
+def open_shards(address: str, run: TrainedRun) -> Shards:
+    """Shards to measure on. Raises UserError if they were made for another LLM or chat template."""
+    return open_as_recipe(address, replace(run.recipe, run_dir=str(run.folder)), run.chat)
 
 
-def save(report: Report, run: TrainedRun) -> None:
-    """`report.json` (every number), `table.md`, `notes.md` (on the intervals) and `answers.jsonl` (every dialogue).
+def save(report: EvaluationReport, run: TrainedRun) -> None:
+    """Write `answers.jsonl` (every dialogue), `table.md`, `notes.md` (on the intervals) and `report.json` (every number).
 
-    The first one comes last.
+    `report.json` is written last, so that it stands for a complete report.
     """
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
@@ -134,14 +138,14 @@ def save(report: Report, run: TrainedRun) -> None:
     files.write_text(report.folder / "report.json", json.dumps(numbers, indent=1) + "\n")
 
 
-def load(run: TrainedRun) -> Report | None:
-    """What `evaluate` saved about this checkpoint; None where there is nothing, or the checkpoint was made anew since."""
+def load(run: TrainedRun) -> EvaluationReport | None:
+    """The report that `evaluate` saved for this checkpoint; None if there is none, or the checkpoint is newer."""
     folder = run.folder / "evaluation" / run.checkpoint.name
     numbers, weights = folder / "report.json", run.checkpoint / "trainable.safetensors"
     if not numbers.is_file() or numbers.stat().st_mtime < weights.stat().st_mtime:
         return None
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    return Report(folder, load_cells(folder), [Dialogue.from_record(json.loads(line)) for line in lines])
+    return EvaluationReport(folder, load_cells(folder), [Dialogue.from_record(json.loads(line)) for line in lines])
 
 
 def load_cells(folder: Path) -> list[Cell]:

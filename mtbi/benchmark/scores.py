@@ -1,141 +1,69 @@
-"""From answers to numbers: one cell for each group of speakers, part of the tasks, kind of wording and place of the prompt."""
+"""From answers to tables: one cell for each group of speakers, part of the tasks, kind of wording and side of the prompt."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
+from mtbi.benchmark.dialogues import Dialogue
+from mtbi.benchmark.intervals import MeanWithInterval, bootstrap
+from mtbi.metrics import METRICS, Metric
 
-from mtbi import metrics
-from mtbi.benchmark import grading
-from mtbi.benchmark.answers import CASCADE, NO_AUDIO, SHUFFLED, SILENCE
-from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue
-from mtbi.benchmark.intervals import OverSeeds
-
-TRAINED, NEW, FORMATS, ALL = "trained tasks", "new tasks", "trained tasks, other format", "all tasks"
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
+TRAINED, NEW, FORMATS = "trained tasks", "new tasks", "trained tasks, other format"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Numbers over some dialogues. Shares are between 0 and 1; None where they do not apply."""
+    """The numbers of some dialogues."""
 
     group: str
-    tasks: str  #: a task, or one of TRAINED, NEW, FORMATS, ALL
+    tasks: str  #: a task, or one of TRAINED, NEW, FORMATS
     wording: str  #: `train`, `heldout` or `all`
     prompt: str  #: `after` or `before` the speech
     dialogues: int
-    accuracy: Estimate | None  #: answers that equal the gold answer
-    agreement: Estimate  #: answers that equal the text LLM's
-    follows: Estimate | None  #: answers in the form that was asked for, right or wrong
-    kept: Estimate | None  #: accuracy / the text LLM's
-    text_llm: float | None  #: accuracy of the text LLM reading the transcript
-    cascade: float | None  #: … reading what a recogniser heard
-    silence: float | None  #: accuracy of the speech LLM hearing silence
-    no_audio: float | None  #: … nothing at all
-    shuffled: float | None  #: … another utterance
-    token_agreement: float | None  #: tokens of the text LLM's answers that are the speech LLM's likeliest
-    divergence: float | None  #: Kullback-Leibler divergence from the text LLM's probabilities, nats a token
-    mean_wording: float | None  #: accuracy averaged over wordings
-    worst_wording: float | None  #: accuracy of the worst one (of those asked at least 10 times)
-    wer: float | None  #: of tasks scored by it; where there is none, `wer_english`
-    bleu: float | None
-    chrf: float | None  #: of translations and free texts
-    judged: float | None  #: mean of an LLM's judgements
-    wer_english: float | None = None  #: after Whisper's English normaliser, of tasks scored so
-    cer: float | None = None  #: of tasks scored by it, and of those scored by WER whose reference has no words
-    bleu_characters: float | None = None  #: of translations into scripts without spaces, cut into characters
-    recordings: int = 0  #: that the dialogues are about
-    voices: int = 0  #: speakers of these
+    recordings: int = 0
+    voices: int = 0  #: speakers of the recordings
+    #: By the name of a metric. Metrics that do not apply are absent; metrics of other versions of this code are kept.
+    values: dict[str, MeanWithInterval | float] = field(default_factory=dict)
+
+    def number(self, metric: str) -> float | None:
+        """The number of a metric without its interval; None where the metric does not apply."""
+        value = self.values.get(metric)
+        return value.value if isinstance(value, MeanWithInterval) else value
 
 
-@lru_cache(maxsize=8)
-def resample_counts(clusters: int) -> np.ndarray:
-    """`(RESAMPLES, clusters)` how often each cluster is drawn in each bootstrap sample."""
-    return np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES)
+IDENTITY = ("group", "tasks", "wording", "prompt", "dialogues", "recordings", "voices")  #: fields of a cell that are no metric
 
 
-def estimate(dialogues: list[Dialogue], hit: Callable[[Dialogue], float], base: Callable[[Dialogue], float]) -> Estimate | None:
-    """Σ hit / Σ base with a percentile bootstrap interval (Efron 1979) over recordings; None where the base is nothing.
-
-    Dialogues about one recording fall together, so recordings are drawn and not dialogues.
-    """
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for dialogue in dialogues:
-        sums[dialogue.cluster][0] += hit(dialogue)
-        sums[dialogue.cluster][1] += base(dialogue)
-    table = np.array(list(sums.values())).reshape(-1, 2)
-    hits, total = table.sum(0) if len(table) else (0.0, 0.0)
-    if not total:
+def measure(metric: Metric, dialogues: list[Dialogue]) -> MeanWithInterval | float | None:
+    """A metric over the dialogues that have what it needs; None where there are none."""
+    measured = [dialogue for dialogue in dialogues if metric.needs(dialogue)]
+    if not measured:
         return None
-    drawn = resample_counts(len(table)) @ table
-    ratios = drawn[:, 0] / np.maximum(drawn[:, 1], 1e-9)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return Estimate(float(hits / total), float(low), float(high))
-
-
-def mean(values: Iterable[float]) -> float | None:
-    """The mean; None of nothing."""
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else None
+    counts = [metric.count(dialogue) for dialogue in measured]
+    if metric.interval == "none":
+        return metric.total(counts)
+    return bootstrap(zip((dialogue.cluster for dialogue in measured), counts, strict=True))
 
 
 def summarise(group: str, tasks: str, wording: str, prompt: str, chosen: list[Dialogue]) -> Cell:
-    """The numbers over the chosen dialogues, at least one."""
-    graded = [d for d in chosen if grading.is_graded(d)]
-    formed = [d for d in chosen if d.form]
-    compared = [d for d in chosen if d.tokens]
-    tokens = sum(d.tokens for d in compared)
-
-    def accuracy_of(who: str) -> float | None:
-        return mean(grading.right(d, who) for d in graded if who in d.answers)
-
-    wordings: dict[tuple[str, int], list[bool]] = defaultdict(list)
-    for dialogue in graded:
-        wordings[dialogue.task, dialogue.wording].append(grading.right(dialogue, SPEECH))
-    agreement = estimate(chosen, lambda d: metrics.exact_match(d.answers[SPEECH], d.answers[TEXT_LLM]), lambda d: 1)
-    assert agreement
+    """Every metric over the chosen dialogues, at least one."""
+    values = {metric.name: measure(metric, chosen) for metric in METRICS}
     return Cell(
         group,
         tasks,
         wording,
         prompt,
         len(chosen),
-        accuracy=estimate(graded, lambda d: grading.right(d, SPEECH), lambda d: 1),
-        agreement=agreement,
-        follows=estimate(formed, lambda d: metrics.follows(d.answers[SPEECH], d.form), lambda d: 1),
-        kept=estimate(graded, lambda d: grading.right(d, SPEECH), lambda d: grading.right(d, TEXT_LLM)),
-        text_llm=accuracy_of(TEXT_LLM),
-        cascade=accuracy_of(CASCADE),
-        silence=accuracy_of(SILENCE),
-        no_audio=accuracy_of(NO_AUDIO),
-        shuffled=accuracy_of(SHUFFLED),
-        token_agreement=sum(d.token_hits for d in compared) / tokens if tokens else None,
-        divergence=sum(d.token_divergence for d in compared) / tokens if tokens else None,
-        mean_wording=mean(sum(hits) / len(hits) for hits in wordings.values()),
-        worst_wording=min((sum(hits) / len(hits) for hits in wordings.values() if len(hits) >= 10), default=None),
-        judged=mean(d.judged for d in chosen if d.judged is not None),
-        recordings=len({d.cluster for d in chosen}),
-        voices=len({d.speaker for d in chosen if d.speaker}),
-        **grading.scores(chosen),
+        recordings=len({dialogue.cluster for dialogue in chosen}),
+        voices=len({dialogue.speaker for dialogue in chosen if dialogue.speaker}),
+        values={name: value for name, value in values.items() if value is not None},
     )
 
 
 def part_of(task: str, trained: set[str]) -> str:
-    """Which part of the tasks a task belongs to: a trained one under a constraint is a part of its own."""
+    """The part of the tasks that a task belongs to. A trained task under a constraint belongs to FORMATS."""
     base, _, constraint = task.partition("/")
     if task in trained:
         return TRAINED
@@ -143,10 +71,10 @@ def part_of(task: str, trained: set[str]) -> str:
 
 
 def table(dialogues: list[Dialogue], trained: set[str]) -> list[Cell]:
-    """For each group of speakers: the parts of the tasks, then each task; in all, training and held-out wordings."""
+    """The cells of each group of speakers: the parts of the tasks, then single tasks, each by kind of wording."""
     return [
         summarise(group, tasks, wording, prompt, chosen)
-        for group in dict.fromkeys(d.group for d in dialogues)
+        for group in dict.fromkeys(dialogue.group for dialogue in dialogues)
         for prompt, first in (("after", False), ("before", True))
         for tasks, part in parts([d for d in dialogues if d.group == group and d.prompt_first is first], trained)
         for wording, chosen in by_wording(part)
@@ -156,97 +84,91 @@ def table(dialogues: list[Dialogue], trained: set[str]) -> list[Cell]:
 def parts(dialogues: list[Dialogue], trained: set[str]) -> Iterator[tuple[str, list[Dialogue]]]:
     """The dialogues of each part that is not empty, then of each task."""
     for name in (TRAINED, NEW, FORMATS):
-        if chosen := [d for d in dialogues if part_of(d.task, trained) == name]:
+        if chosen := [dialogue for dialogue in dialogues if part_of(dialogue.task, trained) == name]:
             yield name, chosen
-    for task in sorted({d.task for d in dialogues}, key=lambda t: (t not in trained, t)):
-        yield task, [d for d in dialogues if d.task == task]
+    for task in sorted({dialogue.task for dialogue in dialogues}, key=lambda task: (task not in trained, task)):
+        yield task, [dialogue for dialogue in dialogues if dialogue.task == task]
 
 
 def by_wording(dialogues: list[Dialogue]) -> Iterator[tuple[str, list[Dialogue]]]:
-    """All dialogues, those in training wordings and those in held-out ones."""
+    """All dialogues, then those in training wordings and those in held-out ones."""
     yield "all", dialogues
     for name, heldout in (("train", False), ("heldout", True)):
-        if chosen := [d for d in dialogues if d.heldout is heldout]:
+        if chosen := [dialogue for dialogue in dialogues if dialogue.heldout is heldout]:
             yield name, chosen
 
 
-COLUMNS: dict[str, Callable[[Cell], Any]] = {
-    "accuracy": lambda c: c.accuracy,
-    "text LLM": lambda c: c.text_llm,
-    "kept": lambda c: c.kept,
-    "cascade": lambda c: c.cascade,
-    "agreement": lambda c: c.agreement,
-    "form": lambda c: c.follows and c.follows.value,
-    "worst wording": lambda c: c.worst_wording,
-    "silence": lambda c: c.silence,
-    "no audio": lambda c: c.no_audio,
-    "shuffled": lambda c: c.shuffled,
-    "WER": lambda c: c.wer,
-    "WER (English)": lambda c: c.wer_english,
-    "CER": lambda c: c.cer,
-    "BLEU": lambda c: c.bleu,
-    "BLEU (characters)": lambda c: c.bleu_characters,
-    "chrF": lambda c: c.chrf,
-    "judged": lambda c: c.judged,
-}
-
-
-def percent(value: Estimate | OverSeeds | float | None) -> str:
+def percent(value: MeanWithInterval | float | None) -> str:
     """`94.1`, with its interval where there is one `94.1 (93.0–95.2)`, or a dash."""
     if value is None:
         return "–"
-    if isinstance(value, OverSeeds | Estimate):
-        if value.low is None or value.high is None:
-            return f"{100 * value.value:.1f}"
-        return f"{100 * value.value:.1f} ({100 * value.low:.1f}–{100 * value.high:.1f})"
-    return f"{100 * value:.1f}"
+    if not isinstance(value, MeanWithInterval):
+        return f"{100 * value:.1f}"
+    if value.low is None or value.high is None:
+        return f"{100 * value.value:.1f}"
+    return f"{100 * value.value:.1f} ({100 * value.low:.1f}–{100 * value.high:.1f})"
 
 
 def render(cells: list[Cell]) -> str:
-    """A Markdown table, in per cent, of the columns that hold something."""
-    shown = [name for name, get in COLUMNS.items() if any(get(cell) is not None for cell in cells)]
-    header = ["speakers", "tasks", "wording", "prompt", "dialogues", *shown]
+    """A Markdown table of the metrics that any of the cells has."""
+    shown = [metric for metric in METRICS if metric.column and any(metric.name in cell.values for cell in cells)]
+    header = ["speakers", "tasks", "wording", "prompt", "dialogues", *(metric.column for metric in shown)]
     rows = [
-        [c.group, c.tasks, c.wording, c.prompt, str(c.dialogues), *(percent(COLUMNS[name](c)) for name in shown)] for c in cells
+        [cell.group, cell.tasks, cell.wording, cell.prompt, str(cell.dialogues), *(entry(cell, metric) for metric in shown)]
+        for cell in cells
     ]
     return markdown(header, rows, left=4)
 
 
+def entry(cell: Cell, metric: Metric) -> str:
+    """A metric of a cell as the table shows it."""
+    number = cell.number(metric.name)
+    if metric.unit != "%" and number is not None:
+        return f"{number:.3f}"
+    return percent(cell.values.get(metric.name) if metric.interval == "shown" else number)
+
+
 def notes(cells: list[Cell]) -> str:
-    """What the intervals speak of, group by group."""
+    """What the intervals cover, group by group."""
     lines = ["Intervals: 95%, bootstrap over the recordings of this one run. They do not cover another training seed."]
     for group in dict.fromkeys(cell.group for cell in cells):
-        most = max((cell for cell in cells if cell.group == group), key=lambda cell: cell.recordings)
-        heard = f"{group}: {most.recordings} recordings of"
-        if most.voices == 1:
-            lines.append(f"{heard} one speaker; the intervals say nothing about other speakers.")
-        elif most.voices:
-            lines.append(f"{heard} {most.voices} speakers; the intervals are about these speakers.")
+        largest = max((cell for cell in cells if cell.group == group), key=lambda cell: cell.recordings)
+        recordings = f"{group}: {largest.recordings} recordings of"
+        if largest.voices == 1:
+            lines.append(f"{recordings} one speaker; the intervals say nothing about other speakers.")
+        elif largest.voices:
+            lines.append(f"{recordings} {largest.voices} speakers; the intervals are about these speakers.")
     return "\n".join(lines)
 
 
 def markdown(header: list[str], rows: list[list[str]], left: int) -> str:
-    """An aligned Markdown table, the first `left` columns to the left and the others to the right."""
+    """An aligned Markdown table. The first `left` columns are aligned left, the others right."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
-    def draw(values: list[str]) -> str:
-        aligned = [v.ljust(w) if place < left else v.rjust(w) for place, (v, w) in enumerate(zip(values, widths, strict=True))]
-        return f"| {' | '.join(aligned)} |"
+    def align(column: int, text: str) -> str:
+        return text.ljust(widths[column]) if column < left else text.rjust(widths[column])
 
-    rule = ["-" * w if place < left else "-" * (w - 1) + ":" for place, w in enumerate(widths)]
-    return "\n".join([draw(header), draw(rule), *map(draw, rows)])
+    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    lines = [[align(column, text) for column, text in enumerate(row)] for row in (header, rule, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def to_json(cell: Cell) -> dict[str, Any]:
-    """Every number of a cell."""
-    return asdict(cell)
+    """A cell as a flat record. Every metric of this version is there, with None where it does not apply."""
+    values = {metric.name: None for metric in METRICS} | {
+        name: asdict(value) if isinstance(value, MeanWithInterval) else value for name, value in cell.values.items()
+    }
+    return {name: getattr(cell, name) for name in IDENTITY} | values
 
 
 def from_json(record: dict[str, Any]) -> Cell:
-    """The inverse of `to_json`, also of other versions of this code: None is what they did not measure."""
-    values: dict[str, Any] = {one.name: None for one in fields(Cell) if one.default is MISSING}
-    values |= {one.name: record[one.name] for one in fields(Cell) if one.name in record}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            values[name] = Estimate(value["value"], value["low"], value["high"])
-    return Cell(**values)
+    """The inverse of `to_json`. Of reports of other versions, unknown numbers are kept and other unknown keys ignored."""
+    values: dict[str, MeanWithInterval | float] = {}
+    for name, value in record.items():
+        if name in IDENTITY:
+            continue
+        if isinstance(value, dict) and "value" in value:
+            values[name] = MeanWithInterval(value["value"], value.get("low"), value.get("high"))
+        elif isinstance(value, int | float):
+            values[name] = value
+    return Cell(**{name: record[name] for name in IDENTITY if name in record}, values=values)

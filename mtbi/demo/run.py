@@ -20,7 +20,6 @@ import mtbi
 from mtbi import recipe as recipes
 from mtbi.answers import behaviour
 from mtbi.answers.teacher import build_teacher
-from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM
 from mtbi.corpus import align, importers
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.demo import corpus, world
@@ -28,11 +27,12 @@ from mtbi.demo.encoder import DemoAligner
 from mtbi.demo.speech import speak_digits
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import read_chat
+from mtbi.metrics import SPEECH, TEXT_LLM
 from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.shards import shards
 
 if TYPE_CHECKING:
-    from mtbi.benchmark.run import Report
+    from mtbi.benchmark.run import EvaluationReport
     from mtbi.use.open_run import TrainedRun
 
 TEST_PARTS = ("test_known", "test_unseen")
@@ -128,7 +128,7 @@ def train(recipe: Recipe, overrides: list[str], processes: int = 2) -> None:
         )
 
 
-def show_example(run: TrainedRun, report: Report) -> None:
+def show_example(run: TrainedRun, report: EvaluationReport) -> None:
     """One dialogue of an unseen task about held-out speech, and how to go on."""
     known = [d for d in report.dialogues if d.group == "test_known"]
     example = next((d for d in known if d.task in world.UNSEEN_TASKS and len(d.transcript.split()) > 3), known[0])

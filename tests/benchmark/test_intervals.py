@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtbi.benchmark.intervals import OverSeeds, holm, t_quantile, t_two_sided
+from mtbi.benchmark.intervals import MeanOverSeeds, holm, t_quantile, t_two_sided
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_quantiles_of_students_distribution_are_those_of_its_tables(freedom: int
 
 
 def test_three_seeds_have_a_t_interval() -> None:
-    found = OverSeeds.of([0.146, 0.048, 0.144])  # of the generalisation benchmark: multi-task against transcription only
+    found = MeanOverSeeds.of([0.146, 0.048, 0.144])  # of the generalisation benchmark: multi-task against transcription only
     assert found.low is not None
     assert found.high is not None
     assert (found.value, found.low, found.high) == pytest.approx((0.1127, -0.0263, 0.2516), abs=1e-3)
@@ -27,15 +27,15 @@ def test_three_seeds_have_a_t_interval() -> None:
 def test_the_interval_holds_the_truth_in_95_of_100() -> None:
     rng = np.random.default_rng(0)
     for seeds in (3, 10):
-        drawn = [OverSeeds.of(list(rng.normal(0, 0.08, seeds))) for _ in range(1000)]
+        drawn = [MeanOverSeeds.of(list(rng.normal(0, 0.08, seeds))) for _ in range(1000)]
         held = sum(one.low <= 0 <= one.high for one in drawn if one.low is not None and one.high is not None)
         assert 930 <= held <= 970
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_are_no_evidence() -> None:
-    one = OverSeeds.of([0.3])
+    one = MeanOverSeeds.of([0.3])
     assert (one.value, one.low, one.high, one.p) == (0.3, None, None, None)
-    assert OverSeeds.of([0.3, 0.3]).p == 1.0
+    assert MeanOverSeeds.of([0.3, 0.3]).p == 1.0
 
 
 def test_holm_stops_at_the_first_that_does_not_hold() -> None:

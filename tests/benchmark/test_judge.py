@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM, Dialogue
+from mtbi.benchmark.dialogues import Dialogue
 from mtbi.benchmark.judge import Judge
 from mtbi.errors import UserError
+from mtbi.metrics import SPEECH, TEXT_LLM
 
 
 class Handler(BaseHTTPRequestHandler):

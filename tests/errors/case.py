@@ -1,4 +1,4 @@
-"""A wrong input: how it is made, the command that meets it, and what its one message must say."""
+"""A wrong input: how to make it, the command to run on it, and the error message that must follow."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from mtbi.cli import main
 
 @dataclass(frozen=True)
 class World:
-    """Good things of a moment's work, which no case changes."""
+    """Paths of small valid inputs. No case changes them."""
 
-    corpus: str  #: manifest of one second of a tone, "one two three", not aligned
-    answers: str  #: two tasks about it
+    corpus: str  #: manifest of one recording: a tone of one second with the transcript "one two three", not aligned
+    answers: str  #: to two tasks about the recording
     shards: str
-    run: str  #: with a checkpoint of an untrained adapter; hears at most 5 seconds
+    run: str  #: a run with a checkpoint of an untrained adapter, for at most 5 seconds of speech
 
 
 @dataclass(frozen=True)
 class Case:
-    """`make` runs in an empty folder, then the command in the same; `$corpus` and the like stand for parts of the world."""
+    """One row of a case table. `$corpus` and the like in the command stand for parts of the world."""
 
     id: str
     command: str
-    says: tuple[str, ...]  #: what is wrong, where, and the remedy
-    make: Callable[[World], object] = lambda _: None
+    message: tuple[str, ...]  #: parts of the error message: what is wrong, where, and the remedy
+    make: Callable[[World], object] = lambda _: None  #: makes the input in the current folder, which is empty
 
 
-def answer(case: Case, world: World) -> int:
-    """Make the input and run the command; returns its exit status."""
+def run(case: Case, world: World) -> int:
+    """Make the input and run the command. Returns the exit status."""
     case.make(world)
     return main(shlex.split(Template(case.command).substitute(vars(world))))
 
 
 def tone(seconds: float) -> bytes:
-    """A WAV file of 16 bits at 16 kHz."""
+    """A tone as a WAV file, 16 bits at 16 kHz."""
     buffer = BytesIO()
     soundfile.write(buffer, 0.1 * np.sin(np.arange(int(16_000 * seconds)) * 0.1), 16_000, format="WAV")
     return buffer.getvalue()
@@ -68,7 +68,7 @@ def copied(part: str) -> Callable[[World], object]:
 
 
 def damaged(part: str, pattern: str, change: Callable[[bytes], bytes] | None = None) -> Callable[[World], object]:
-    """The same, with some files changed, or without them."""
+    """Copies a part of the world and changes the files of a pattern, or deletes them without `change`."""
 
     def make(world: World) -> None:
         copied(part)(world)
@@ -84,5 +84,5 @@ def both(*makers: Callable[[World], object]) -> Callable[[World], object]:
 
 
 def lines(name: str, *records: Any) -> Callable[[World], object]:
-    """Makes a JSONL file; text stands in it as it is."""
-    return file(name, "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in records))
+    """Makes a JSONL file. A record that is text becomes a line as it is."""
+    return file(name, "".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records))

@@ -1,4 +1,4 @@
-"""Recipes, manifests and recordings."""
+"""Wrong inputs: recipes, manifests and recordings."""
 
 from __future__ import annotations
 
@@ -190,5 +190,5 @@ RECORDINGS = [
 
 
 @pytest.mark.parametrize("case", RECIPES + MANIFESTS + RECORDINGS, ids=lambda case: case.id)
-def test_wrong_inputs(case: Case, meet: Callable[[Case], None]) -> None:
-    meet(case)
+def test_wrong_inputs(case: Case, check_case: Callable[[Case], None]) -> None:
+    check_case(case)

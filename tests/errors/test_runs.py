@@ -1,4 +1,4 @@
-"""Training, and what is done with a trained run; benchmarks and the command line."""
+"""Wrong runs: training, evaluation, chat, serving, export, benchmarks, and the command line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RUNS = [
         both(copied("run"), file("run/checkpoints/step-00000001/trainable.safetensors", "x")),
     ),
     Case(
-        "a damaged note of the best checkpoint, and no shards",
+        "a damaged record of the best checkpoint, and no shards",
         "evaluate run --shards shards",
         ("shards: no shards there", "`mtbi data shard`"),
         both(copied("run"), file("run/checkpoints/best.json", "{"), folder("shards")),
@@ -72,12 +72,12 @@ RUNS = [
     ),
     Case("no items", "evaluate $run --shards m.jsonl", ("m.jsonl: empty", "`audio` and `instruction`"), file("m.jsonl")),
     Case(
-        "an item without sound",
+        "an item whose audio is text",
         "evaluate $run --shards m.jsonl",
         ("m.jsonl, line 1: a.wav: not readable as audio",),
         both(lines("m.jsonl", {"audio": "a.wav", "instruction": "?"}), file("a.wav", "no sound\n" * 99)),
     ),
-    Case("a recording that is missing", "chat $run --audio a.wav what", ("a.wav: no such recording",)),
+    Case("a missing recording", "chat $run --audio a.wav what", ("a.wav: no such recording",)),
     Case("a recording without ending", "chat $run --audio a what", ("a: no such recording",)),
     Case(
         "a recording too long",
@@ -97,8 +97,8 @@ RUNS = [
         ("key is one line", "without spaces"),
         file("key", "a b"),
     ),
-    Case("a key that is not there", "serve $run --port 0 --api-key-file key", ("key: no such file",)),
-    Case("a port that is none", "serve $run --port 99999", ("--port 99999", "must be 0-65535", "choose another port")),
+    Case("a missing key file", "serve $run --port 0 --api-key-file key", ("key: no such file",)),
+    Case("a port out of range", "serve $run --port 99999", ("--port 99999", "must be 0-65535", "choose another port")),
     Case("export of nothing", "export run out", ("run: no recipe.yaml in it",), folder("run")),
     Case("export into a run", "export $run $run", ("not empty",)),
 ]
@@ -118,7 +118,7 @@ BENCHMARKS = [
         file("grid.yaml", GRID.replace("label: plain, ", "")),
     ),
     Case(
-        "a grid that is no YAML",
+        "a grid with a tab in its YAML",
         "reproduce out --grid grid.yaml",
         ("grid.yaml: not readable as YAML", "line 5"),
         file("grid.yaml", GRID + "\tx: 1"),
@@ -131,18 +131,18 @@ COMMANDS = [
     Case("unknown option", "evaluate $run --taks", ("unrecognized arguments: --taks", "`mtbi --help`")),
     Case("missing argument", "data import folder", ("required: source, out", "`mtbi data import --help`")),
     Case(
-        "an LLM of layers that are no attention",
+        "an LLM with layers other than attention",
         "plan demo model.llm=llm --gpus 1",
         ("model.llm: lfm2 has layers that are no attention (conv)", "Choose an LLM of attention layers only"),
         both(folder("llm"), file("llm/config.json", '{"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}')),
     ),
-    Case("a recipe for the doctor", "doctor demmo", ("no recipe is called 'demmo'", "did you mean demo?")),
+    Case("an unknown recipe for the doctor", "doctor demmo", ("no recipe is called 'demmo'", "did you mean demo?")),
 ]
 
 
 @pytest.mark.parametrize("case", RUNS + BENCHMARKS + COMMANDS, ids=lambda case: case.id)
-def test_wrong_runs(case: Case, meet: Callable[[Case], None]) -> None:
-    meet(case)
+def test_wrong_runs(case: Case, check_case: Callable[[Case], None]) -> None:
+    check_case(case)
 
 
 @pytest.mark.parametrize(

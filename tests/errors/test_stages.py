@@ -1,4 +1,4 @@
-"""Alignment, answers, shards and the plan."""
+"""Wrong stages: alignment, answers, shards and the plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALIGN = [
         ("wav2vec: no CTC model with tokenizer and preprocessor",),
         folder("wav2vec"),
     ),
-    Case("a part that is none", "data align $corpus out.jsonl --part 9/8", ("--part 9/8", "the form 3/8")),
+    Case("an impossible part", "data align $corpus out.jsonl --part 9/8", ("--part 9/8", "the form 3/8")),
     Case("a folder as result", "data align $corpus out", ("out: ", "a file is needed there"), folder("out")),
 ]
 BEHAVE = [
@@ -63,7 +63,7 @@ BEHAVE = [
     ),
     Case("no LLM there", "behave $corpus out model.llm=llm", ("model.llm", "'llm'", "Hugging Face name"), folder("llm")),
     Case(
-        "gold answers that nobody knows",
+        "gold answers that the manifest lacks",
         "behave $corpus out behaviour.answers=gold",
         ("behaviour.answers=gold", "the manifest knows no right answer", "`answers`"),
     ),
@@ -85,7 +85,7 @@ BEHAVE = [
         lines("m.jsonl", {"id": "b", "audio": "b.wav", "text": "one"}),
     ),
     Case(
-        "a damaged note",
+        "damaged settings of the answers",
         "data shard $corpus answers out",
         ("answers/behaviour.json: damaged", "delete the folder and run `mtbi behave` again"),
         damaged("answers", "behaviour.json", half),
@@ -141,7 +141,7 @@ SHARDS = [
         ("shard.00000.mds: this shard is missing", "copy it again or make the shards again"),
         damaged("shards", "shard.*.mds"),
     ),
-    Case("shards that are there", "data shard $corpus $answers $shards", ("not empty", "Choose another one, or delete it")),
+    Case("shards that exist already", "data shard $corpus $answers $shards", ("not empty", "Choose another one, or delete it")),
     Case(
         "unknown scheme of an address",
         "data stats ftp://host/digits",
@@ -189,12 +189,12 @@ PLAN = [
         damaged("shards", "mtbi_index.json", larger),
     ),
     Case(
-        "a variable that is the dialogue's own",
+        "a variable that the template sets itself",
         "behave $corpus out behaviour.template_variables.tools=none",
         ("behaviour.template_variables: tools cannot be set", "leave it out"),
     ),
     Case(
-        "a variable that is no plain value",
+        "a variable that is a list",
         "behave $corpus out behaviour.template_variables.day=[1,2]",
         ("behaviour.template_variables.day must be text, a number, true or false", "[1, 2]"),
     ),
@@ -209,7 +209,7 @@ PLAN = [
         "plan demo --gpus 8 train.steps=5",
         ("argument --gpus: must be a whole number, not 'train.steps=5'", "key=value stands before"),
     ),
-    Case("memory that is no number", "plan demo --gpus 8 --gpu-memory much", ("--gpu-memory", "a number above 0, not 'much'")),
+    Case("memory in words", "plan demo --gpus 8 --gpu-memory much", ("--gpu-memory", "a number above 0, not 'much'")),
     Case(
         "an encoder of another kind",
         "plan demo model.encoder.path=llama --gpus 8",
@@ -220,5 +220,5 @@ PLAN = [
 
 
 @pytest.mark.parametrize("case", ALIGN + BEHAVE + SHARDS + PLAN, ids=lambda case: case.id)
-def test_wrong_stages(case: Case, meet: Callable[[Case], None]) -> None:
-    meet(case)
+def test_wrong_stages(case: Case, check_case: Callable[[Case], None]) -> None:
+    check_case(case)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtbi.benchmark.answers import Answerer
+from mtbi.benchmark.answers import ConditionAsker
 from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.llm.chat_format import load_llm_tokenizer
 from mtbi.use.api import SpeechLLM
@@ -111,7 +111,7 @@ def test_a_message_without_speech_is_just_text(run: TrainedRun) -> None:
 def test_the_benchmark_asks_as_training_did(run: TrainedRun) -> None:
     first = run.recipe.behaviour.prompt_first
     dialogue = Dialogue("g", "u", "s", "t", 0, PROMPT, False, first, "three five", None)
-    assert flat(Answerer(run).prompt(Turn(dialogue, A, B, None), A)) == trained(run, ["sound"])
+    assert flat(ConditionAsker(run).prompt(Turn(dialogue, A, B, None), A)) == trained(run, ["sound"])
 
 
 def test_a_mix_is_asked_as_training_did(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
-"""Arms × seeds × amounts of speech: `mtbi reproduce`. Each run is a training run of its own, followed by its evaluation.
+"""A grid of runs, arms × seeds × amounts of speech: `mtbi reproduce`. Each run is trained, then evaluated.
 
-A run that has its evaluation is skipped and one that was killed goes on from its newest checkpoint, so the command may be
-given again at any time.
+Evaluated runs are skipped and interrupted ones resume from their newest checkpoint, so the command can be repeated at any time.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ class LessSpeech:
 
     arms: list[str] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)  #: of an arm those that it has
+    seeds: list[int] = field(default_factory=list)  #: an arm without such a seed is left out
 
 
 @dataclass
 class Compare:
-    """The differences to report: one arm against others."""
+    """Which differences are reported: one arm against others."""
 
     arm: str = ""
     with_: list[str] = field(default_factory=list)
@@ -66,9 +65,9 @@ class Grid:
     seeds: list[int]
     evaluate: dict[str, str]  #: shards by group of speakers
     arms: dict[str, Arm]
-    world: str = ""  #: `digits`: the data are the miniature world's, made first
-    cascade: str = ""  #: a CTC recogniser, for the cascade
-    dialogues: int = 2000  #: of each group
+    world: str = ""  #: `digits`: make the data of the miniature world first
+    cascade: str = ""  #: a CTC recogniser; empty = no cascade
+    dialogues: int = 2000  #: in each group
     fields: list[str] = field(default_factory=list)  #: of every run
     less_speech: LessSpeech = field(default_factory=LessSpeech)
     compare: Compare = field(default_factory=Compare)
@@ -80,7 +79,7 @@ class Job:
 
     arm: str
     seed: int
-    minutes: float = 0.0  #: of speech; 0 = all
+    minutes: float = 0.0  #: of speech in the corpus; 0 = all
 
     @property
     def name(self) -> str:
@@ -89,11 +88,11 @@ class Job:
 
 
 def load(name_or_path: str) -> Grid:
-    """A grid by the name of a shipped one or by path. Raises UserError for unknown keys, arms and fields."""
+    """A grid by shipped name or by path. Raises UserError for unknown keys, arms and fields."""
     path = SHIPPED / f"{name_or_path}.yaml"
     path = path if path.is_file() else Path(name_or_path)
     if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.yaml")))
+        known = ", ".join(sorted(shipped.stem for shipped in SHIPPED.glob("*.yaml")))
         raise UserError(f"{name_or_path}: neither a file nor a shipped grid ({known})")
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -109,13 +108,13 @@ def load(name_or_path: str) -> Grid:
 
 
 def build(record: Any) -> Grid:
-    """A grid from YAML's dictionaries."""
-    values = only_known(record, Grid, "a grid")
+    """A grid from a parsed YAML file. Raises UserError for what no grid can hold."""
+    values = checked(record, Grid, "a grid")
     missing = [name for name in ("recipe", "seeds", "evaluate", "arms") if not values.get(name)]
     if missing:
         raise UserError(f"a grid needs `{missing[0]}`")
-    arms = {str(name): Arm(**only_known(arm, Arm, f"arm {name}")) for name, arm in values["arms"].items()}
-    less = LessSpeech(**only_known(values.get("less_speech") or {}, LessSpeech, "less_speech"))
+    arms = {str(name): Arm(**checked(arm, Arm, f"arm {name}")) for name, arm in values["arms"].items()}
+    less = LessSpeech(**checked(values.get("less_speech") or {}, LessSpeech, "less_speech"))
     pairs = values.get("compare") or {}
     if not isinstance(pairs, dict):
         raise UserError(f"compare holds `arm: NAME` and `with: [NAME, …]`, not {pairs!r}")
@@ -129,8 +128,11 @@ def build(record: Any) -> Grid:
     return grid
 
 
-def only_known(record: Any, kind: type, where: str) -> dict[str, Any]:
-    """`record` if all its keys are fields of `kind`, with values of their types, and no needed one is missing."""
+def checked(record: Any, kind: type, where: str) -> dict[str, Any]:
+    """`record`, if it can be the arguments of the dataclass `kind`.
+
+    Raises UserError for unknown keys, values of a wrong type, and missing fields.
+    """
     if not isinstance(record, dict):
         raise UserError(f"{where} holds `key: value` lines, not {record!r}")
     hints = get_type_hints(kind)
@@ -141,14 +143,17 @@ def only_known(record: Any, kind: type, where: str) -> dict[str, Any]:
         wanted = get_origin(hints[key]) or hints[key]
         if wanted in YAML_KINDS and not isinstance(value, wanted):
             raise UserError(f"{where}: {key} must be {YAML_KINDS[wanted]}, not {value!r}")
-    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    needed = [known.name for known in fields(kind) if known.default is MISSING and known.default_factory is MISSING]
     if missing := [name for name in needed if name not in record]:
         raise UserError(f"{where} needs `{missing[0]}`")
     return record
 
 
 def jobs(grid: Grid) -> Iterator[Job]:
-    """Every run: all arms, one seed after the other, then those on less speech: a grid cut short has whole seeds."""
+    """Every run: all arms with the first seed, then with the next, then the runs on less speech.
+
+    A grid that is interrupted has complete seeds.
+    """
     less = grid.less_speech
     own = {name: arm.seeds or grid.seeds for name, arm in grid.arms.items()}
     for seed in dict.fromkeys(seed for seeds in own.values() for seed in seeds):
@@ -158,15 +163,15 @@ def jobs(grid: Grid) -> Iterator[Job]:
 
 
 def arm_fields(grid: Grid, arm: str, seen: tuple[str, ...] = ()) -> list[str]:
-    """The fields that make an arm, those of the arms it is like first."""
+    """The `key=value` fields of an arm, after those of the arms it is like. Raises UserError for a circle of arms."""
     if arm in seen:
         raise UserError(f"arms are like each other in a circle: {' → '.join((*seen, arm))}")
-    one = grid.arms[arm]
-    return [*(arm_fields(grid, one.like, (*seen, arm)) if one.like else []), *one.fields]
+    own, like = grid.arms[arm].fields, grid.arms[arm].like
+    return [*(arm_fields(grid, like, (*seen, arm)) if like else []), *own]
 
 
 def job_fields(grid: Grid, job: Job, out: Path) -> list[str]:
-    """`key=value` fields that make the recipe of a run."""
+    """The `key=value` fields of a run, on top of the grid's recipe."""
     chosen = [*grid.fields, *arm_fields(grid, job.arm), f"seed={job.seed}", f"name={job.arm}"]
     if job.minutes:
         chosen.append(f"plan.hours={job.minutes / 60!r}")
@@ -186,28 +191,28 @@ def commands(grid: Grid, job: Job, out: Path, processes: int) -> list[list[str]]
         start = [str(binaries / "deepspeed"), "--num_accelerators", str(processes), "--no_local_rank"]
     train = [*start, str(REPOSITORY / "mtbi" / "train.py"), "--deepspeed", str(REPOSITORY / "ds_configs" / "zero1.json")]
     train += ["--recipe", grid.recipe, *job_fields(grid, job, out)]
-    places = [f"{name}={place.replace(DATA, str(out / 'data'))}" for name, place in grid.evaluate.items()]
+    shards = [f"{name}={address.replace(DATA, str(out / 'data'))}" for name, address in grid.evaluate.items()]
     evaluate = [sys.executable, "-m", "mtbi.cli", "evaluate", str(out / "runs" / job.name), "--checkpoint", "latest"]
-    evaluate += ["--shards", *places, "--dialogues", str(grid.dialogues), "--batch-size", "256"]
-    if grid.cascade and job == reference(grid):
+    evaluate += ["--shards", *shards, "--dialogues", str(grid.dialogues), "--batch-size", "256"]
+    if grid.cascade and job == cascade_job(grid):
         evaluate += ["--cascade", grid.cascade]
     return [train, evaluate]
 
 
-def reference(grid: Grid) -> Job:
-    """The run that measures the cascade too: recogniser and text LLM are the same for all."""
+def cascade_job(grid: Grid) -> Job:
+    """The run whose evaluation also asks the cascade. One is enough: all runs have the same recogniser and text LLM."""
     return Job(grid.compare.arm or next(iter(grid.arms)), grid.seeds[0])
 
 
 def report_folder(grid: Grid, job: Job, out: Path) -> Path | None:
-    """Where the evaluation of a run's last step is; None while it is not there."""
+    """The folder with the evaluation of a run's last step; None while there is none."""
     steps = job_recipe(grid, job, out).train.steps
     folder = out / "runs" / job.name / "evaluation" / f"step-{steps:08d}"
     return folder if (folder / "report.json").exists() else None
 
 
 def run_job(grid: Grid, job: Job, out: Path, processes: int, threads: int) -> str:
-    """Train and evaluate; returns what went wrong, or nothing."""
+    """Train and evaluate a run; returns an error message, empty on success."""
     folder = out / "runs" / job.name
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -221,7 +226,7 @@ def run_job(grid: Grid, job: Job, out: Path, processes: int, threads: int) -> st
 
 
 def run(grid: Grid, out: Path, parallel: int, processes: int, only: Iterable[Job]) -> list[str]:
-    """Run what is still missing, `parallel` runs at once of `processes` processes each; returns what went wrong."""
+    """Run the jobs that are not evaluated yet, `parallel` at once with `processes` processes each; returns error messages."""
     waiting = [job for job in only if report_folder(grid, job, out) is None]
     threads = max(1, len(os.sched_getaffinity(0)) // (parallel * processes))
     failures = []

@@ -3,10 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mtbi import metrics
-
-
-def test_normalise_keeps_words_and_apostrophes() -> None:
-    assert metrics.normalise("  I'm  here, “Adam’s” dog_ran! ") == "i'm here adam's dog ran"
+from mtbi.metrics.texts import list_f1
 
 
 def test_exact_match_ignores_case_and_punctuation() -> None:
@@ -37,13 +34,6 @@ def test_translations_and_free_texts_are_compared_by_their_pieces() -> None:
 def test_an_answer_follows_when_all_of_it_has_the_form() -> None:
     assert metrics.follows(" - one\n- two ", "(- .+\n?)+")
     assert not metrics.follows("Sure: - one", "(- .+\n?)+")
-
-
-def test_nearness_is_by_the_scorer() -> None:
-    assert metrics.nearness("exact", "A.", "a") == 1
-    assert metrics.nearness("wer", "a b", "a c") == 0.5
-    assert metrics.nearness("wer", "a b c d", "a") == 0
-    assert 0.3 < metrics.nearness("similarity", "the cat sat", "the cats sat down") < 1
 
 
 @pytest.mark.parametrize(
@@ -80,7 +70,7 @@ def test_nearness_is_by_the_scorer() -> None:
 def test_signs_and_marks_that_change_the_meaning_count(answer: str, reference: str) -> None:
     assert not metrics.exact_match(answer, reference)
     for scorer in ("wer", "wer_english", "cer"):
-        assert metrics.nearness(scorer, answer, reference) < 1
+        assert metrics.SCORERS[scorer].similarity(answer, reference) < 1
 
 
 @pytest.mark.parametrize(
@@ -108,19 +98,19 @@ def test_signs_and_marks_that_change_the_meaning_count(answer: str, reference: s
 )
 def test_spellings_of_the_same_text_are_equal(answer: str, reference: str) -> None:
     assert metrics.exact_match(answer, reference)
-    assert metrics.nearness("wer", answer, reference) == 1
+    assert metrics.SCORERS["wer"].similarity(answer, reference) == 1
 
 
 def test_without_spaces_characters_are_counted() -> None:
     answer, reference = "今天天气怎么样我很坏", "今天天气怎么样，我很好。"
     assert metrics.cer([answer], [reference]) == pytest.approx(1 / 10)
     assert metrics.wer([answer], [reference]) == pytest.approx(1 / 10)
-    assert metrics.nearness("wer", answer, reference) == pytest.approx(0.9)
+    assert metrics.SCORERS["wer"].similarity(answer, reference) == pytest.approx(0.9)
     assert metrics.wer(["我用 Android 打电话"], ["我用 iPhone 打电话"]) == pytest.approx(1 / 6)
     assert metrics.cer(["abcd"], ["abce"]) == pytest.approx(1 / 4)
     assert metrics.cer(["x"], ["[noise]"]) is None
-    by_script = {reference: "cer", "दिन": "wer", "ประเทศ": "cer", "in 東京 we are": "wer"}
-    assert {text: metrics.fitting("wer", text) for text in by_script} == by_script
+    by_script = {reference: True, "दिन": False, "ประเทศ": True, "in 東京 we are": False}
+    assert {text: metrics.is_unspaced(text) for text in by_script} == by_script
 
 
 def test_bleu_cuts_a_text_as_its_script_needs() -> None:
@@ -131,6 +121,16 @@ def test_bleu_cuts_a_text_as_its_script_needs() -> None:
     chinese = ["今天天气怎么样我很坏"], ["今天天气怎么样我很好"]
     assert metrics.bleu(*chinese) == pytest.approx(corpus_bleu(chinese[0], [chinese[1]], tokenize="zh").score / 100)
     assert metrics.bleu(["ประเทศไทย"], ["ประเทศไทย"]) == pytest.approx(1)
+
+
+def test_listed_items_are_compared_in_any_order() -> None:
+    listing = "- Call Anna.\n- Book a room\n- Send 1,000 invitations"
+    assert list_f1("1. Send 1,000 invitations\n2. Book a room\n3. call Anna", listing) == 1
+    assert list_f1("Send 1,000 invitations, book a room, and call Anna.", listing) == 1
+    assert list_f1("- Book a room\n- Sleep", listing) == pytest.approx(2 / 5)
+    assert list_f1("book a room, book a room", "book a room") == pytest.approx(2 / 3)
+    assert list_f1("牛奶、面包", "面包，牛奶") == 1
+    assert (list_f1("", ""), list_f1("", "milk")) == (1, 0)
 
 
 def test_a_form_is_met_in_any_unicode_form() -> None:
