@@ -286,7 +286,7 @@ def serve(options: Options) -> None:
     try:
         import uvicorn
 
-        from mtbi.use.serve.limits import Limits, read_api_key
+        from mtbi.use.serve.limits import ServerLimits, read_api_key
         from mtbi.use.serve.mix import choose_aligner
         from mtbi.use.serve.server import make_app
     except ImportError as error:
@@ -297,7 +297,7 @@ def serve(options: Options) -> None:
     api_key = read_api_key(options.api_key_file)
     run = open_run(options.run, options.checkpoint, options.device)
     aligner = choose_aligner(options.aligner, run)
-    limits = Limits(megabytes=options.max_megabytes, waiting=options.max_waiting, new_tokens=options.max_new_tokens)
+    limits = ServerLimits(megabytes=options.max_megabytes, waiting=options.max_waiting, new_tokens=options.max_new_tokens)
     app = make_app(run, limits, aligner, api_key, options.allow_origin)
     print(
         f"{run.recipe.name} ({run.checkpoint.name}) at http://{options.host}:{options.port}/  API: …/v1/chat/completions",

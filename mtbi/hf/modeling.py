@@ -124,7 +124,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         """The LLM without its output layer."""
         return self.llm.get_decoder()
 
-    def hear(self, input_values: Tensor, input_lengths: Tensor) -> Tensor:
+    def encode_speech(self, input_values: Tensor, input_lengths: Tensor) -> Tensor:
         """Waveforms `(clips, samples)` at 16 kHz and lengths in samples to adapter frames `(frames of all clips, hidden)`."""
         features, lengths = by_length.encode(self.encoder, input_values, input_lengths.clamp(min=1))
         frames, counts = self.adapter(features.to(next(self.adapter.parameters()).dtype), lengths)
@@ -151,7 +151,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             heard = input_ids == self.config.audio_token_id
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(heard, 0))
             if input_values is not None and input_lengths is not None:
-                frames = self.hear(input_values, input_lengths)
+                frames = self.encode_speech(input_values, input_lengths)
                 if len(frames) != int(heard.sum()):
                     raise ValueError(f"{int(heard.sum())} audio tokens for {len(frames)} frames of speech: use the processor")
                 inputs_embeds = inputs_embeds.masked_scatter(heard[..., None], frames.to(inputs_embeds))

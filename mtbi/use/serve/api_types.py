@@ -97,7 +97,7 @@ class AudioUrl(BaseModel):
     url: str
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A piece of a message; `type` names the field that holds it."""
 
     type: str
@@ -112,12 +112,12 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ContentPart]:
         """The pieces of the message."""
-        return [Part(type="text", text=self.content)] if isinstance(self.content, str) else self.content or []
+        return [ContentPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content or []
 
 
 class StreamOptions(BaseModel):
@@ -176,7 +176,7 @@ def explain(error: ValidationError) -> ApiError:
     """What is wrong with a request's body."""
     # `content` is text or parts: the deepest error is about the kind that was meant.
     deepest = max(error.errors(include_url=False, include_context=False, include_input=False), key=lambda one: len(one["loc"]))
-    where = ".".join(str(step) for step in deepest["loc"] if step not in ("str", "list[Part]"))[:200]
+    where = ".".join(str(step) for step in deepest["loc"] if step not in ("str", "list[ContentPart]"))[:200]
     return ApiError(400, f"{where}: {deepest['msg']}" if where else deepest["msg"], param=where or None)
 
 

@@ -24,7 +24,7 @@ IN_MEMORY_BYTES = 64 * 1024  #: of an upload that waits; the rest lies in a temp
 DRAIN_SECONDS = 2.0  #: for which the rest of a refused upload is read, so that the client reads the reason
 
 
-class Limits(BaseModel):
+class ServerLimits(BaseModel):
     """What one server takes on."""
 
     megabytes: float = 25.0  #: of a request
@@ -53,10 +53,10 @@ class Limits(BaseModel):
         return max(500_000, self.body_bytes // 8)
 
 
-class RequestLimits:
+class RequestLimitMiddleware:
     """Counts what a client sends, whatever its headers say, and cancels the handler of a client that has left."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: ServerLimits) -> None:
         self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +125,7 @@ class RequestLimits:
             await failed("a request failed").response()(scope, receive, answer)  # the connection stays usable
 
 
-class ApiKey:
+class ApiKeyMiddleware:
     """Refuses requests below `/v1` without the key, as `Authorization: Bearer …`."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:

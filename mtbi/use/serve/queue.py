@@ -26,7 +26,7 @@ class RequestQueue:
         self._usual_seconds = 1.0  # of a turn, a running mean
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def reserve(self) -> Iterator[None]:
         """A place in the queue. Raises ApiError 429 where there is none."""
         if self._taken >= self.places:
             seconds = str(math.ceil(min(60.0, self._usual_seconds)))

@@ -18,7 +18,7 @@ import soundfile
 from mtbi.audio import codec
 from mtbi.errors import UserError
 from mtbi.use.serve.api_types import ApiError, AudioUrl, InputAudio
-from mtbi.use.serve.limits import Limits
+from mtbi.use.serve.limits import ServerLimits
 
 MOST_STRUCTURE = 50_000  #: brackets and commas of a request without its recordings
 LARGEST_KERNEL = 2**19  #: numbers in the resampling filter bank; the common rates need under 300,000
@@ -31,7 +31,7 @@ _WRAPPED = re.compile(rb"[ \\]")
 _ESCAPED = {b" ": b"", b"\\n": b"", b"\\r": b"", b"\\t": b"", b"\\/": b"/"}
 
 
-def cut_out(body: bytes, limits: Limits) -> tuple[bytes, dict[str, bytes | ApiError]]:
+def extract_recordings(body: bytes, limits: ServerLimits) -> tuple[bytes, dict[str, bytes | ApiError]]:
     """The body with a short name in the place of each recording, and by name the recordings or what is wrong with them.
 
     Raises ApiError 413 for a body that is too large without its recordings.
@@ -91,8 +91,8 @@ def from_base64(text: memoryview) -> bytes:
     return b"".join(decoded)
 
 
-def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-    """As `audio.standardise`, a few seconds at once: its temporary arrays are several times as large as its input.
+def standardise_in_blocks(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    """As `codec.standardise`, a few seconds at once: its temporary arrays are several times as large as its input.
 
     A second on each side is resampled with them, which is much longer than the filter.
     """
@@ -107,13 +107,13 @@ def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     return np.concatenate(waves)
 
 
-class Listener:
+class RecordingDecoder:
     """Decodes the recordings of one request. Each may be used once: then its bytes are given back."""
 
     def __init__(
         self,
         recordings: dict[str, bytes | ApiError],
-        limits: Limits,
+        limits: ServerLimits,
         max_seconds: float,
         room: Callable[[int], None] = lambda _samples: None,
     ) -> None:
@@ -121,7 +121,7 @@ class Listener:
         self.recordings, self.limits, self.max_seconds, self.room = recordings, limits, max_seconds, room
         self._samples = 0
 
-    def listen(self, recording: InputAudio | AudioUrl, where: str) -> np.ndarray:
+    def decode(self, recording: InputAudio | AudioUrl, where: str) -> np.ndarray:
         """A recording as `(samples,)` at 16 kHz. Raises ApiError 400 about `where`."""
         if isinstance(recording, AudioUrl):
             field, text = "audio_url.url", recording.url
@@ -135,7 +135,7 @@ class Listener:
         if isinstance(wrong := self.recordings[text], ApiError):
             raise ApiError(400, f"{where}: {field} is {wrong.message}")
         try:
-            wave = standardise(*self._load(text))
+            wave = standardise_in_blocks(*self._load(text))
             self._samples += len(wave)
             if self._samples > self.limits.decoded_samples:
                 seconds = self.limits.decoded_samples / codec.SAMPLE_RATE

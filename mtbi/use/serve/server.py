@@ -22,10 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from mtbi.corpus.align import CtcAligner
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve.answerer import Answerer, Reply, unknown_model
 from mtbi.use.serve.api_types import ApiError, ChatRequest, Completion, event, failed, usage
-from mtbi.use.serve.limits import ApiKey, Limits, RequestLimits, upload
+from mtbi.use.serve.limits import ApiKeyMiddleware, RequestLimitMiddleware, ServerLimits, upload
 from mtbi.use.serve.queue import RequestQueue
+from mtbi.use.serve.replies import Reply, ReplyBuilder, unknown_model
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -81,10 +81,10 @@ async def events(completion: Completion, texts: AsyncIterator[str], reply: Reply
 class Api:
     """The routes that need the model."""
 
-    def __init__(self, run: TrainedRun, limits: Limits, aligner: CtcAligner | None) -> None:
+    def __init__(self, run: TrainedRun, limits: ServerLimits, aligner: CtcAligner | None) -> None:
         self.limits, self.aligner = limits, aligner
-        self.answerer, self.queue = Answerer(run, limits), RequestQueue(limits.waiting)
-        self.model = {"id": self.answerer.name, "object": "model", "created": 0, "owned_by": "mtbi"}
+        self.replies, self.queue = ReplyBuilder(run, limits), RequestQueue(limits.waiting)
+        self.model = {"id": self.replies.name, "object": "model", "created": 0, "owned_by": "mtbi"}
 
     async def complete(self, request: Request) -> Response:
         """An answer, whole or streamed."""
@@ -94,11 +94,11 @@ class Api:
             loop.call_soon_threadsafe(texts.put_nowait, text)
 
         async with AsyncExitStack() as held:
-            held.enter_context(self.queue.place())
+            held.enter_context(self.queue.reserve())
             file = await held.enter_async_context(upload(request, self.limits.upload_seconds))
             await held.enter_async_context(self.queue.turn())
-            asked, reply = await self.queue.work(lambda: self.answerer.prepare(file, emit))
-            completion = Completion(self.answerer.name, wants_usage(asked))
+            asked, reply = await self.queue.work(lambda: self.replies.prepare(file, emit))
+            completion = Completion(self.replies.name, wants_usage(asked))
             if asked.stream:
                 return EventStream(events(completion, written(self.queue, reply, texts), reply), held.pop_all())
             await self.queue.work(reply.generate, reply.writer.abandoned.set)
@@ -110,9 +110,9 @@ class Api:
         if (aligner := self.aligner) is None:
             reason = "no word times: start `mtbi serve` with --aligner and the name of a CTC model of transformers"
             raise ApiError(404, reason)
-        with self.queue.place():
+        with self.queue.reserve():
             async with upload(request, self.limits.upload_seconds) as file, self.queue.turn():
-                return JSONResponse(await self.queue.work(lambda: self.answerer.align(aligner, file)))
+                return JSONResponse(await self.queue.work(lambda: self.replies.align(aligner, file)))
 
     def find_model(self, identity: str) -> dict:
         """The model of that name."""
@@ -128,7 +128,7 @@ def wants_usage(request: ChatRequest) -> bool:
 
 def make_app(
     run: TrainedRun,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     aligner: CtcAligner | None = None,
     api_key: str = "",
     origins: Sequence[str] = (),
@@ -137,13 +137,13 @@ def make_app(
 
     With an `api_key`, only who sends it is answered. `origins` are web sites whose pages may use the API from a browser.
     """
-    limits = limits or Limits()
+    limits = limits or ServerLimits()
     api = Api(run, limits, aligner)
     app = FastAPI(title="mtbi", docs_url=None, redoc_url=None, openapi_url=None)
     # The last one added is the outermost: errors of all others carry its headers.
-    app.add_middleware(RequestLimits, limits=limits)
+    app.add_middleware(RequestLimitMiddleware, limits=limits)
     if api_key:
-        app.add_middleware(ApiKey, key=api_key)
+        app.add_middleware(ApiKeyMiddleware, key=api_key)
     if origins:
         methods, shown = ["GET", "POST"], ["Retry-After"]
         app.add_middleware(

@@ -19,7 +19,7 @@ from mtbi.demo.encoder import DemoAligner
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.mix import Mix, Mixer, Word
-from mtbi.use.serve.server import Limits, make_app
+from mtbi.use.serve.server import ServerLimits, make_app
 
 
 def client_of(address: str) -> openai.OpenAI:
@@ -120,11 +120,11 @@ def test_mistakes_in_asking_for_words(client: openai.OpenAI, body: Any, status: 
 def test_words_without_an_aligner_or_a_place_in_the_queue(run: TrainedRun, serving: Callable) -> None:
     with serving(make_app(run)) as address, pytest.raises(openai.NotFoundError, match="with --aligner"):
         align(client_of(address), heard(wav(1)))
-    with serving(make_app(run, Limits(waiting=1), DemoAligner())) as address:
+    with serving(make_app(run, ServerLimits(waiting=1), DemoAligner())) as address:
         for _ in range(2):  # a failure gives its place in the queue back
             with pytest.raises(openai.BadRequestError, match="hears no word"):
                 align(client_of(address), heard(as_file(np.zeros(16_000))))
-    with serving(make_app(run, Limits(waiting=0), DemoAligner())) as address, pytest.raises(openai.RateLimitError):
+    with serving(make_app(run, ServerLimits(waiting=0), DemoAligner())) as address, pytest.raises(openai.RateLimitError):
         align(client_of(address), heard(wav(1)))
 
 

@@ -22,9 +22,9 @@ from mtbi.model.generate import ContextError, Decoding, context_length, room_for
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.api_types import AlignRequest, ApiError, AudioUrl, ChatRequest, InputAudio, Message, explain
-from mtbi.use.serve.limits import Limits
+from mtbi.use.serve.limits import ServerLimits
 from mtbi.use.serve.mix import Mix, Mixer, align_words
-from mtbi.use.serve.recordings import Listener, cut_out
+from mtbi.use.serve.recordings import RecordingDecoder, extract_recordings
 from mtbi.use.serve.writer import Writer
 from mtbi.use.turn import split_prompt
 
@@ -44,9 +44,11 @@ class Reply:
     generate: Callable[[], object]  #: fills the writer
 
 
-def pieces(parts: list[tuple[str, str | InputAudio | AudioUrl]], listener: Listener) -> tuple[list[str | np.ndarray], str]:
+def pieces(
+    parts: list[tuple[str, str | InputAudio | AudioUrl]], decoder: RecordingDecoder
+) -> tuple[list[str | np.ndarray], str]:
     """What is said and the prompt about it. Each part comes with its name. Raises ApiError 400 for an unusable recording."""
-    return split_prompt([part if isinstance(part, str) else listener.listen(part, where) for where, part in parts])
+    return split_prompt([part if isinstance(part, str) else decoder.decode(part, where) for where, part in parts])
 
 
 def parts_of(message: Message, number: int) -> list[tuple[str, str | InputAudio | AudioUrl]]:
@@ -64,10 +66,10 @@ def parts_of(message: Message, number: int) -> list[tuple[str, str | InputAudio 
     return found
 
 
-class Answerer:
+class ReplyBuilder:
     """Prepares answers with one model. What it does takes memory, so it is asked for one request at a time."""
 
-    def __init__(self, run: TrainedRun, limits: Limits) -> None:
+    def __init__(self, run: TrainedRun, limits: ServerLimits) -> None:
         self.run, self.limits = run, limits
         self.mixer = Mixer(run)
         self.geometry = FrameGeometry.from_config(run.recipe.model)
@@ -76,16 +78,16 @@ class Answerer:
 
     def parse(
         self, file: IO[bytes], schema: type[Parsed], room: Callable[[int], None] = lambda _samples: None
-    ) -> tuple[Parsed, Listener]:
+    ) -> tuple[Parsed, RecordingDecoder]:
         """A request's body, and what decodes its recordings. Raises ApiError for a body that is wrong."""
         file.seek(0)
-        rest, recordings = cut_out(file.read(), self.limits)
+        rest, recordings = extract_recordings(file.read(), self.limits)
         try:
             request = schema.model_validate_json(rest)
         except ValidationError as error:
             raise explain(error) from error
         seconds = self.run.recipe.plan.max_audio_seconds
-        return request, Listener(recordings, self.limits, seconds, room)
+        return request, RecordingDecoder(recordings, self.limits, seconds, room)
 
     def prepare(self, file: IO[bytes], emit: Callable[[str], object]) -> tuple[ChatRequest, Reply]:
         """The reply to a request; `emit` will get its pieces. Raises ApiError for what cannot be answered."""
@@ -97,7 +99,7 @@ class Answerer:
             if self.context is not None and heard >= self.context:
                 raise self.too_long(f"the recordings alone take {heard} or more")
 
-        request, listener = self.parse(file, ChatRequest, room)
+        request, decoder = self.parse(file, ChatRequest, room)
         request.check_supported()
         if request.model and request.model != self.name:
             raise unknown_model(request.model)
@@ -110,18 +112,18 @@ class Answerer:
         writer = Writer(run.chat.tokenizer, ends, request.stops, emit)
         decoding = decoding_of(request, writer.full)
         try:
-            return request, self.reply(talk, turns, listener, writer, decoding)
+            return request, self.reply(talk, turns, decoder, writer, decoding)
         except ContextError as error:
             raise self.too_long(str(error)) from error
         except UserError as error:
             raise ApiError(400, str(error)) from error
 
-    def reply(self, talk: Conversation, turns: list, listener: Listener, writer: Writer, decoding: Decoding) -> Reply:
+    def reply(self, talk: Conversation, turns: list, decoder: RecordingDecoder, writer: Writer, decoding: Decoding) -> Reply:
         """Decode, and lay out what the LLM gets. Raises ApiError and UserError."""
         for (_, question), (_, answer) in zip(turns[:-1:2], turns[1::2], strict=True):
-            talk.recall(*pieces(question, listener), pieces(answer, listener)[1])
+            talk.recall(*pieces(question, decoder), pieces(answer, decoder)[1])
         _, parts = turns[-1]
-        said, prompt = pieces(parts, listener)
+        said, prompt = pieces(parts, decoder)
         if not said and not prompt.strip():
             raise ApiError(400, "the last message is empty")
         timed = [part for _, parts in turns for _, part in parts if isinstance(part, InputAudio) and part.words]
@@ -209,8 +211,8 @@ class Answerer:
 
     def align(self, aligner: CtcAligner, file: IO[bytes]) -> dict:
         """Word times of a recording. Raises ApiError 400 for what cannot be aligned."""
-        request, listener = self.parse(file, AlignRequest)
-        wave = listener.listen(request.input_audio, "input_audio")
+        request, decoder = self.parse(file, AlignRequest)
+        wave = decoder.decode(request.input_audio, "input_audio")
         try:
             words = align_words(aligner, wave, request.transcript.strip())
         except UserError as error:
