@@ -30,31 +30,11 @@ from mtbi.model.encoders.build import Convolutional, Whisper
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import embedding_rms
 from mtbi.recipe import LoraConfig, Recipe
+from mtbi.use.layouts import LAYOUTS
 from mtbi.use.open_run import TrainedRun
 
 PRIVATE = ("run_dir", "data")  # of the recipe: places on the machine that trained
 MAX_NEW_TOKENS = 256
-
-HOLDS = {
-    "trained": "the trained ones alone; the frozen ones come from the models above",
-    "merged": "those of encoder, adapter and text LLM",
-    "ultravox": "those of encoder, adapter and text LLM, in the layout of Ultravox",
-}
-TRANSFORMERS = f"""\
-```python
-import mtbi.hf  # pip install mtbi
-from transformers import pipeline
-
-ask = pipeline("{TASK}", model="…")
-ask({{"audio": "question.wav", "text": "What does the speaker want?"}})
-```
-"""
-VLLM = """\
-```
-vllm serve … --trust-remote-code   # runs ultravox_processing.py of this folder
-```
-"""
-USE = {"trained": TRANSFORMERS, "merged": TRANSFORMERS, "ultravox": VLLM}
 
 #: Before the LLM's own template: parts become text in which each recording is one token, as `mtbi.use.turn` lays them out. What
 #: training tokenises by itself stands between two `APART`.
@@ -231,9 +211,9 @@ def card(run: TrainedRun, layout: str) -> str:
 A speech LLM: the text LLM `{llm}` hears through the speech encoder `{encoder}` and a trained adapter
 (`{model.adapter.kind}`). It was trained by multi-task behaviour imitation with speech-text interleaving (arXiv 2505.18644)
 with mtbi {versions.installed("mtbi")}, `{run.checkpoint.name}` of {recipe.train.steps} steps; settings: `recipe.yaml`.
-The weights here are {HOLDS[layout]}.
+The weights here are {LAYOUTS[layout].weights}.
 
-{USE[layout]}
+{LAYOUTS[layout].usage}
 Speech is 16 kHz mono of at most {recipe.plan.max_audio_seconds:g} seconds; files of other rates are resampled. The model
 imitates what its text LLM answers about a transcript: tone, emotion and who speaks are nothing that it was taught.
 
