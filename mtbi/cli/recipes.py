@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mtbi.cli.arguments import Group, Options, above_zero, add_command, add_json, add_overrides, at_least, print_json
+from mtbi.errors import UserError
 
 if TYPE_CHECKING:
     from mtbi.recipe import Recipe
@@ -61,13 +62,17 @@ def print_needs(recipe: Recipe, options: Options) -> None:
 
 
 def print_epoch(recipe: Recipe, json: bool) -> None:
-    """Print what one epoch of the recipe's shards holds."""
+    """Print what one epoch of the recipe's shards holds. Raises UserError, before any model is read, where it names none."""
     from mtbi.batches import plan_report
     from mtbi.batches.plan import Plan
     from mtbi.engine.inputs import open_shards
     from mtbi.llm.chat_format import read_chat
     from mtbi.model.frame_counts import FrameGeometry
 
+    if not recipe.data.shards:
+        raise UserError(
+            "data.shards is empty: name the folders made by `mtbi data shard`, for example data.shards=[shards/train]"
+        )
     shards = open_shards(recipe.data.shards, recipe, read_chat(recipe))
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     epoch = plan_report.report(plan, recipe.train.steps)

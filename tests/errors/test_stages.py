@@ -159,7 +159,7 @@ PLAN = [
     Case(
         "no shards named",
         "plan whisper-large-v3_qwen3-8b",
-        ("data.shards is empty", "`mtbi data shard`"),
+        ("data.shards is empty", "`mtbi data shard`", "data.shards=[shards/train]"),
     ),
     Case(
         "rows too small",

@@ -1,4 +1,7 @@
-"""From a request's body to a reply that can be generated: recordings decoded, conversation built, length checked."""
+"""From the body of a request to an answer that is ready to be generated.
+
+Recordings are decoded, the conversation is laid out, and its length is compared with the LLM's context.
+"""
 
 from __future__ import annotations
 
@@ -21,53 +24,29 @@ from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.generate import ContextError, Decoding, context_length, room_for_answer
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve.api_types import AlignRequest, ApiError, AudioUrl, ChatRequest, InputAudio, Message, explain
+from mtbi.use.serve.api_types import AlignRequest, ApiError, ChatRequest, InputAudio, explain
 from mtbi.use.serve.limits import ServerLimits
+from mtbi.use.serve.messages import ChatTurn, read_messages
 from mtbi.use.serve.mix import Mix, Mixer, align_words
 from mtbi.use.serve.recordings import RecordingDecoder, extract_recordings
 from mtbi.use.serve.writer import Writer
-from mtbi.use.turn import split_prompt
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
-SLICE = 10_000  #: characters that are tokenised at once to count them
-CHARACTERS_A_TOKEN = 32  #: no text has more on average
-#: Of an assistant's message: what the model cannot be told.
-NOT_TOLD = ("tool_calls", "function_call", "audio", "refusal")
+SLICE = 10_000  #: characters that are tokenised at a time to count the tokens of a long text
+CHARACTERS_A_TOKEN = 32  #: an upper bound of the average over a text
 
 
 @dataclass
 class Reply:
-    """An answer that can be generated."""
+    """An answer that is ready to be generated."""
 
-    positions: int  #: that the LLM reads: tokens and adapter frames
+    positions: int  #: of the prompt in the LLM: tokens and adapter frames
     writer: Writer
-    generate: Callable[[], object]  #: fills the writer
-
-
-def pieces(
-    parts: list[tuple[str, str | InputAudio | AudioUrl]], decoder: RecordingDecoder
-) -> tuple[list[str | np.ndarray], str]:
-    """What is said and the prompt about it. Each part comes with its name. Raises ApiError 400 for an unusable recording."""
-    return split_prompt([part if isinstance(part, str) else decoder.decode(part, where) for where, part in parts])
-
-
-def parts_of(message: Message, number: int) -> list[tuple[str, str | InputAudio | AudioUrl]]:
-    """The pieces of a message, each with its name. Raises ApiError 400 for other kinds than text and recordings."""
-    found: list[tuple[str, str | InputAudio | AudioUrl]] = []
-    for place, part in enumerate(message.parts, start=1):
-        where = f"messages.{number}.content, part {place}"
-        known = {"text": part.text, "input_audio": part.input_audio, "audio_url": part.audio_url}
-        if part.type not in known:
-            raise ApiError(400, f"{where}: a part of type {part.type[:40]!r} is not understood; send text or input_audio")
-        value = known[part.type]
-        if value is None:
-            raise ApiError(400, f"{where}: an {part.type} part needs the field `{part.type}`")
-        found.append((where, value))
-    return found
+    generate: Callable[[], object]  #: generates the answer into the writer
 
 
 class ReplyBuilder:
-    """Prepares answers with one model. What it does takes memory, so it is asked for one request at a time."""
+    """Prepares answers of one model. Decoding takes memory, so the server prepares one request at a time."""
 
     def __init__(self, run: TrainedRun, limits: ServerLimits) -> None:
         self.run, self.limits = run, limits
@@ -77,9 +56,9 @@ class ReplyBuilder:
         self.name = run.recipe.name
 
     def parse(
-        self, file: IO[bytes], schema: type[Parsed], room: Callable[[int], None] = lambda _samples: None
+        self, file: IO[bytes], schema: type[Parsed], count: Callable[[int], None] = lambda _samples: None
     ) -> tuple[Parsed, RecordingDecoder]:
-        """A request's body, and what decodes its recordings. Raises ApiError for a body that is wrong."""
+        """A request's body, and the decoder of its recordings (`count` as there). Raises ApiError for an invalid body."""
         file.seek(0)
         rest, recordings = extract_recordings(file.read(), self.limits)
         try:
@@ -87,27 +66,19 @@ class ReplyBuilder:
         except ValidationError as error:
             raise explain(error) from error
         seconds = self.run.recipe.plan.max_audio_seconds
-        return request, RecordingDecoder(recordings, self.limits, seconds, room)
+        return request, RecordingDecoder(recordings, self.limits, seconds, count)
 
     def prepare(self, file: IO[bytes], emit: Callable[[str], object]) -> tuple[ChatRequest, Reply]:
-        """The reply to a request; `emit` will get its pieces. Raises ApiError for what cannot be answered."""
-        heard = 0
-
-        def room(samples: int) -> None:
-            nonlocal heard
-            heard += self.geometry.frames(samples)
-            if self.context is not None and heard >= self.context:
-                raise self.too_long(f"the recordings alone take {heard} or more")
-
-        request, decoder = self.parse(file, ChatRequest, room)
+        """The reply to a request. `emit` receives the text of the answer piece by piece. Raises ApiError for a bad request."""
+        request, decoder = self.parse(file, ChatRequest, self.frame_counter())
         request.check_supported()
         if request.model and request.model != self.name:
             raise unknown_model(request.model)
-        system, turns = self.turns(request.messages)
-        self.check_text([system, *(part for _, parts in turns for _, part in parts if isinstance(part, str))])
+        system, turns = read_messages(request.messages)
+        self.check_text([system, *(text for turn in turns for text in turn.texts())])
         run = self.run_with(system)
-        wanted = request.max_completion_tokens or request.max_tokens or self.limits.new_tokens
-        talk = Conversation(run, min(wanted, self.limits.new_tokens))
+        new_tokens = request.max_completion_tokens or request.max_tokens or self.limits.new_tokens
+        talk = Conversation(run, min(new_tokens, self.limits.new_tokens))
         ends = all_end_ids(run.model.llm.generation_config, run.chat.end_id)
         writer = Writer(run.chat.tokenizer, ends, request.stops, emit)
         decoding = decoding_of(request, writer.full)
@@ -118,20 +89,34 @@ class ReplyBuilder:
         except UserError as error:
             raise ApiError(400, str(error)) from error
 
-    def reply(self, talk: Conversation, turns: list, decoder: RecordingDecoder, writer: Writer, decoding: Decoding) -> Reply:
-        """Decode, and lay out what the LLM gets. Raises ApiError and UserError."""
-        for (_, question), (_, answer) in zip(turns[:-1:2], turns[1::2], strict=True):
-            talk.recall(*pieces(question, decoder), pieces(answer, decoder)[1])
-        _, parts = turns[-1]
-        said, prompt = pieces(parts, decoder)
+    def frame_counter(self) -> Callable[[int], None]:
+        """A function that adds up the frames of recordings. It raises ApiError 400 as soon as they fill the LLM's context."""
+        frames = 0
+
+        def count(samples: int) -> None:
+            nonlocal frames
+            frames += self.geometry.frames(samples)
+            if self.context is not None and frames >= self.context:
+                raise self.too_long(f"the recordings alone take {frames} or more")
+
+        return count
+
+    def reply(
+        self, talk: Conversation, turns: list[ChatTurn], decoder: RecordingDecoder, writer: Writer, decoding: Decoding
+    ) -> Reply:
+        """Decode the recordings, and lay out the LLM's input. Raises ApiError and UserError."""
+        for question, answer in zip(turns[:-1:2], turns[1::2], strict=True):
+            talk.recall(*question.split(decoder), answer.split(decoder)[1])
+        said, prompt = turns[-1].split(decoder)
         if not said and not prompt.strip():
             raise ApiError(400, "the last message is empty")
-        timed = [part for _, parts in turns for _, part in parts if isinstance(part, InputAudio) and part.words]
+        values = [content.value for turn in turns for content in turn.contents]
+        timed = [value for value in values if isinstance(value, InputAudio) and value.words]
         if timed:
             if len(turns) > 1 or len(said) > 1 or not isinstance(said[0], np.ndarray):
-                raise ApiError(400, "words: a recording with words must be the only thing that is said, in the first message")
-            asked = self.mixer.asked(talk, Mix(said[0], timed[0].words), prompt)
-            positions, generate = len(asked), partial(self.mixer.reply, talk, asked, writer, decoding)
+                raise ApiError(400, "words: a recording with words must be the only speech, in the first message")
+            embeddings = self.mixer.embed_dialogue(talk, Mix(said[0], timed[0].words), prompt)
+            positions, generate = len(embeddings), partial(self.mixer.generate, talk, embeddings, writer, decoding)
         else:
             positions = sum(map(self.positions, talk.asked(said, prompt)))
             generate = partial(talk.say, said, prompt, writer, decoding)
@@ -142,41 +127,11 @@ class ReplyBuilder:
         """LLM positions of token ids or of a waveform."""
         return self.geometry.frames(len(piece)) if isinstance(piece, np.ndarray) else len(piece)
 
-    def turns(self, messages: list[Message]) -> tuple[str, list[tuple[str, list[tuple[str, str | InputAudio | AudioUrl]]]]]:
-        """The system prompt, and user and assistant in turn, each with their pieces; messages of a user in a row are one.
-
-        Raises ApiError 400 for another order, other roles and messages without content.
-        """
-        system: list[str] = []
-        turns: list[tuple[str, list[tuple[str, str | InputAudio | AudioUrl]]]] = []
-        for number, message in enumerate(messages):
-            role, where = message.role, f"messages.{number}"
-            if role not in ("system", "developer", "user", "assistant"):
-                raise ApiError(400, f"{where}.role: {role[:40]!r} is not understood; send system, developer, user or assistant")
-            extra = message.model_extra or {}
-            if given := [name for name in NOT_TOLD if extra.get(name)]:
-                raise ApiError(400, f"{where}.{given[0]}: not supported by this server", "unsupported_parameter")
-            if message.content is None and role != "assistant":
-                raise ApiError(400, f"{where}.content: null; send text or parts")
-            parts = parts_of(message, number)
-            if role != "user" and not all(isinstance(part, str) for _, part in parts):
-                raise ApiError(400, f"{where}: only messages of the user may hold recordings")
-            if role in ("system", "developer"):
-                if turns:
-                    raise ApiError(400, f"{where}: a {role} message must come before all others")
-                system += [part for _, part in parts if isinstance(part, str)]
-            elif role == "user" and turns and turns[-1][0] == "user":
-                turns[-1][1].extend(parts)
-            else:
-                turns.append((role, parts))
-        roles = [role for role, _ in turns]
-        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-            hint = "; leave out the greeting with which the assistant begins" if roles[:1] == ["assistant"] else ""
-            raise ApiError(400, f"messages must be user, assistant, user, … and end with the user's{hint}")
-        return "\n".join(system).strip(), turns
-
     def check_text(self, texts: list[str]) -> None:
-        """Raises ApiError 400 where the texts alone fill the context: before they are tokenised, which takes memory."""
+        """Raises ApiError 400 if the texts alone fill the LLM's context.
+
+        Their characters are counted first, because tokenising a very long text takes memory.
+        """
         characters = sum(map(len, texts))
         if self.context is None or characters < self.context:
             return
@@ -190,12 +145,15 @@ class ReplyBuilder:
                     raise self.too_long(f"the text alone takes {tokens} or more")
 
     def too_long(self, reason: str) -> ApiError:
-        """The error about a prompt that does not fit."""
+        """The error for a prompt that does not fit."""
         message = f"this model's maximum context length is {self.context} tokens: {reason}"
         return ApiError(400, message, "context_length_exceeded", "messages")
 
     def run_with(self, system: str) -> TrainedRun:
-        """The run, with another system prompt than it was trained with if there is one. Raises ApiError 400 where it cannot."""
+        """The run with a request's system prompt, if that is another one than in training.
+
+        Raises ApiError 400 if the chat template takes no system prompt.
+        """
         trained = self.run.chat
         if system in ("", trained.system_prompt):
             return self.run
@@ -210,7 +168,7 @@ class ReplyBuilder:
         return replace(self.run, chat=chat)
 
     def align(self, aligner: CtcAligner, file: IO[bytes]) -> dict:
-        """Word times of a recording. Raises ApiError 400 for what cannot be aligned."""
+        """Word times of a recording. Raises ApiError 400 if its words cannot be aligned."""
         request, decoder = self.parse(file, AlignRequest)
         wave = decoder.decode(request.input_audio, "input_audio")
         try:
@@ -221,7 +179,7 @@ class ReplyBuilder:
 
 
 def decoding_of(request: ChatRequest, stop: Callable[[], bool]) -> Decoding:
-    """How the client wants its answer chosen; without a seed, each answer is drawn anew."""
+    """How the tokens of the answer are chosen. Without a seed, every request is sampled with a new one."""
     if not request.sampled:
         return Decoding(stop=stop)
     temperature = 1.0 if request.temperature is None else request.temperature
@@ -230,6 +188,6 @@ def decoding_of(request: ChatRequest, stop: Callable[[], bool]) -> Decoding:
 
 
 def unknown_model(name: str) -> ApiError:
-    """The error about another model than the one that is served."""
+    """The error for another model than the one that is served."""
     reason = f"the model {name[:100]!r} does not exist here: GET /v1/models lists what is served"
     return ApiError(404, reason, "model_not_found", "model")

@@ -20,7 +20,7 @@ from mtbi.errors import UserError
 from mtbi.model import generate as generating
 from mtbi.model.speech_llm import SpeechLLM
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve import limits
+from mtbi.use.serve import middleware
 from mtbi.use.serve.limits import ServerLimits, read_api_key
 from mtbi.use.serve.server import make_app
 
@@ -60,7 +60,7 @@ def test_a_huge_length_is_refused_before_the_body_comes(address: str) -> None:
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000000\r\n\r\n"
     begun = time.monotonic()
     assert "this one has 2000.0 MB" in raw(address, head.encode())
-    assert time.monotonic() - begun < limits.DRAIN_SECONDS + 3
+    assert time.monotonic() - begun < middleware.DRAIN_SECONDS + 3
 
 
 def test_what_is_no_recording_may_be_a_tenth(address: str) -> None:
