@@ -60,5 +60,5 @@ def serving() -> Serving:
 @pytest.fixture(scope="session")
 def address(run: TrainedRun, serving: Serving) -> Iterator[str]:
     """A running server."""
-    with serving(make_app(run, ServerLimits(megabytes=1, waiting=2, new_tokens=24), choose_aligner("", run))) as place:
-        yield place
+    with serving(make_app(run, ServerLimits(megabytes=1, waiting=2, new_tokens=24), choose_aligner("", run))) as url:
+        yield url
