@@ -58,7 +58,7 @@ class ReplyBuilder:
     def parse(
         self, file: IO[bytes], schema: type[Parsed], count: Callable[[int], None] = lambda _samples: None
     ) -> tuple[Parsed, RecordingDecoder]:
-        """A request's body, and the decoder of its recordings (`count` as there). Raises ApiError for an invalid body."""
+        """A request's body, and the decoder of its recordings, which gets `count`. Raises ApiError for an invalid body."""
         file.seek(0)
         rest, recordings = extract_recordings(file.read(), self.limits)
         try:

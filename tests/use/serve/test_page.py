@@ -27,7 +27,7 @@ def recording(speech: Path) -> Path:
 
 @pytest.fixture
 def page(speech: Path, tmp_path: Path) -> Iterator[Page]:
-    """A Chromium whose microphone hears a recording."""
+    """A Chromium whose microphone plays a recording."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.fail("chromium missing: run tools/install_servers.sh")
@@ -124,7 +124,7 @@ def test_the_microphone(page: Page, address: str) -> None:
     assert page.inner_text("#heard")
 
 
-def test_mistakes_are_told(page: Page, address: str, tmp_path: Path) -> None:
+def test_mistakes_are_shown(page: Page, address: str, tmp_path: Path) -> None:
     page.goto(address)
     page.fill("#prompt", "count the digits")
     page.click("#ask")

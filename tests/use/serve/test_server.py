@@ -1,4 +1,4 @@
-"""A real server asked by the public API's own client."""
+"""A real server and the client of the public API."""
 
 from __future__ import annotations
 
