@@ -34,18 +34,18 @@ folder = Path(scratch.name)
 
 # --- data: recordings → manifest → the text LLM's answers → shards ----------------------------------------------------
 if sys.argv[1:]:
-    place = sys.argv[1]
+    address = sys.argv[1]
 else:
     speak_digits(folder / "recordings", voices=2, recordings=1, seed=1)
     print(import_corpus("fsdd", folder / "recordings", folder / "digits"))
     manifest = make_part(Part("few", "train", strings=8, seed=1), folder / "digits", folder)
     utterances = read_manifest(manifest)
     behaviour.generate(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
-    place = str(folder / "shards")
-    shards.write(utterances, folder, behaviour.BehaviourStore(folder / "answers"), chat, place)
+    address = str(folder / "shards")
+    shards.write(utterances, folder, behaviour.BehaviourStore(folder / "answers"), chat, address)
 
 # --- one packed batch: the first global step of the plan --------------------------------------------------------------
-data = shards.Shards(place, str(folder / "cache"))
+data = shards.Shards(address, str(folder / "cache"))
 plan = Plan(data.index, recipe, FrameGeometry.from_config(recipe.model))
 step = next(plan.steps())
 packed = batch.build(step.rows, data.__getitem__, plan)

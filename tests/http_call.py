@@ -1,4 +1,4 @@
-"""A request over HTTP by the standard library, for what the public API's own client does not send."""
+"""HTTP requests by the standard library, for tests that send what the client of the public API cannot send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said."""
+    """The server's response."""
 
     status: int
     headers: HTTPMessage
@@ -50,5 +50,5 @@ def call(
 
 
 def post(address: str, body: str | bytes | dict | Iterable[bytes], headers: dict[str, Any] | None = None) -> Answer:
-    """Ask for an answer."""
+    """Send a chat request."""
     return call("POST", address, "/v1/chat/completions", body, headers)

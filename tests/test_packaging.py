@@ -1,4 +1,4 @@
-"""The wheel holds all that the package reads, works outside the repository, and names what it imports."""
+"""The wheel holds every file that the package reads, works outside the repository, and declares every import."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_whatever_is_imported_is_declared() -> None:
 
 def test_every_dependency_is_in_the_document() -> None:
     text = (REPOSITORY / "docs" / "dependencies.md").read_text(encoding="utf-8")
-    told = {canonical(name) for name in re.findall(r"^\| ([\w.-]+) \|", text, re.MULTILINE)}
-    assert declared() - told == set()
+    documented = {canonical(name) for name in re.findall(r"^\| ([\w.-]+) \|", text, re.MULTILINE)}
+    assert declared() - documented == set()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outside(command: list[str], installed: Path, folder: Path) -> str:
-    """What a command prints in another folder, with the installed packages first."""
+    """The output of a command in another folder, with the installed packages first."""
     environment = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from mtbi.cli import main
+from mtbi.cli.command import main
 
 sys.exit(main())

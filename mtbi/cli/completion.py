@@ -1,6 +1,6 @@
-"""The Tab key: argcomplete, where it is installed, asks this module for recipes, their fields and values.
+"""Completion by the Tab key: commands, recipes, their fields and values.
 
-argcomplete runs `mtbi` with `_ARGCOMPLETE` in its environment; nothing is imported otherwise.
+The shell runs `mtbi` with `_ARGCOMPLETE` in its environment. Only then is argcomplete imported, if it is installed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 
 
 def answer(parser: ArgumentParser) -> None:
-    """Answer the shell and end the process, if it is a shell that asks."""
+    """Print completions and end the process, if a shell asks for them."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     with suppress(ImportError):
         from argcomplete import CompletionFinder
 
         class Finder(CompletionFinder):
-            """Also completes `key=value` after an option, where argparse takes no further words (see `arguments.parse`)."""
+            """Also completes `key=value` after an option (see `arguments.parse`)."""
 
             def collect_completions(self, active_parsers: list[Any], parsed_args: Any, cword_prefix: str) -> list[str]:
-                found = super().collect_completions(active_parsers, parsed_args, cword_prefix)
-                if not found and any(action.dest == "overrides" for action in active_parsers[-1]._actions):
-                    found = [field for field in fields(cword_prefix) if field.startswith(cword_prefix)]
-                return found
+                words = super().collect_completions(active_parsers, parsed_args, cword_prefix)
+                if not words and any(action.dest == "overrides" for action in active_parsers[-1]._actions):
+                    words = [field for field in fields(cword_prefix) if field.startswith(cword_prefix)]
+                return words
 
         for action in actions(parser):
             if action.dest in COMPLETERS:
@@ -44,29 +44,29 @@ def actions(parser: ArgumentParser) -> Iterator[Action]:
                 yield from actions(command)
 
 
-def named(folder: Path, prefix: str) -> list[str]:
-    """What is shipped in a folder of YAML files, by name, and the user's own files."""
+def yaml_files(folder: Path, prefix: str) -> list[str]:
+    """Names of the YAML files that are shipped in a folder, and the user's own YAML files."""
     from argcomplete.completers import FilesCompleter
 
     return [*(path.stem for path in folder.glob("*.yaml")), *FilesCompleter(("yaml", "yml"))(prefix)]
 
 
 def recipes(prefix: str, **_: Any) -> list[str]:
-    """Recipes."""
+    """Completions of a recipe."""
     from mtbi.recipe import SHIPPED
 
-    return named(SHIPPED, prefix)
+    return yaml_files(SHIPPED, prefix)
 
 
 def libraries(prefix: str, **_: Any) -> list[str]:
-    """Task libraries."""
+    """Completions of a task library."""
     from mtbi.answers.task_library import LIBRARY
 
-    return named(LIBRARY, prefix)
+    return yaml_files(LIBRARY, prefix)
 
 
 def fields(prefix: str, **_: Any) -> list[str]:
-    """`key=` of every field of a recipe, and the values of those that are chosen from a few."""
+    """`key=` of every field of a recipe; after `key=`, the values that the field may have."""
     from mtbi.recipe import CHOICES, reference
 
     key, equals, _value = prefix.partition("=")
@@ -75,4 +75,5 @@ def fields(prefix: str, **_: Any) -> list[str]:
     return [f"{field.path}=" for field in reference()]
 
 
+#: By the name of the argument.
 COMPLETERS = {"recipe": recipes, "overrides": fields, "library": libraries}

@@ -1,4 +1,4 @@
-"""Trained speech LLMs as models of Hugging Face transformers. `import mtbi.hf` teaches its Auto classes about them:
+"""Trained speech LLMs as models of Hugging Face transformers. `import mtbi.hf` registers them with its Auto classes:
 
     import mtbi.hf
     from transformers import AutoModelForCausalLM, AutoProcessor, pipeline

@@ -1,4 +1,4 @@
-"""What an exported model is made of."""
+"""The configuration of an exported model (config.json)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mtbi.recipe import ModelConfig
 class MtbiConfig(PretrainedConfig):
     """Encoder, adapter and LLM.
 
-    `parts` are the fields of `mtbi.recipe.ModelConfig`. An export that is not `complete` holds trained weights only, and takes
-    the frozen ones from where `parts` says: `llm` and `encoder.path`.
+    `parts` are the fields of `mtbi.recipe.ModelConfig`. An export that is not `complete` holds the trained weights only. The
+    frozen weights then come from `llm` and `encoder.path` of `parts`.
     """
 
     model_type = "mtbi"
@@ -34,10 +34,10 @@ class MtbiConfig(PretrainedConfig):
         prompt_first: bool = False,
         **kwargs: Any,
     ) -> None:
-        """`encoder_config` is the encoder's own configuration, `audio_token_id` stands for an adapter frame among token ids.
+        """`encoder_config` is the encoder's own configuration. `audio_token_id` is the token id in place of an adapter frame.
 
-        `embedding_rms` is the root mean square that a fresh adapter's output has, `normalise` is wav2vec 2.0's `do_normalize`.
-        `prompt_first` says that the prompt stands before the speech, as the chat template lays it out.
+        `embedding_rms` is the root mean square of a fresh adapter's output. `normalise` is `do_normalize` of wav2vec 2.0.
+        `prompt_first` is true if the chat template puts the prompt before the speech.
         """
         self.parts = parts or asdict(ModelConfig())
         if isinstance(text_config, dict):
@@ -53,5 +53,5 @@ class MtbiConfig(PretrainedConfig):
 
     @property
     def model(self) -> ModelConfig:
-        """`parts` as the recipe has them. Raises UserError for unknown fields."""
+        """`parts` as a section of the recipe. Raises UserError for unknown fields."""
         return recipes.build(ModelConfig, self.parts, "model")

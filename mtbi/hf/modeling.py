@@ -1,4 +1,4 @@
-"""An exported speech LLM as a model of transformers: `generate` with sampling, beams, streamers and all."""
+"""An exported speech LLM as a model of transformers, with its `generate`: sampling, beams, streamers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
     _supports_flex_attn = True
 
     def __init__(self, config: MtbiConfig, trained: SpeechLLM | None = None) -> None:
-        """With the parts of `trained`, or with weights yet to be loaded."""
+        """Use the modules of `trained`, or without it build empty ones, whose weights are loaded later."""
         super().__init__(config)
         self.encoder: Any
         self.adapter: nn.Module
@@ -52,8 +52,8 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             self._tied_weights_keys = [f"llm.{key}" for key in self.llm._tied_weights_keys or []]
         else:
             self.all_tied_weights_keys = {f"llm.{key}": f"llm.{source}" for key, source in tied.items()}
-        self._keys_to_ignore_on_save: Any  #: transformers leaves these out of what it saves
-        # Frozen weights with their versions, which count changes in place: a changed one is saved with the trained ones.
+        self._keys_to_ignore_on_save: Any  #: names of weights that transformers does not save
+        # Frozen weights and their versions. A change in place raises the version. Changed weights are saved.
         self._frozen = {name: (id(value), value._version) for name, value in self.named_parameters() if not value.requires_grad}
         if trained is None:
             self.post_init()
@@ -62,12 +62,12 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As for every model of transformers; `dtype` is by default the exported one.
+        """Load an export with the usual arguments of transformers. `dtype` is by default the exported one.
 
-        An export of trained weights only builds the frozen parts from their own homes first, on one device: see `frozen.load`.
+        For an export of the layout `trained`, the frozen weights are loaded from the original models (see `frozen.load`).
         """
-        asked = kwargs.pop("torch_dtype", None)
-        kwargs["dtype"] = kwargs.get("dtype") or asked or "auto"
+        former_dtype = kwargs.pop("torch_dtype", None)  # the name in earlier versions of transformers
+        kwargs["dtype"] = kwargs.get("dtype") or former_dtype or "auto"
         if not isinstance(config, MtbiConfig):
             kept = {name: kwargs[name] for name in (*frozen.HUB, "quantization_config", "dtype") if name in kwargs}
             others = {name: value for name, value in kwargs.items() if name not in ("quantization_config", "dtype")}
@@ -82,7 +82,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         return frozen.load(cls, path, config, kwargs)
 
     def frozen_keys(self) -> list[str]:
-        """Names of the frozen weights, which an export of trained weights leaves to their own homes."""
+        """Names of the frozen weights, which an export of the layout `trained` does not hold."""
         kept = {
             name
             for name, value in self.named_parameters()
@@ -91,41 +91,41 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         return [name for name in self.state_dict() if name not in kept]
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As for every model of transformers, in files of any size.
+        """Save the model with the usual arguments of transformers, in one file or in several.
 
-        Of an export of trained weights, those are saved that train, trained once, or were changed since the export was loaded.
-        Raises ValueError for another format than safetensors.
+        For the layout `trained`, a weight is saved if it trains, if it was trained before, or if it changed since it was
+        loaded. Raises ValueError for another format than safetensors.
         """
         if kwargs.get("safe_serialization", True) is False:
             raise ValueError("safe_serialization=False: the weights are saved as safetensors only")
         if not self.config.complete:
             self._keys_to_ignore_on_save = self.frozen_keys()
-        before = frozen.written(save_directory)
+        before = frozen.modified_ns(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
-        after = frozen.written(save_directory)
+        after = frozen.modified_ns(save_directory)
         stale = [name for name in after if after[name] == before.get(name)]
-        if len(stale) < len(after):  # one file is new, so the list of several is old, or the other way round
+        if len(stale) < len(after):  # the single file is new and the index of several is old, or the reverse
             for name in stale:
                 Path(save_directory, name).unlink()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The LLM's."""
+        """The LLM's input embeddings."""
         return self.llm.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """The LLM's."""
+        """Replace the LLM's input embeddings."""
         self.llm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The LLM's."""
+        """The LLM's output layer."""
         return self.llm.get_output_embeddings()
 
     def get_decoder(self) -> nn.Module:
         """The LLM without its output layer."""
         return self.llm.get_decoder()
 
-    def hear(self, input_values: Tensor, input_lengths: Tensor) -> Tensor:
-        """Waveforms `(clips, samples)` at 16 kHz and lengths in samples to adapter frames `(frames of all clips, hidden)`."""
+    def encode_speech(self, input_values: Tensor, input_lengths: Tensor) -> Tensor:
+        """Waveforms `(clips, samples)` at 16 kHz, lengths in samples: adapter frames `(frames of all clips, hidden)`."""
         features, lengths = by_length.encode(self.encoder, input_values, input_lengths.clamp(min=1))
         frames, counts = self.adapter(features.to(next(self.adapter.parameters()).dtype), lengths)
         return torch.cat([clip[:count] for clip, count in zip(frames, counts.tolist(), strict=True)])
@@ -140,42 +140,44 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """What the LLM returns. `input_ids (batch, tokens)` holds `config.audio_token_id` where adapter frames of the clips
-        `input_values (clips, samples)`, in order, stand. Raises ValueError where their numbers differ.
+        """The LLM's output.
 
-        `generate` counts `position_ids (batch, tokens)` from each prompt's first token: padding on the left changes nothing.
+        `input_ids (batch, tokens)` holds `config.audio_token_id` once for each adapter frame of the clips, in order.
+        `input_values (clips, samples)` are the clips at 16 kHz, `input_lengths (clips,)` their lengths in samples. `generate`
+        counts `position_ids (batch, tokens)` from the first token of each prompt, so padding on the left changes nothing.
+        Raises ValueError if the number of audio tokens is not the number of adapter frames.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids or inputs_embeds is needed")
-            heard = input_ids == self.config.audio_token_id
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(heard, 0))
+            is_audio = input_ids == self.config.audio_token_id
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
             if input_values is not None and input_lengths is not None:
-                frames = self.hear(input_values, input_lengths)
-                if len(frames) != int(heard.sum()):
-                    raise ValueError(f"{int(heard.sum())} audio tokens for {len(frames)} frames of speech: use the processor")
-                inputs_embeds = inputs_embeds.masked_scatter(heard[..., None], frames.to(inputs_embeds))
-            elif heard.shape[1] > 1 and heard.any():  # a single token is one that was generated
-                raise ValueError(f"{int(heard.sum())} audio tokens without input_values and input_lengths: use the processor")
+                frames = self.encode_speech(input_values, input_lengths)
+                if len(frames) != (audio_tokens := int(is_audio.sum())):
+                    raise ValueError(f"{audio_tokens} audio tokens for {len(frames)} frames of speech: use the processor")
+                inputs_embeds = inputs_embeds.masked_scatter(is_audio[..., None], frames.to(inputs_embeds))
+            elif is_audio.shape[1] > 1 and (audio_tokens := int(is_audio.sum())):  # one token: generated
+                raise ValueError(f"{audio_tokens} audio tokens without input_values and input_lengths: use the processor")
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         return self.llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Speech is heard once, before the first new token."""
-        sound = {name: kwargs.pop(name, None) for name in ("input_values", "input_lengths")}
+        """Pass the speech on for the first new token only: later steps read it from the cache."""
+        speech = {name: kwargs.pop(name, None) for name in ("input_values", "input_lengths")}
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         position, first = kwargs.get("cache_position"), kwargs.get("is_first_iteration")  # of transformers 4 and 5
         begins = position[0] == 0 if position is not None else bool(first)
-        return {**inputs, **sound} if begins else inputs
+        return {**inputs, **speech} if begins else inputs
 
-    def _expand_inputs_for_generation(  # type: ignore[override]  # of the model, not of the class: it looks for audio tokens
+    def _expand_inputs_for_generation(  # type: ignore[override]  # a method here, since it needs the config
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> Any:
-        sound = kwargs.get("input_values")
-        if expand_size > 1 and input_ids is not None and sound is not None:
-            heard = (input_ids == self.config.audio_token_id).any(1)
-            if len(input_ids) != len(sound) or not heard.all():
+        clips = kwargs.get("input_values")
+        if expand_size > 1 and input_ids is not None and clips is not None:
+            has_audio = (input_ids == self.config.audio_token_id).any(1)
+            if len(input_ids) != len(clips) or not has_audio.all():
                 raise ValueError("several answers to a prompt need exactly one recording in each prompt")
         return super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs

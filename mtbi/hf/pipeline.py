@@ -1,4 +1,4 @@
-"""`pipeline("audio-text-to-text", model=FOLDER)`."""
+"""The pipeline of transformers for exported models: `pipeline("audio-text-to-text", model=FOLDER)`."""
 # mypy: disable-error-code="override, assignment, union-attr, operator"
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ QUESTION = "a question is {'audio': RECORDING, 'text': PROMPT}, {'messages': MES
 
 
 class AudioTextToTextPipeline(Pipeline):
-    """Answers to prompts about recordings: `ask({"audio": FILE, "text": "say it again"})` or `ask(MESSAGES)`.
+    """Answers prompts about recordings: `ask({"audio": FILE, "text": "say it again"})` or `ask(MESSAGES)`.
 
-    Returns `{"generated_text": ANSWER}`, or a list of these with `num_return_sequences`. MESSAGES are a conversation as the
-    processor's chat template takes it. `audio` may be left out, and may be a list of recordings. A list of questions gives a
-    list of answers, the same for every `batch_size`.
+    Returns `{"generated_text": ANSWER}`, or a list of these with `num_return_sequences`. MESSAGES are a conversation in the
+    form of the processor's chat template. `audio` is optional and may be a list of recordings. For a list of questions the
+    result is a list of answers, which does not depend on `batch_size`.
     """
 
     _load_processor = True
@@ -34,11 +34,11 @@ class AudioTextToTextPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if getattr(self, "assistant_model", None) is not None:
-            raise ValueError("assistant_model: an assistant does not hear the recordings; leave it out")
+            raise ValueError("assistant_model: an assistant does not get the recordings; leave it out")
         return {}, {**kwargs.pop("generate_kwargs", {}), **kwargs}, {}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """`kwargs` go to `generate`. Raises ValueError for what is no question, and for an unusable recording."""
+        """`kwargs` go to `generate`. Raises ValueError for an input of another form, and for an unusable recording."""
         if isinstance(inputs, (list, tuple)) and inputs:
             inputs = {"messages": inputs} if parts.is_message(inputs[0]) else list(inputs)
         return super().__call__(inputs, **kwargs)
@@ -46,9 +46,9 @@ class AudioTextToTextPipeline(Pipeline):
     def get_iterator(
         self, inputs: Any, num_workers: int, batch_size: int, preprocess: dict, forward: dict, postprocess: dict
     ) -> PipelineIterator:
-        """As the base class, but a batch is a list of conversations.
+        """The iterator of the base class, with lists of conversations as batches.
 
-        The processor pads text on its left and audio on its right, where the base class would pad all on one side.
+        The processor pads text on the left and audio on the right. The base class would pad both on the same side.
         """
         sized = isinstance(inputs, Sized)
         dataset = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess)
@@ -70,30 +70,30 @@ class AudioTextToTextPipeline(Pipeline):
         if messages is None:
             if not isinstance(inputs.get("text"), str):
                 raise ValueError(f"an input without 'text': {QUESTION}")
-            heard = [{"type": "audio", "audio": recording} for recording in listed(inputs.get("audio"))]
-            messages = [{"role": "user", "content": [*heard, {"type": "text", "text": inputs["text"]}]}]
+            speech = [{"type": "audio", "audio": recording} for recording in listed(inputs.get("audio"))]
+            messages = [{"role": "user", "content": [*speech, {"type": "text", "text": inputs["text"]}]}]
         elif set(inputs) != {"messages"}:
             raise ValueError(f"an input with 'messages' and more: {QUESTION}")
         [talk] = parts.conversations([messages])
         return [parts.read_message(message) for message in talk]
 
     def _forward(self, model_inputs: list, **kwargs: Any) -> Tensor:
-        """Token ids `(conversations, answers, tokens)` of a batch of conversations, or of a single one."""
+        """The answers of a batch of conversations, or of a single one, as token ids `(conversations, answers, tokens)`."""
         talks = [model_inputs] if parts.is_message(model_inputs[0]) else model_inputs
         batch = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
-        if generation := getattr(self, "generation_config", None):  # transformers 4 keeps what `pipeline` was given in it
+        if generation := getattr(self, "generation_config", None):  # transformers 4 keeps the arguments of `pipeline` in it
             kwargs.setdefault("generation_config", generation)
         ids = self.model.generate(**batch.to(self.device), **kwargs)
         answers = ids[:, batch["input_ids"].shape[1] :]
         return answers.reshape(len(talks), -1, answers.shape[1])
 
     def postprocess(self, model_outputs: Tensor) -> dict[str, str] | list[dict[str, str]]:
-        """To text."""
+        """The answers as text."""
         texts = self.processor.batch_decode(model_outputs.flatten(0, 1), skip_special_tokens=True)
         answers = [{"generated_text": text.strip()} for text in texts]
         return answers[0] if len(answers) == 1 else answers
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """The model and its processor, to be loaded as a pipeline again."""
+        """Save the model and its processor, so that `pipeline` can load the folder."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)

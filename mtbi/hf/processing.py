@@ -1,4 +1,4 @@
-"""Text and recordings to what the exported model reads."""
+"""The processor of an exported model: text and recordings become token ids and waveforms."""
 # mypy: disable-error-code="override, attr-defined, assignment, misc"
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtbi.llm.control_tokens import APART, Tokens
 from mtbi.model.frame_counts import FrameGeometry
 
 AUDIO_TOKEN = "<|audio|>"
-#: Arguments of other processors, and the values of theirs that mean what this one does.
+#: Arguments of other processors, and the values that mean the same as what this processor does anyway.
 USUAL: dict[str, tuple[bool | str | None, ...]] = {
     "audios": (None,),
     "images": (None,),
@@ -30,12 +30,12 @@ USUAL: dict[str, tuple[bool | str | None, ...]] = {
 
 
 def is_usual(name: str, value: Any) -> bool:
-    """Whether an argument asks for nothing else than what the processor does."""
+    """Whether the value of an argument changes nothing."""
     return any(value is usual or (isinstance(value, str) and value == usual) for usual in USUAL[name])
 
 
 class MtbiFeatureExtractor(SequenceFeatureExtractor):
-    """Waveforms side by side: the model computes its features by itself."""
+    """Pads waveforms to one length. The model itself computes features from them."""
 
     model_input_names: ClassVar[list[str]] = ["input_values", "input_lengths"]
 
@@ -48,14 +48,14 @@ class MtbiFeatureExtractor(SequenceFeatureExtractor):
         """`input_values (clips, samples)` and `input_lengths (clips,)` in samples.
 
         Raises RecordingError, which is a ValueError, for an unusable recording (see `mtbi.audio.waveforms`), for another
-        sampling rate, and for a recording that is longer than what the model was trained on.
+        sampling rate, and for a recording longer than those that the model was trained on.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise RecordingError(
                 f"waveforms at {sampling_rate} Hz: resample them to {self.sampling_rate} Hz, "
                 "or give files or {'array': …, 'sampling_rate': …}, which are resampled"
             )
-        waves = [torch.from_numpy(waveform(one, sampling_rate)) for one in recordings]
+        waves = [torch.from_numpy(waveform(recording, sampling_rate)) for recording in recordings]
         for wave in waves:
             if len(wave) > self.max_seconds * self.sampling_rate:
                 seconds = len(wave) / self.sampling_rate
@@ -65,7 +65,7 @@ class MtbiFeatureExtractor(SequenceFeatureExtractor):
 
 
 class MtbiProcessor(ProcessorMixin):
-    """Token ids in which each recording takes as many audio tokens as it has adapter frames, and the recordings themselves."""
+    """Makes token ids, with one audio token for each adapter frame of a recording, and waveforms."""
 
     attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
     feature_extractor_class = "MtbiFeatureExtractor"
@@ -79,7 +79,7 @@ class MtbiProcessor(ProcessorMixin):
         geometry: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`geometry` are the fields of `FrameGeometry`: how many adapter frames a recording becomes."""
+        """`geometry` are the fields of `FrameGeometry`, which counts the adapter frames of a recording."""
         self.geometry = geometry or {"stages": [[1, sound.SAMPLE_RATE]], "stack": 1}
         self.audio_token = AUDIO_TOKEN
         self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
@@ -93,11 +93,13 @@ class MtbiProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """`input_ids` and `attention_mask (batch, tokens)`, padded on the left, and with recordings `input_values`,
-        `input_lengths`. `text` is what the chat template makes, with one `<|audio|>` for each recording, in order.
+        """`input_ids` and `attention_mask (batch, tokens)`, padded on the left.
 
-        Raises ValueError where these do not match, for arguments that would have no effect (`USUAL`), and what the feature
-        extractor raises. Others in `kwargs` are the chat template's.
+        With recordings also `input_values (clips, samples)` and `input_lengths (clips,)`.
+
+        `text` comes from the chat template and has one `<|audio|>` for each recording, in order. `kwargs` may hold the chat
+        template's arguments. Raises ValueError if the number of recordings is another one, and for arguments that would have no
+        effect (`USUAL`). Raises RecordingError as the feature extractor does.
         """
         ignored = [name for name in USUAL if not is_usual(name, kwargs.get(name))]
         if ignored:
@@ -106,24 +108,24 @@ class MtbiProcessor(ProcessorMixin):
                 "and cuts nothing"
             )
         texts = [text] if isinstance(text, str) else list(text)
-        if not texts or not all(isinstance(one, str) for one in texts):
-            raise ValueError("`text` is a text or a list of texts, as the chat template makes it")
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError("`text` is a text or a list of texts, made by the chat template")
         recordings = listed(audio)
-        marks = sum(one.count(AUDIO_TOKEN) for one in texts)
+        marks = sum(text.count(AUDIO_TOKEN) for text in texts)
         if marks != len(recordings):
             raise ValueError(f"{marks} {AUDIO_TOKEN} in the text and {len(recordings)} recordings")
-        heard = self.feature_extractor(recordings, sampling_rate) if recordings else BatchFeature({})
+        speech = self.feature_extractor(recordings, sampling_rate) if recordings else BatchFeature({})
         geometry = FrameGeometry(**self.geometry)
-        counts = (geometry.frames(int(length)) for length in heard.get("input_lengths", ()))
-        rows = [self._ids(one, counts) for one in texts]
+        counts = (geometry.frames(int(length)) for length in speech.get("input_lengths", ()))
+        rows = [self._ids(text, counts) for text in texts]
         width = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return BatchFeature({"input_ids": ids, "attention_mask": mask, **heard})
+        return BatchFeature({"input_ids": ids, "attention_mask": mask, **speech})
 
     def _ids(self, text: str, counts: Iterator[int]) -> list[int]:
-        """Each stretch of text is tokenised by itself, as in training."""
+        """Token ids of a text. Each stretch between recordings is tokenised by itself, as in training."""
         tokens = Tokens(self.tokenizer)
         ids: list[int] = []
         for piece in re.split(f"({re.escape(AUDIO_TOKEN)})", text):
@@ -134,20 +136,23 @@ class MtbiProcessor(ProcessorMixin):
         return ids
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """As for every processor. A message's content is text, or parts of the types `text` and `audio` (see `parts`).
+        """Lay out a conversation, with the usual arguments of transformers.
 
-        The text after the last recording is the prompt, or where there is none the text before the first one. No text becomes a
-        control token. Raises ValueError for what is neither text nor audio, and for unusable recordings.
+        A message's content is text, or a list of `text` and `audio` parts (see `mtbi.hf.parts`). The text after the last
+        recording is the prompt; if there is none, the text before the first recording is. No text of a user becomes a control
+        token. Raises ValueError for other types of parts, and for unusable recordings.
         """
         harmless = Tokens(self.tokenizer).harmless
         talks = [[parts.read_message(message, harmless) for message in talk] for talk in parts.conversations(conversation)]
         single = parts.is_message(conversation[0])
-        made = super().apply_chat_template(talks[0] if single else talks, chat_template, **kwargs)
-        if isinstance(made, str):
-            return made.replace(APART, "")
-        return [one.replace(APART, "") if isinstance(one, str) else one for one in made] if isinstance(made, list) else made
+        rendered = super().apply_chat_template(talks[0] if single else talks, chat_template, **kwargs)
+        if isinstance(rendered, str):
+            return rendered.replace(APART, "")
+        if isinstance(rendered, list):
+            return [row.replace(APART, "") if isinstance(row, str) else row for row in rendered]
+        return rendered
 
     @property
     def model_input_names(self) -> list[str]:
-        """What the model takes."""
+        """Names of the model's inputs."""
         return ["input_ids", "attention_mask", "input_values", "input_lengths"]

@@ -31,11 +31,11 @@ def parts(model: SpeechLLM) -> tuple[Whisper, GatedMlp, Any]:
 
 
 def write(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Config, weights (one file up to 5 GB, then several), tokenizer and processor. Low-rank updates are merged already."""
+    """Write configuration, weights (several files above 5 GB), tokenizer and processor. Low-rank updates must be merged."""
     (folder / "config.json").write_text(json.dumps(config(model, tokenizer), indent=1) + "\n")
     save_torch_state_dict(weights(model), folder)
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # not for its writer alone
+        file.chmod(0o644)  # readable by all users
     WhisperFeatureExtractor(feature_size=parts(model)[0].features.filters.shape[1]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.copy(ultravox_processing.__file__, folder / f"{PROCESSING}.py")
@@ -63,7 +63,7 @@ def config(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def weights(model: SpeechLLM) -> dict[str, Tensor]:
-    """Under Ultravox's names; the adapter's scale becomes part of its last layer."""
+    """The weights under Ultravox's names. The adapter's scale is multiplied into its last layer."""
     encoder, adapter, llm = parts(model)
     named = {
         "multi_modal_projector.ln_pre.weight": adapter.norm.weight,

@@ -1,7 +1,7 @@
-"""Text and recordings to what Ultravox's model reads.
+"""The processor of an export in Ultravox's layout: text and recordings become token ids and features.
 
-This file goes with every export in Ultravox's layout and stands alone: vLLM loads it where mtbi is not installed
-(`--trust-remote-code`). Features are those that mtbi trains on: Whisper's, without the padding to 30 seconds.
+This file is copied into every such export and imports nothing of mtbi: vLLM loads it where mtbi is not installed
+(`--trust-remote-code`). The features are the same as in training: Whisper's, without the padding to 30 seconds.
 """
 # mypy: ignore-errors
 
@@ -16,9 +16,9 @@ from transformers.utils import cached_file
 AUDIO_TOKEN = "<|audio|>"
 HOP = 160  # samples of a mel frame
 ENCODER_STRIDE = 2  # mel frames of an encoder frame
-CHUNK = 480_000  # samples that Whisper hears at once
-LARGEST_SAMPLE = 8.0  # more means integers stored as floats
-SILENCE = 800  # samples after a clip: the spectrum's reflection at the end is never seen
+CHUNK = 480_000  # samples, 30 seconds: the longest input of Whisper
+LARGEST_SAMPLE = 8.0  # a larger sample is an integer stored as a float
+SILENCE = 800  # samples after a clip, so that no frame contains the reflection at the end
 
 
 class UltravoxProcessor(ProcessorMixin):
@@ -58,9 +58,9 @@ class UltravoxProcessor(ProcessorMixin):
         A recording of more than 30 seconds becomes several chunks. Raises ValueError for another sampling rate than 16 kHz, and
         where the text holds another number of `<|audio|>` than there are recordings.
         """
-        found = audio if audios is None else audios
-        recordings = [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
-        data = self.listen(recordings, sampling_rate) if recordings else {}
+        given = audio if audios is None else audios
+        recordings = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        data = self.extract(recordings, sampling_rate) if recordings else {}
         counts = data.pop("audio_num_chunks", [])
         if text is not None:
             data |= self.read(text, counts, data.get("audio_token_len", []))
@@ -68,12 +68,12 @@ class UltravoxProcessor(ProcessorMixin):
             data["audio_num_chunks"] = counts
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def listen(self, recordings, sampling_rate):
-        """Features of the recordings and their lengths."""
+    def extract(self, recordings, sampling_rate):
+        """Features of the recordings, and lengths in mel frames and audio tokens."""
         if sampling_rate not in (None, self.audio_processor.sampling_rate):
             raise ValueError(f"recordings at {sampling_rate} Hz: resample them to {self.audio_processor.sampling_rate} Hz")
         waves = [self.checked(wave) for wave in recordings]
-        pieces = [[wave[at : at + CHUNK] for at in range(0, max(len(wave), 1), CHUNK)] for wave in waves]
+        pieces = [[wave[start : start + CHUNK] for start in range(0, max(len(wave), 1), CHUNK)] for wave in waves]
         mels = [self.features(piece) for chunks in pieces for piece in chunks]
         lengths = [mel.shape[1] for mel in mels]
         values = np.stack([np.pad(mel, ((0, 0), (0, max(lengths) - mel.shape[1]))) for mel in mels])
@@ -101,11 +101,11 @@ class UltravoxProcessor(ProcessorMixin):
         """Log-mel features `(mels, ceil(samples / 160))`."""
         frames = max(1, -(-len(wave) // HOP))
         padded = np.pad(wave, (0, frames * HOP - len(wave) + SILENCE))
-        heard = self.audio_processor(padded, sampling_rate=16_000, padding=False, truncation=False, return_tensors="np")
-        return heard["input_features"][0, :, :frames]
+        extracted = self.audio_processor(padded, sampling_rate=16_000, padding=False, truncation=False, return_tensors="np")
+        return extracted["input_features"][0, :, :frames]
 
     def read(self, text, counts, token_lengths):
-        """Token ids, and where each chunk's tokens begin."""
+        """Token ids, and the index of the first token of each chunk."""
         first, *others = text.split(AUDIO_TOKEN)
         if len(others) != len(counts):
             raise ValueError(f"{len(others)} {AUDIO_TOKEN} in the text and {len(counts)} recordings")
@@ -123,5 +123,5 @@ class UltravoxProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self):
-        """What the model takes."""
+        """Names of the model's inputs."""
         return ["input_ids", "attention_mask", "audio_values", "audio_lens", "audio_token_len", "audio_token_start_idx"]

@@ -1,0 +1,1 @@
+"""A trained run in use: opened, asked from Python or the terminal, exported, served."""

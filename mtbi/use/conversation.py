@@ -1,7 +1,7 @@
-"""Talking to a trained speech LLM: several turns, each with any mix of speech and text.
+"""A conversation with a trained speech LLM: several turns, each with any mix of speech and text.
 
-A message is text in which `<FILE>` stands for a recording: `<a.flac> what is the last digit`. Which text is the prompt
-says `mtbi.use.turn.split_prompt`.
+In a message, `<FILE>` stands for a recording: `<a.flac> what is the last digit`. `mtbi.use.turn.split_prompt` decides which
+text of a message is the prompt.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mtbi.audio.waveforms import Recording, listed, waveform
 from mtbi.errors import UserError
 from mtbi.model.generate import GREEDY, Decoding, generate
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.turn import split_prompt, user_turn
+from mtbi.use.turn import MessagePart, split_prompt, user_turn
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 RECORDING = re.compile(r"<([^<>\n]+\.\w+)>")
-HELP = "Speech is written <FILE>, as in: <hello.wav> what is said?  /new starts again, /help says this, an empty line ends."
+HELP = "Write speech as <FILE>, for example: <hello.wav> what is said?  /new restarts, /help shows this, an empty line ends."
 
 
 class Conversation:
-    """What was said so far, and the next answer to it."""
+    """The turns so far, and the next answer."""
 
     def __init__(self, run: TrainedRun, max_new_tokens: int = 256) -> None:
         self.run = run
@@ -40,20 +40,20 @@ class Conversation:
         self.parts: list[Tensor | np.ndarray] = []  #: token ids and waveforms (samples,) in order
 
     def restart(self) -> None:
-        """Forget everything."""
+        """Forget all turns."""
         self.parts.clear()
 
     def ask(self, message: str, streamer: BaseStreamer | None = None, recordings: Sequence[Recording] = ()) -> str:
-        """The answer to a message, heard after `recordings` (see `mtbi.audio.waveforms.waveform`).
+        """The answer to a message that follows `recordings` (see `mtbi.audio.waveforms.waveform`).
 
-        `streamer` gets its tokens as they come.
+        `streamer` receives the tokens of the answer one by one.
 
-        Raises UserError for an unusable recording. A message that fails leaves the conversation as it was.
+        Raises UserError for an unusable recording. A message that fails leaves the conversation unchanged.
         """
-        pieces: list[str | np.ndarray] = [self._listen(recording) for recording in listed(recordings)]
-        for place, piece in enumerate(RECORDING.split(message)):  # text, file, text, file, …, text
-            pieces.append(self._listen(Path(piece)) if place % 2 else piece)
-        said, prompt = split_prompt(pieces)
+        parts: list[MessagePart] = [self._waveform(recording) for recording in listed(recordings)]
+        for index, text in enumerate(RECORDING.split(message)):  # text, file, text, file, …, text
+            parts.append(self._waveform(Path(text)) if index % 2 else text)
+        said, prompt = split_prompt(parts)
         return self.say(said, prompt, streamer)
 
     def say(
@@ -63,10 +63,10 @@ class Conversation:
         streamer: BaseStreamer | None = None,
         decoding: Decoding = GREEDY,
     ) -> str:
-        """The answer to a prompt about what is `said`, in order: a `str` is text, all else a recording, as `waveform` takes it.
+        """The answer to a prompt about `said`: in order, a `str` is text, anything else a recording (see `waveform`).
 
-        Without anything said the prompt is the whole message.
-        Raises UserError for an unusable recording, ContextError where the conversation is longer than the LLM's context.
+        If `said` is empty, the prompt is the whole message.
+        Raises UserError for an unusable recording, ContextError if the conversation is longer than the LLM's context.
         """
         chat = self.run.chat
         parts = self.asked(said, prompt)
@@ -76,38 +76,35 @@ class Conversation:
         return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
     def asked(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
-        """All that the model gets for an answer to a prompt about what is `said`: token ids and waveforms in order."""
-        return [*self.parts, *self._turn(self._heard(said), prompt)]
+        """The model's whole input for an answer to a prompt about `said`: token ids and waveforms, in order."""
+        return [*self.parts, *self._turn(said, prompt)]
 
     def recall(self, said: Sequence[str | Recording], prompt: str, answer: str) -> None:
-        """A turn that happened before, with the answer that was given."""
+        """Add an earlier turn and the answer that was given in it."""
         chat = self.run.chat
-        self.parts = [*self.parts, *self._turn(self._heard(said), prompt), torch.tensor([*chat.plain_ids(answer), chat.end_id])]
+        self.parts = [*self.asked(said, prompt), torch.tensor([*chat.plain_ids(answer), chat.end_id])]
 
-    def _turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
-        """A user turn from the first token that is its own to the opening of the answer."""
+    def _turn(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
+        """A user's turn, from its first token up to the first token of the answer."""
         chat = self.run.chat
         opening = chat.opening_ids if self.parts else chat.prefix_ids
-        return user_turn(chat, opening, said, prompt, self.run.recipe.behaviour.prompt_first)
+        parts = [part if isinstance(part, str) else self._waveform(part) for part in listed(said)]
+        return user_turn(chat, opening, parts, prompt, self.run.recipe.behaviour.prompt_first)
 
-    def _heard(self, said: Sequence[str | Recording]) -> list[str | np.ndarray]:
-        """Text as it is, recordings as `(samples,)` at 16 kHz."""
-        return [piece if isinstance(piece, str) else self.fit(waveform(piece)) for piece in listed(said)]
-
-    def _listen(self, recording: Recording) -> np.ndarray:
-        """A recording as `(samples,)` at 16 kHz."""
-        if not isinstance(recording, (str, Path)):
-            return self.fit(waveform(recording))
+    def _waveform(self, recording: Recording) -> np.ndarray:
+        """A recording as `(samples,)` at 16 kHz. Raises UserError, with the path of a file, for an unusable one."""
         if isinstance(recording, Path) and not recording.is_file():
             raise UserError(f"{recording}: no such recording")
         wave = waveform(recording)
         try:
             return self.fit(wave)
         except UserError as error:
-            raise UserError(f"{recording}: {error}") from error
+            if isinstance(recording, (str, Path)):
+                raise UserError(f"{recording}: {error}") from error
+            raise
 
     def fit(self, wave: np.ndarray) -> np.ndarray:
-        """The waveform, if it is not longer than what the model was trained on; raises UserError otherwise."""
+        """The same waveform. Raises UserError if it is longer than what the model was trained on."""
         longest = self.run.recipe.plan.max_audio_seconds
         seconds = len(wave) / codec.SAMPLE_RATE
         if seconds > longest:
@@ -116,7 +113,10 @@ class Conversation:
 
 
 def talk(conversation: Conversation, recordings: Sequence[Path], prompt: str) -> None:
-    """Answer `prompt` about the recordings; without a prompt, answer the lines of standard input until an empty one."""
+    """Print the answer to `prompt` about the recordings, or without a prompt to each line of standard input until an empty one.
+
+    The first of these lines is about the recordings.
+    """
     streamer = TextStreamer(conversation.run.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
     if prompt:
         conversation.ask(prompt, streamer, recordings)
@@ -138,7 +138,7 @@ def talk(conversation: Conversation, recordings: Sequence[Path], prompt: str) ->
 
 
 def read_line(terminal: bool) -> str | None:
-    """The next line without spaces around it; None at the end of the input."""
+    """The next line of standard input without spaces around it. None at the end of the input."""
     if terminal:
         print("> ", end="", flush=True)
     line = sys.stdin.readline()

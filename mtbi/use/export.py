@@ -1,4 +1,4 @@
-"""`mtbi export`: a trained run as a folder that Hugging Face transformers loads (see `mtbi.hf`)."""
+"""`mtbi export`: write a trained run as a folder that Hugging Face transformers or vLLM loads (see `mtbi.hf`)."""
 
 from __future__ import annotations
 
@@ -30,34 +30,14 @@ from mtbi.model.encoders.build import Convolutional, Whisper
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import embedding_rms
 from mtbi.recipe import LoraConfig, Recipe
+from mtbi.use.layouts import LAYOUTS
 from mtbi.use.open_run import TrainedRun
 
-PRIVATE = ("run_dir", "data")  # of the recipe: places on the machine that trained
+PRIVATE = ("run_dir", "data")  # sections of the recipe with paths of the machine that trained
 MAX_NEW_TOKENS = 256
 
-HOLDS = {
-    "trained": "the trained ones alone; the frozen ones come from the models above",
-    "merged": "those of encoder, adapter and text LLM",
-    "ultravox": "those of encoder, adapter and text LLM, in the layout of Ultravox",
-}
-TRANSFORMERS = f"""\
-```python
-import mtbi.hf  # pip install mtbi
-from transformers import pipeline
-
-ask = pipeline("{TASK}", model="…")
-ask({{"audio": "question.wav", "text": "What does the speaker want?"}})
-```
-"""
-VLLM = """\
-```
-vllm serve … --trust-remote-code   # runs ultravox_processing.py of this folder
-```
-"""
-USE = {"trained": TRANSFORMERS, "merged": TRANSFORMERS, "ultravox": VLLM}
-
-#: Before the LLM's own template: parts become text in which each recording is one token, as `mtbi.use.turn` lays them out. What
-#: training tokenises by itself stands between two `APART`.
+#: Jinja before the LLM's own template. It turns the parts of a message into text with one token for each recording, in the
+#: order of `mtbi.use.turn`. `APART` separates the texts that training tokenises by themselves.
 FLATTEN = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -97,9 +77,8 @@ SYSTEM = """\
 def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
     """Write a run to the new folder `out`: weights, configurations, processor, chat template, recipe and model card.
 
-    Layouts: `trained` holds the trained weights alone, `merged` those of encoder, adapter and LLM; both are for `mtbi.hf`.
-    `ultravox` is for vLLM (`mtbi.hf.ultravox`). The last two merge low-rank updates into the run's model in place. Raises
-    UserError where `out` is not empty, or the layout does not suit the run's encoder or adapter.
+    `layout` is a name of `mtbi.use.layouts.LAYOUTS`. All but `trained` merge low-rank updates into the run's model in place.
+    Raises UserError if `out` is not empty, or if the layout does not support the run's encoder or adapter.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; export to a new folder")
@@ -140,11 +119,11 @@ def make_processor(run: TrainedRun, apart: bool = True) -> MtbiProcessor:
 
 
 def chat_template(tokenizer: Any, run: TrainedRun, apart: bool) -> str:
-    """The LLM's template, for messages with recordings, with the recipe's order of prompt and speech, system prompt, variables.
+    """The LLM's template with messages that hold recordings, and the recipe's system prompt, variables and order of prompt.
 
-    With `apart` for `MtbiProcessor`, which tokenises the parts of a dialogue as training does.
+    `apart` adds marks for `MtbiProcessor`, which tokenises the parts of a dialogue as in training.
     """
-    own, behaviour = tokenizer.get_chat_template(), run.recipe.behaviour
+    llm_template, behaviour = tokenizer.get_chat_template(), run.recipe.behaviour
     constants = {
         **TEMPLATE_VARIABLES,
         **behaviour.template_variables,
@@ -154,21 +133,22 @@ def chat_template(tokenizer: Any, run: TrainedRun, apart: bool) -> str:
         "SPACE": "" if apart and run.chat.tokens.prefixes_space else " ",
     }
     lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in constants.items()]
-    said = run.chat.tokens.harmless(behaviour.system_prompt)
-    system = SYSTEM.replace("PROMPT", json.dumps(said)) if said else ""
-    return "".join(lines) + (fixed_clock() if "strftime_now" in own else "") + FLATTEN + system + own
+    prompt = run.chat.tokens.harmless(behaviour.system_prompt)
+    system = SYSTEM.replace("PROMPT", json.dumps(prompt)) if prompt else ""
+    clock = fixed_clock() if "strftime_now" in llm_template else ""
+    return "".join(lines) + clock + FLATTEN + system + llm_template
 
 
 def fixed_clock() -> str:
-    """A macro in the place of the function by which templates read the clock: the day of training, for ever."""
+    """A Jinja macro that replaces the clock of templates: it always gives the day that training used."""
     letters = "aAbBcdDeFgGhHIjmMnpStTuUVwWxXyYZ"
     codes = [f"%-{letter}" for letter in "dmHIMSjyY"] + [f"%{letter}" for letter in letters]
-    written = "".join(f" | replace({json.dumps(code)}, {json.dumps(TODAY.strftime(code))})" for code in codes)
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{written} }}}}{{%- endmacro -%}}\n"
+    replacements = "".join(f" | replace({json.dumps(code)}, {json.dumps(TODAY.strftime(code))})" for code in codes)
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replacements} }}}}{{%- endmacro -%}}\n"
 
 
 def make_config(run: TrainedRun, audio_token_id: int, merged: bool) -> MtbiConfig:
-    """How to build the model again."""
+    """The configuration from which the model is built again."""
     model = run.model
     parts = asdict(run.recipe.model) | {"trust_remote_code": False}
     if merged:
@@ -189,7 +169,7 @@ def make_config(run: TrainedRun, audio_token_id: int, merged: bool) -> MtbiConfi
 
 
 def encoder_config(encoder: nn.Module) -> dict[str, Any]:
-    """The configuration of an encoder with the layers that it has kept. Raises UserError for one from a plug-in."""
+    """The configuration of an encoder with the number of layers that it kept. Raises UserError for one from a plug-in."""
     if isinstance(encoder, DemoEncoder):
         return {"model_type": "mtbi-demo-encoder", **asdict(encoder.config), "layers": len(encoder.layers.layers)}
     if isinstance(encoder, Whisper):
@@ -200,7 +180,7 @@ def encoder_config(encoder: nn.Module) -> dict[str, Any]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add low-rank updates to the weights that they update, in place."""
+    """Add low-rank updates to their weights, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()  # type: ignore[operator]
@@ -209,14 +189,14 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def shown_recipe(recipe: Recipe) -> str:
-    """How the model was trained, without the places on the machine that trained it."""
+    """The recipe as YAML, without the paths of the machine that trained."""
     shown = {key: value for key, value in recipes.to_dict(recipe).items() if key not in PRIVATE}
     shown["train"].pop("copy_to")
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120)
 
 
 def card(run: TrainedRun, layout: str) -> str:
-    """The model card: what it is, how to use it, what was measured."""
+    """The model card: what the model is, how to use it, what was measured."""
     recipe, model = run.recipe, run.recipe.model
     bases = [name for name in (model.llm, model.encoder.path) if "/" in name and not Path(name).exists()]
     front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": TASK, **({"base_model": bases} if bases else {})})
@@ -228,14 +208,14 @@ def card(run: TrainedRun, layout: str) -> str:
 
 # {recipe.name}
 
-A speech LLM: the text LLM `{llm}` hears through the speech encoder `{encoder}` and a trained adapter
-(`{model.adapter.kind}`). It was trained by multi-task behaviour imitation with speech-text interleaving (arXiv 2505.18644)
+A speech LLM: the speech encoder `{encoder}` and a trained adapter (`{model.adapter.kind}`) give speech to the text LLM
+`{llm}`. It was trained by multi-task behaviour imitation with speech-text interleaving (arXiv 2505.18644)
 with mtbi {versions.installed("mtbi")}, `{run.checkpoint.name}` of {recipe.train.steps} steps; settings: `recipe.yaml`.
-The weights here are {HOLDS[layout]}.
+The weights here are {LAYOUTS[layout].weights}.
 
-{USE[layout]}
+{LAYOUTS[layout].usage}
 Speech is 16 kHz mono of at most {recipe.plan.max_audio_seconds:g} seconds; files of other rates are resampled. The model
-imitates what its text LLM answers about a transcript: tone, emotion and who speaks are nothing that it was taught.
+imitates the answers of its text LLM about a transcript. It was not trained to recognise tone, emotion or speakers.
 
 ## Measured
 

@@ -69,7 +69,7 @@ def test_recordings_come_in_every_form(ask: Any, waves: list[np.ndarray]) -> Non
         ({"audio": np.zeros(9, "float32")}, "without 'text'"),
         ({"audio_url": "a.wav", "text": "repeat"}, r"keys \['audio_url', 'text'\]"),
         ("a.wav", "the type str"),
-        ({"messages": []}, "one is empty or none"),
+        ({"messages": []}, "one of these is not, or is empty"),
         ({"messages": [{"role": "user", "content": "repeat"}], "text": "repeat"}, "'messages' and more"),
         ({"audio": np.zeros(0, "float32"), "text": "repeat"}, "no samples"),
         ({"audio": np.full(16000, np.nan), "text": "repeat"}, "16000 of 16000 samples are NaN"),

@@ -16,8 +16,8 @@ from mtbi.use.api import SpeechLLM
 from mtbi.use.conversation import Conversation
 from mtbi.use.export import chat_template, make_processor
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve.answerer import pieces
 from mtbi.use.serve.api_types import AudioUrl, InputAudio
+from mtbi.use.serve.messages import ChatTurn, Content
 from mtbi.use.serve.mix import Mix, Mixer, Word
 from mtbi.use.turn import split_prompt, user_turn
 
@@ -50,12 +50,12 @@ def test_which_text_is_the_prompt(given: list, said: list, prompt: str) -> None:
 
 
 def test_the_server_takes_openais_order() -> None:
-    class Listener:
-        def listen(self, recording: InputAudio, where: str) -> np.ndarray:
+    class OneRecording:
+        def decode(self, recording: InputAudio | AudioUrl, where: str) -> np.ndarray:
             return A
 
-    parts: list[tuple[str, str | InputAudio | AudioUrl]] = [("part 1", "now"), ("part 2", InputAudio(data=""))]
-    said, prompt = pieces(parts, Listener())  # type: ignore[arg-type]
+    turn = ChatTurn("user", [Content("part 1", "now"), Content("part 2", InputAudio(data=""))])
+    said, prompt = turn.split(OneRecording())  # type: ignore[arg-type]
     assert (len(said), prompt) == (1, "now")
 
 

@@ -1,6 +1,6 @@
 """Requests, errors and answers of the OpenAI chat-completions API, as far as `mtbi serve` understands them.
 
-A parameter that would change the answer and is not supported is an error; one that asks for nothing is accepted.
+A parameter that would change the answer and is not supported is an error. A parameter without an effect is accepted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtbi.use.serve.mix import Word
 
-log = logging.getLogger("uvicorn.error")  # shown without any configuration
+log = logging.getLogger("uvicorn.error")  # uvicorn prints it without any configuration
 #: Parameters without any effect on an answer.
 WITHOUT_EFFECT = {
     "metadata",
@@ -29,7 +29,7 @@ WITHOUT_EFFECT = {
     "store",
     "user",
 }
-#: Values of unsupported parameters that ask for nothing, besides null, false, 0 and what is empty.
+#: Values of unsupported parameters that change nothing. Null, false, 0 and empty values change nothing either.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "tool_choice": ("none", "auto"),
@@ -44,7 +44,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "detokenize": (True,),
 }
-#: Unsupported parameters that ask for something by false or 0.
+#: Unsupported parameters for which false or 0 does change something.
 ON_BY_DEFAULT = {"add_generation_prompt", "detokenize", "n", "skip_special_tokens", "spaces_between_special_tokens"}
 MOST_WORDS = 1000  #: of a recording, with times
 MOST_MESSAGES = 2000
@@ -52,7 +52,7 @@ MOST_PARTS = 1000  #: of a message
 
 
 class ApiError(Exception):
-    """An error that the client reads, in the API's own form."""
+    """An error that is sent to the client in the API's form."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON object of the answer, also of an event in a stream."""
+        """The JSON object of a response, or of an event in a stream."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The answer to the request."""
+        """The response with status, body and headers."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def failed(what: str) -> ApiError:
-    """The error about the exception that is being handled, which goes to the server's log and not to the client."""
-    log.exception(what)
+def failed(message: str) -> ApiError:
+    """Log the exception that is being handled, and return an error for the client that does not reveal it."""
+    log.exception(message)
     return ApiError(500, "the server failed to answer; its log says why", "internal_error")
 
 
@@ -87,18 +87,18 @@ class InputAudio(BaseModel):
     """A recording in a message."""
 
     data: str  #: base64, also as a `data:` URI
-    format: str | None = None  #: not read: the recording itself says it
-    words: list[Word] = Field([], max_length=MOST_WORDS)  #: where some are to be read: all words that it holds
+    format: str | None = None  #: not used: the recording's own header has the format
+    words: list[Word] = Field([], max_length=MOST_WORDS)  #: of a mix of speech and text: all words of the recording
 
 
 class AudioUrl(BaseModel):
-    """A recording as some clients send it; only `data:` URIs are read."""
+    """A recording in the form of some clients. Only `data:` URIs are read."""
 
     url: str
 
 
-class Part(BaseModel):
-    """A piece of a message; `type` names the field that holds it."""
+class ContentPart(BaseModel):
+    """A part of a message. `type` is the name of the field that holds it."""
 
     type: str
     text: str | None = None
@@ -107,21 +107,21 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One turn."""
+    """One message of a conversation."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
 
     @property
-    def parts(self) -> list[Part]:
-        """The pieces of the message."""
-        return [Part(type="text", text=self.content)] if isinstance(self.content, str) else self.content or []
+    def parts(self) -> list[ContentPart]:
+        """The content as a list of parts."""
+        return [ContentPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content or []
 
 
 class StreamOptions(BaseModel):
-    """What a stream holds besides the answer."""
+    """Options of a streamed answer."""
 
     include_usage: bool | None = None
 
@@ -134,7 +134,7 @@ class ChatRequest(BaseModel):
     messages: list[Message] = Field(max_length=MOST_MESSAGES)
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)  #: goes before `max_tokens`
+    max_completion_tokens: int | None = Field(None, ge=1)  #: used instead of `max_tokens` if both are given
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
@@ -152,46 +152,47 @@ class ChatRequest(BaseModel):
 
     @property
     def sampled(self) -> bool:
-        """Whether tokens are drawn. Otherwise, as without `temperature` and `top_p`, each is the most probable."""
+        """Whether tokens are sampled. Otherwise, and by default, each token is the most probable one."""
         return self.temperature != 0 and (self.temperature is not None or self.top_p not in (None, 1))
 
     def check_supported(self) -> None:
-        """Raises ApiError 400 for a parameter that would change the answer and cannot."""
+        """Raises ApiError 400 for an unsupported parameter that would change the answer."""
         for name, value in (self.model_extra or {}).items():
-            asks = bool(value) or (name in ON_BY_DEFAULT and value is not None)
-            if name not in WITHOUT_EFFECT and asks and value not in NEUTRAL.get(name, ()):
+            requested = bool(value) or (name in ON_BY_DEFAULT and value is not None)
+            if name not in WITHOUT_EFFECT and requested and value not in NEUTRAL.get(name, ()):
                 shown = json.dumps(value, ensure_ascii=False)
                 shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
                 raise ApiError(400, f"{name}: {shown} is not supported by this server", "unsupported_parameter", name[:100])
 
 
 class AlignRequest(BaseModel):
-    """A recording whose words are to be found in time."""
+    """A request for the times of the words in a recording."""
 
     input_audio: InputAudio
-    transcript: str = Field("", max_length=10_000)  #: empty: what the recogniser hears
+    transcript: str = Field("", max_length=10_000)  #: empty: the aligner recognises the words
 
 
 def explain(error: ValidationError) -> ApiError:
-    """What is wrong with a request's body."""
-    # `content` is text or parts: the deepest error is about the kind that was meant.
-    deepest = max(error.errors(include_url=False, include_context=False, include_input=False), key=lambda one: len(one["loc"]))
-    where = ".".join(str(step) for step in deepest["loc"] if step not in ("str", "list[Part]"))[:200]
+    """The error for a request's body that does not fit the schema."""
+    # `content` is text or a list of parts. The deepest error is about the kind that the client sent.
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    deepest = max(details, key=lambda detail: len(detail["loc"]))
+    where = ".".join(str(step) for step in deepest["loc"] if step not in ("str", "list[ContentPart]"))[:200]
     return ApiError(400, f"{where}: {deepest['msg']}" if where else deepest["msg"], param=where or None)
 
 
 class Completion:
-    """The envelope of one answer: everything of it shares an id, a time and the model's name."""
+    """One answer in the API's form. All its chunks share an id, a time and the model's name."""
 
     def __init__(self, model: str, with_usage: bool = False) -> None:
-        self.facts = {"id": f"chatcmpl-{uuid.uuid4().hex[:24]}", "created": int(time.time()), "model": model}
-        self.with_usage = with_usage  #: of a stream: its last chunk counts tokens
+        self.envelope = {"id": f"chatcmpl-{uuid.uuid4().hex[:24]}", "created": int(time.time()), "model": model}
+        self.with_usage = with_usage  #: whether the last chunk of a stream has token counts
 
     def whole(self, text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
         """The answer in one piece."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
-        return {**self.facts, "object": "chat.completion", "choices": [choice], "usage": usage}
+        return {**self.envelope, "object": "chat.completion", "choices": [choice], "usage": usage}
 
     def chunk(self, delta: dict[str, str], finish: str | None = None) -> str:
         """An event of a stream."""
@@ -199,11 +200,11 @@ class Completion:
         return self._chunk([choice], {"usage": None} if self.with_usage else {})
 
     def usage_chunk(self, usage: dict[str, int]) -> str:
-        """The event after the last piece of an answer, where the client asked for it."""
+        """The event with token counts, after the last piece of an answer."""
         return self._chunk([], {"usage": usage})
 
     def _chunk(self, choices: Sequence[dict[str, Any]], extra: dict[str, Any]) -> str:
-        return event({**self.facts, "object": "chat.completion.chunk", "choices": choices, **extra})
+        return event({**self.envelope, "object": "chat.completion.chunk", "choices": choices, **extra})
 
 
 def event(record: dict[str, Any]) -> str:
@@ -212,6 +213,6 @@ def event(record: dict[str, Any]) -> str:
 
 
 def usage(prompt_positions: int, answer_tokens: int) -> dict[str, int]:
-    """The tokens of a request: adapter frames count as tokens of the prompt, the end token is not counted."""
+    """Token counts. Each adapter frame counts as one token of the prompt. The end token is not counted."""
     total = prompt_positions + answer_tokens
     return {"prompt_tokens": prompt_positions, "completion_tokens": answer_tokens, "total_tokens": total}

@@ -1,9 +1,10 @@
-"""Some words of an utterance heard, the others read: when each is spoken, and the answer about such a mix.
+"""Mixes of speech and text: some words of an utterance are given as audio, the others as text.
 
-A mix is cut as training cuts it (`mtbi.batches.interleave`, by `interleave.cut`): `slice` encodes the utterance once and takes
-the adapter frames of the heard spans; `encode` encodes every heard span on its own. It differs from training in
-two ways: the word times come from whoever asks, by default from the server's aligner and not from the one that aligned
-the corpus, and all words may be read.
+`align_words` finds when each word is spoken. `Mixer` answers a prompt about a mix. The audio is cut as in training
+(`mtbi.batches.interleave`, recipe key `interleave.cut`): with `slice` the utterance is encoded once and the adapter frames of
+the spoken spans are taken; with `encode` every spoken span is encoded by itself. Two things differ from training. The word
+times come from the client, by default from the server's aligner, which need not be the one that aligned the corpus. And all
+words of an utterance may be text.
 """
 
 from __future__ import annotations
@@ -28,97 +29,102 @@ from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.generate import GREEDY, Decoding, complete
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
+from mtbi.use.turn import user_turn
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
 class Word(BaseModel):
-    """A word of a recording; words stand in the order in which they are spoken."""
+    """A word of a recording. Words come in the order in which they are spoken."""
 
     word: str = Field(pattern=r"^\S+$")
     start: float = Field(ge=0, allow_inf_nan=False)  #: seconds
-    end: float = Field(ge=0, allow_inf_nan=False)  #: seconds; a word lasts until the next one starts, so it is not read
-    read: bool = False  #: given to the model as text instead of sound
-    space: bool | None = None  #: whether a space stands before it in the text; None = as its script has it
+    end: float = Field(ge=0, allow_inf_nan=False)  #: seconds; not used, since a word lasts until the next one starts
+    read: bool = False  #: whether the model gets the word as text instead of audio
+    space: bool | None = None  #: before the word in the text; None = as usual in its script
 
     @property
     def unit(self) -> str:
-        """As `mtbi.text_units` writes it."""
+        """The word as a unit of `mtbi.text_units`."""
         return f" {self.word}" if self.space else self.word
 
 
 @dataclass(frozen=True)
 class Mix:
-    """An utterance of which some words are read."""
+    """An utterance of which some words are given as text."""
 
     wave: np.ndarray  #: (samples,) float32 at 16 kHz
     words: list[Word]  #: at least one
 
     def __post_init__(self) -> None:
-        """Raises UserError for words that are out of order."""
+        """Raises UserError if the words are out of order."""
         if any(later.start < earlier.start for earlier, later in pairwise(self.words)):
             raise UserError("words: each must start at or after the one before it")
 
 
 def choose_aligner(name: str, run: TrainedRun) -> CtcAligner | None:
-    """`demo`, or a CTC model of transformers; an empty name is `demo` for the demo's encoder and none for others.
+    """The aligner of that name: `demo`, or a CTC model of transformers.
 
-    Raises UserError for a model that cannot align.
+    Without a name it is `demo` for a run with the demo's encoder, and None for other runs. Raises UserError for a model that
+    cannot align.
     """
     chosen = name or ("demo" if run.recipe.model.encoder.path == "demo" else "")
     return align.open_aligner(chosen) if chosen else None
 
 
 def align_words(aligner: CtcAligner, wave: np.ndarray, transcript: str) -> list[Word]:
-    """The words of a transcript, or without one those that the recogniser hears, with their times; they tile the utterance.
+    """The words of a transcript with their times, which tile the utterance. Without a transcript the aligner recognises it.
 
-    Raises UserError where there are no words, or they cannot be aligned.
+    Raises UserError if there are no words, or if they cannot be aligned.
     """
-    spelt = text_units.units(transcript or aligner.transcribe(wave))
-    if not spelt:
-        raise UserError("the recogniser hears no word in it: type the transcript")
+    units = text_units.units(transcript or aligner.transcribe(wave))
+    if not units:
+        raise UserError("no word was recognised in the recording: type the transcript")
     log_probs, seconds_per_frame = aligner.emissions(wave)
-    spans = align.word_frames(log_probs, [aligner.labels(word) for word in spelt], aligner.blank, aligner.delimiter)
+    spans = align.word_frames(log_probs, [aligner.labels(word) for word in units], aligner.blank, aligner.delimiter)
     if spans is None:
         raise UserError(
             "the words cannot be aligned: the recording is too short for them, or the aligner can spell none of them"
         )
     times = align.tile(spans, seconds_per_frame, len(wave) / SAMPLE_RATE)
-    spaces = [piece.startswith(" ") for piece in text_units.pieces(spelt)]
+    spaces = [piece.startswith(" ") for piece in text_units.pieces(units)]
     return [
         Word(word=word.lstrip(), start=start, end=end, space=space)
-        for word, space, (start, end) in zip(spelt, spaces, times, strict=True)
+        for word, space, (start, end) in zip(units, spaces, times, strict=True)
     ]
 
 
 class Mixer:
-    """Answers about mixes, with one model."""
+    """Answers prompts about mixes, with one model."""
 
     def __init__(self, run: TrainedRun) -> None:
         self.run = run
         self.samples_per_frame = FrameGeometry.from_config(run.recipe.model).samples_per_frame
 
     def answer(self, talk: Conversation, mix: Mix, prompt: str) -> str:
-        """The answer to a prompt about a mix, in a conversation without earlier turns. Its tokens are the only `talk.parts`."""
-        return self.reply(talk, self.asked(talk, mix, prompt))
+        """The answer to a prompt about a mix. `talk` is a conversation without turns; its parts become the answer's tokens."""
+        return self.generate(talk, self.embed_dialogue(talk, mix, prompt))
 
     @torch.no_grad()
-    def asked(self, talk: Conversation, mix: Mix, prompt: str) -> Tensor:
-        """The LLM's input for the whole dialogue, `(positions, hidden)`."""
-        chat = talk.run.chat
-        lead, closing = chat.around_speech(prompt.strip(), self.run.recipe.behaviour.prompt_first)
-        before, after = self._text([*chat.prefix_ids, *lead]), self._text(closing)
-        return torch.cat([before, *(span.to(before.dtype) for span in self.embed(mix)), after])
+    def embed_dialogue(self, talk: Conversation, mix: Mix, prompt: str) -> Tensor:
+        """The LLM's input for the dialogue up to the answer, `(positions, hidden)`."""
+        chat, prompt_first = talk.run.chat, self.run.recipe.behaviour.prompt_first
+        before, _, after = user_turn(chat, chat.prefix_ids, [mix.wave], prompt, prompt_first)
+        opening = self._embed_text(before)
+        return torch.cat([opening, *(span.to(opening.dtype) for span in self.embed(mix)), self._embed_text(after)])
 
     @torch.no_grad()
-    def reply(
-        self, talk: Conversation, asked: Tensor, streamer: BaseStreamer | None = None, decoding: Decoding = GREEDY
+    def generate(
+        self, talk: Conversation, embeddings: Tensor, streamer: BaseStreamer | None = None, decoding: Decoding = GREEDY
     ) -> str:
-        """The answer to what `asked` gave. Its tokens are the only `talk.parts`. Raises ContextError for too long an input."""
-        chat, embeddings = talk.run.chat, asked[None]
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-        [answer] = complete(self.run.model, embeddings, mask, talk.max_new_tokens, chat.end_id, streamer, decoding)
+        """The answer to a dialogue `(positions, hidden)` of `embed_dialogue`. The parts of `talk` become its tokens.
+
+        Raises ContextError if the dialogue is longer than the LLM's context.
+        """
+        chat, batch = talk.run.chat, embeddings[None]
+        mask = torch.ones(batch.shape[:2], dtype=torch.long, device=batch.device)
+        [answer] = complete(self.run.model, batch, mask, talk.max_new_tokens, chat.end_id, streamer, decoding)
         talk.parts = [torch.tensor([*answer, chat.end_id])]
         return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
@@ -129,16 +135,17 @@ class Mixer:
         stretches = self.run.chat.stretches([word.unit for word in mix.words])
         word_ids = [ids for _, ids in stretches]
         stops = list(accumulate(count for count, _ in stretches))
-        # A stretch of several characters is one token: it is read where all of them are to be.
+        # Several characters may share a token. They become text only if all of them are to be text.
         words = [mix.words[stop - count : stop] for stop, (count, _) in zip(stops, stretches, strict=True)]
         starts = np.array([stretch[0].start * SAMPLE_RATE for stretch in words])
-        read = np.array([all(word.read for word in stretch) for stretch in words])
+        is_text = np.array([all(word.read for word in stretch) for stretch in words])
         whole = self.run.model.hear_one(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
-        all_heard = (Segment(0, len(words), False),)
+        all_audio = (Segment(0, len(words), False),)
         spans = []
-        for segment in interleave.segments_of(read) or all_heard:
+        for segment in interleave.segments_of(is_text) or all_audio:
             if segment.is_text:
-                spans.append(self._text([token for ids in word_ids[segment.first : segment.stop] for token in ids]))
+                ids = [token for ids in word_ids[segment.first : segment.stop] for token in ids]
+                spans.append(self._embed_text(torch.tensor(ids, dtype=torch.long)))
             elif whole is not None:
                 first, stop = interleave.sliced_frames(segment, starts, samples, len(whole), self.samples_per_frame)
                 spans.append(whole[first:stop])
@@ -148,5 +155,6 @@ class Mixer:
                     spans.append(self.run.model.hear_one(mix.wave[begin:end]))
         return spans
 
-    def _text(self, ids: list[int]) -> Tensor:
-        return self.run.model.embed(torch.tensor(ids, dtype=torch.long, device=self.run.device))
+    def _embed_text(self, ids: Tensor | np.ndarray) -> Tensor:
+        """The embeddings `(tokens, hidden)` of token ids `(tokens,)`."""
+        return self.run.model.embed(torch.as_tensor(ids, dtype=torch.long, device=self.run.device))

@@ -1,7 +1,7 @@
-"""Recordings in a request's body: found before the JSON is parsed, and decoded in bounded memory.
+"""Recordings in a request's body: extracted before the JSON is parsed, and decoded in bounded memory.
 
-The base64 of a recording is by far the largest part of a request. It is cut out of the body first, so that the parser sees a
-short text: a string takes up to four bytes a character in memory, and a list of nothing twenty times its two brackets.
+The base64 of a recording is by far the largest part of a request. It is extracted from the body first, so the parser reads a
+short text. Parsed, a string takes up to four bytes a character, and an empty list twenty times the memory of its two brackets.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import soundfile
 from mtbi.audio import codec
 from mtbi.errors import UserError
 from mtbi.use.serve.api_types import ApiError, AudioUrl, InputAudio
-from mtbi.use.serve.limits import Limits
+from mtbi.use.serve.limits import ServerLimits
 
-MOST_STRUCTURE = 50_000  #: brackets and commas of a request without its recordings
+MOST_STRUCTURE = 50_000  #: brackets and commas in a request, its recordings not counted
 LARGEST_KERNEL = 2**19  #: numbers in the resampling filter bank; the common rates need under 300,000
 BLOCK = 2**20  #: characters of base64
-SECONDS_AT_ONCE = 4  #: that are resampled
-_KEY = re.compile(rb'"(?:data|url)"\s*:\s*"')  # cannot occur within a string of JSON, where quotes are escaped
+SECONDS_AT_ONCE = 4  #: of audio in a block of resampling
+_KEY = re.compile(rb'"(?:data|url)"\s*:\s*"')  # a string of JSON cannot contain it: its quotes are escaped
 _BASE64 = re.compile(rb"[\x20-\x5b\x5d-\x7e]*+(?:\\[nrt/][\x20-\x5b\x5d-\x7e]*+)*+")
 _ADDRESS = re.compile(rb"\w+:\\?/")
 _WRAPPED = re.compile(rb"[ \\]")
 _ESCAPED = {b" ": b"", b"\\n": b"", b"\\r": b"", b"\\t": b"", b"\\/": b"/"}
 
 
-def cut_out(body: bytes, limits: Limits) -> tuple[bytes, dict[str, bytes | ApiError]]:
-    """The body with a short name in the place of each recording, and by name the recordings or what is wrong with them.
+def extract_recordings(body: bytes, limits: ServerLimits) -> tuple[bytes, dict[str, bytes | ApiError]]:
+    """The body with a short name instead of each recording, and by name the bytes of each recording, or the error about it.
 
-    Raises ApiError 413 for a body that is too large without its recordings.
+    Raises ApiError 413 if the body without its recordings is too large.
     """
     view, end = memoryview(body), 0
     kept: list[bytes | memoryview] = []
@@ -64,9 +64,9 @@ def cut_out(body: bytes, limits: Limits) -> tuple[bytes, dict[str, bytes | ApiEr
 
 
 def from_base64(text: memoryview) -> bytes:
-    """The bytes of base64 in a string of JSON: a `data:` URI's beginning and white space are left out.
+    """The bytes that a string of JSON holds in base64. The beginning of a `data:` URI and white space are skipped.
 
-    Raises ValueError for what is not base64.
+    Raises ValueError if it is not base64.
     """
     if bytes(text[:5]) == b"data:":
         head, comma, _ = bytes(text[:200]).partition(b",")
@@ -91,10 +91,11 @@ def from_base64(text: memoryview) -> bytes:
     return b"".join(decoded)
 
 
-def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-    """As `audio.standardise`, a few seconds at once: its temporary arrays are several times as large as its input.
+def standardise_in_blocks(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    """The same result as `codec.standardise`, made from blocks of a few seconds.
 
-    A second on each side is resampled with them, which is much longer than the filter.
+    The temporary arrays of `codec.standardise` are several times as large as its input. Each block is resampled with a second
+    of audio on each side, which is much longer than the filter.
     """
     if rate_hz == codec.SAMPLE_RATE:
         return codec.standardise(samples, rate_hz)
@@ -107,22 +108,22 @@ def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     return np.concatenate(waves)
 
 
-class Listener:
-    """Decodes the recordings of one request. Each may be used once: then its bytes are given back."""
+class RecordingDecoder:
+    """Decodes the recordings of one request. Each can be decoded once, which frees its bytes."""
 
     def __init__(
         self,
         recordings: dict[str, bytes | ApiError],
-        limits: Limits,
+        limits: ServerLimits,
         max_seconds: float,
-        room: Callable[[int], None] = lambda _samples: None,
+        count: Callable[[int], None] = lambda _samples: None,
     ) -> None:
-        """`room` is told the samples of each recording at 16 kHz, and raises ApiError where there are too many."""
-        self.recordings, self.limits, self.max_seconds, self.room = recordings, limits, max_seconds, room
+        """`count` is called with the samples of each recording at 16 kHz, and raises ApiError if they are too many."""
+        self.recordings, self.limits, self.max_seconds, self.count = recordings, limits, max_seconds, count
         self._samples = 0
 
-    def listen(self, recording: InputAudio | AudioUrl, where: str) -> np.ndarray:
-        """A recording as `(samples,)` at 16 kHz. Raises ApiError 400 about `where`."""
+    def decode(self, recording: InputAudio | AudioUrl, where: str) -> np.ndarray:
+        """A recording as `(samples,)` at 16 kHz. Raises ApiError 400, with `where` in its message, for an unusable one."""
         if isinstance(recording, AudioUrl):
             field, text = "audio_url.url", recording.url
             if ":/" in text[:40]:
@@ -132,27 +133,27 @@ class Listener:
             field, text = "input_audio.data", recording.data
         if text not in self.recordings:
             raise ApiError(400, f"{where}: {field} is not base64: it holds characters that base64 does not have")
-        if isinstance(wrong := self.recordings[text], ApiError):
-            raise ApiError(400, f"{where}: {field} is {wrong.message}")
+        if isinstance(refusal := self.recordings[text], ApiError):
+            raise ApiError(400, f"{where}: {field} is {refusal.message}")
         try:
-            wave = standardise(*self._load(text))
+            wave = standardise_in_blocks(*self._load(text))
             self._samples += len(wave)
             if self._samples > self.limits.decoded_samples:
                 seconds = self.limits.decoded_samples / codec.SAMPLE_RATE
                 raise UserError(f"too long: the recordings of a request may have {seconds:.0f} s together")
         except UserError as error:
             raise ApiError(400, f"{where}: {error}") from error
-        self.room(len(wave))
+        self.count(len(wave))
         return wave
 
     def _load(self, name: str) -> tuple[np.ndarray, int]:
-        """As `audio.load`. Raises UserError also for what would take too much memory to decode or to resample."""
+        """Samples and rate in hertz, as `codec.load`. Raises UserError also if decoding or resampling takes too much memory."""
         data = self.recordings.pop(name)
         assert isinstance(data, bytes)
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
                 channels, rate = file.channels, file.samplerate
-        except (RuntimeError, TypeError, ValueError):  # `load` says what is wrong with it
+        except (RuntimeError, TypeError, ValueError):  # `codec.load` raises the right error
             channels, rate = self.limits.channels, self.limits.rates_hz[1]
             return codec.load(data, self.limits.decoded_samples / (rate * channels))
         if channels > self.limits.channels:

@@ -1,10 +1,9 @@
 """The OpenAI chat-completions API with speech in it, over HTTP, and word times for the page.
 
-A user message is text, or parts of text and `input_audio` as in the public API. The text after the last recording is the
-prompt, or where there is none the text before the first one; other text is read as if it were heard. Of our own:
-`input_audio.words`, as `POST /v1/align` gives them, each with `read`: true where the model shall get the word as text
-(`mtbi.use.serve.mix`). Mistakes are answered with 4xx and a reason, always in the API's form. `docs/serve.md` says what is
-supported.
+A user message is text, or a list of `text` and `input_audio` parts as in the public API. `mtbi.use.turn.split_prompt` decides
+which text is the prompt. One field is an addition to the public API: `input_audio.words` are the words that `POST /v1/align`
+returns, each with `read`, which is true if the model is to get the word as text (`mtbi.use.serve.mix`). Errors have the API's
+form and a 4xx status. docs/serve.md lists what is supported.
 """
 
 from __future__ import annotations
@@ -22,16 +21,17 @@ from starlette.types import Receive, Scope, Send
 
 from mtbi.corpus.align import CtcAligner
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve.answerer import Answerer, Reply, unknown_model
 from mtbi.use.serve.api_types import ApiError, ChatRequest, Completion, event, failed, usage
-from mtbi.use.serve.limits import ApiKey, Limits, RequestLimits, upload
+from mtbi.use.serve.limits import ServerLimits
+from mtbi.use.serve.middleware import ApiKeyMiddleware, RequestLimitMiddleware, upload
 from mtbi.use.serve.queue import RequestQueue
+from mtbi.use.serve.replies import Reply, ReplyBuilder, unknown_model
 
 PAGE = Path(__file__).with_name("page.html")
 
 
 class EventStream(Response):
-    """Server-sent events; what was `held` for them is released whatever happens, also where they never began."""
+    """Server-sent events. `held` is released at their end, also after an error and if no event was sent."""
 
     media_type = "text/event-stream"
 
@@ -49,8 +49,8 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def written(queue: RequestQueue, reply: Reply, texts: asyncio.Queue[str | None]) -> AsyncIterator[str]:
-    """The pieces of an answer while it is generated. Raises what generating raises."""
+async def generated(queue: RequestQueue, reply: Reply, texts: asyncio.Queue[str | None]) -> AsyncIterator[str]:
+    """The pieces of an answer while it is generated. Raises the exceptions of generating."""
     job = asyncio.ensure_future(queue.work(reply.generate, reply.writer.abandoned.set))
     job.add_done_callback(lambda _: texts.put_nowait(None))
     try:
@@ -58,13 +58,13 @@ async def written(queue: RequestQueue, reply: Reply, texts: asyncio.Queue[str | 
             yield text
         await job
     finally:
-        job.cancel()  # of no effect where it has ended
+        job.cancel()  # has no effect on a finished job
         with suppress(BaseException):
             await job
 
 
 async def events(completion: Completion, texts: AsyncIterator[str], reply: Reply) -> AsyncIterator[str]:
-    """A streamed answer. One that fails ends with an error and without `finish_reason` and `[DONE]`."""
+    """The events of a streamed answer. If generating fails, the last one is an error, without `finish_reason` and `[DONE]`."""
     yield completion.chunk({"role": "assistant", "content": ""})
     try:
         async for text in texts:
@@ -79,71 +79,71 @@ async def events(completion: Completion, texts: AsyncIterator[str], reply: Reply
 
 
 class Api:
-    """The routes that need the model."""
+    """The routes that use the model."""
 
-    def __init__(self, run: TrainedRun, limits: Limits, aligner: CtcAligner | None) -> None:
+    def __init__(self, run: TrainedRun, limits: ServerLimits, aligner: CtcAligner | None) -> None:
         self.limits, self.aligner = limits, aligner
-        self.answerer, self.queue = Answerer(run, limits), RequestQueue(limits.waiting)
-        self.model = {"id": self.answerer.name, "object": "model", "created": 0, "owned_by": "mtbi"}
+        self.replies, self.queue = ReplyBuilder(run, limits), RequestQueue(limits.waiting)
+        self.model = {"id": self.replies.name, "object": "model", "created": 0, "owned_by": "mtbi"}
 
     async def complete(self, request: Request) -> Response:
-        """An answer, whole or streamed."""
+        """Answer a chat request, in one piece or streamed."""
         loop, texts = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
         def emit(text: str) -> None:
             loop.call_soon_threadsafe(texts.put_nowait, text)
 
         async with AsyncExitStack() as held:
-            held.enter_context(self.queue.place())
+            held.enter_context(self.queue.reserve())
             file = await held.enter_async_context(upload(request, self.limits.upload_seconds))
             await held.enter_async_context(self.queue.turn())
-            asked, reply = await self.queue.work(lambda: self.answerer.prepare(file, emit))
-            completion = Completion(self.answerer.name, wants_usage(asked))
-            if asked.stream:
-                return EventStream(events(completion, written(self.queue, reply, texts), reply), held.pop_all())
+            chat_request, reply = await self.queue.work(lambda: self.replies.prepare(file, emit))
+            completion = Completion(self.replies.name, wants_usage(chat_request))
+            if chat_request.stream:
+                return EventStream(events(completion, generated(self.queue, reply, texts), reply), held.pop_all())
             await self.queue.work(reply.generate, reply.writer.abandoned.set)
             writer = reply.writer
             return JSONResponse(completion.whole(writer.text, writer.finish, usage(reply.positions, len(writer.tokens))))
 
     async def align(self, request: Request) -> JSONResponse:
-        """When each word of a recording is spoken."""
+        """Answer with the times of the words in a recording."""
         if (aligner := self.aligner) is None:
             reason = "no word times: start `mtbi serve` with --aligner and the name of a CTC model of transformers"
             raise ApiError(404, reason)
-        with self.queue.place():
+        with self.queue.reserve():
             async with upload(request, self.limits.upload_seconds) as file, self.queue.turn():
-                return JSONResponse(await self.queue.work(lambda: self.answerer.align(aligner, file)))
+                return JSONResponse(await self.queue.work(lambda: self.replies.align(aligner, file)))
 
     def find_model(self, identity: str) -> dict:
-        """The model of that name."""
+        """The model of that name. Raises ApiError 404 for another than the one that is served."""
         if identity != self.model["id"]:
             raise unknown_model(identity)
         return self.model
 
 
 def wants_usage(request: ChatRequest) -> bool:
-    """Whether the last chunk of a stream shall count tokens."""
+    """Whether the client asks for token counts at the end of a stream."""
     return bool(request.stream_options and request.stream_options.include_usage)
 
 
 def make_app(
     run: TrainedRun,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     aligner: CtcAligner | None = None,
     api_key: str = "",
     origins: Sequence[str] = (),
 ) -> FastAPI:
-    """The server of one run; without an aligner it knows no word times.
+    """The server of one run. Without an aligner it cannot answer `POST /v1/align`.
 
-    With an `api_key`, only who sends it is answered. `origins` are web sites whose pages may use the API from a browser.
+    With an `api_key`, requests below `/v1` must send it. `origins` are web sites whose pages may use the API from a browser.
     """
-    limits = limits or Limits()
+    limits = limits or ServerLimits()
     api = Api(run, limits, aligner)
     app = FastAPI(title="mtbi", docs_url=None, redoc_url=None, openapi_url=None)
-    # The last one added is the outermost: errors of all others carry its headers.
-    app.add_middleware(RequestLimits, limits=limits)
+    # The middleware added last is the outermost: its headers are also on the errors of the others.
+    app.add_middleware(RequestLimitMiddleware, limits=limits)
     if api_key:
-        app.add_middleware(ApiKey, key=api_key)
+        app.add_middleware(ApiKeyMiddleware, key=api_key)
     if origins:
         methods, shown = ["GET", "POST"], ["Retry-After"]
         app.add_middleware(
@@ -161,7 +161,7 @@ def make_app(
 
 
 async def respond(_request: Request, error: Exception) -> Response:
-    """Any error in the API's form."""
+    """An error in the API's form."""
     if isinstance(error, HTTPException):  # no such path, another method
         error = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     assert isinstance(error, ApiError)

@@ -1,4 +1,4 @@
-"""An answer while it is written: its text without the texts that end it, in pieces that will not change any more."""
+"""An answer while it is generated: its text up to a stop text, sent in pieces that are final."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mtbi.text_units import unspaced
 
 
 class Writer(BaseStreamer):
-    """Gets the tokens of an answer from transformers' `generate`, one by one; `full` tells when to stop.
+    """Receives the tokens of an answer one by one from transformers' `generate`. `full` says whether to stop.
 
-    A piece of text is given out once it is certain: words when the next one has begun, since a tokenizer may still change
-    the space before a mark, and nothing that may be the beginning of a stop text. The pieces together are `text`.
+    A piece of text is emitted when it is final. A word is final when the next one has begun, since a tokenizer may still
+    change the space before a punctuation mark. What may begin a stop text is held back. All pieces together are `text`.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class Writer(BaseStreamer):
     ) -> None:
         self.tokenizer, self.end_ids, self.stops, self.emit = tokenizer, end_ids, stops, emit
         self.tokens: list[int] = []  #: of the answer, without the end token
-        self.text = ""  #: of the answer as far as it has come, without spaces around it
-        self.finish = "length"  #: or "stop": an end token or a stop text came
-        self.abandoned = threading.Event()  #: set by whoever wants no more of it
-        self._sent = 0
+        self.text = ""  #: the answer so far, without spaces around it
+        self.finish = "length"  #: "stop" after an end token or a stop text
+        self.abandoned = threading.Event()  #: set when the client has left
+        self._sent_characters = 0
 
     def full(self) -> bool:
-        """Whether nothing more is wanted."""
+        """Whether generating is to stop."""
         return self.finish == "stop" or self.abandoned.is_set()
 
     def put(self, value: Tensor) -> None:
-        """Further tokens; first comes the prompt, of which there are none where it is embedded."""
+        """Further tokens. transformers sends the prompt's first; an embedded prompt has none."""
         for token in value.flatten().tolist():
             if self.finish == "stop":
                 return
@@ -47,24 +47,24 @@ class Writer(BaseStreamer):
             else:
                 self.tokens.append(token)
         decoded = self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
-        cut = min((place for place in map(decoded.find, self.stops) if place >= 0), default=None)
+        cut = min((index for index in map(decoded.find, self.stops) if index >= 0), default=None)
         if cut is not None:
             self.finish, decoded = "stop", decoded[:cut]
         self.text = decoded.rstrip() if self.finish == "stop" else decoded
-        self._give(len(self.text) if self.finish == "stop" else self._certain())
+        self._emit(len(self.text) if self.finish == "stop" else self._final_characters())
 
     def end(self) -> None:
-        """No further token comes."""
+        """The answer is complete."""
         self.text = self.text.rstrip()
-        self._give(len(self.text))
+        self._emit(len(self.text))
 
-    def _give(self, until: int) -> None:
-        if piece := self.text[self._sent : until]:
-            self._sent = until
+    def _emit(self, until: int) -> None:
+        if piece := self.text[self._sent_characters : until]:
+            self._sent_characters = until
             self.emit(piece)
 
-    def _certain(self) -> int:
-        """Characters of the text that no further token changes."""
+    def _final_characters(self) -> int:
+        """The number of leading characters that no further token changes."""
         text = self.text.rstrip("\ufffd")  # part of a character whose other bytes are still to come
         words = len(text) if text and unspaced(text[-1]) else text.rfind(" ")
         words = max(words, text.rfind("\n"))
@@ -73,5 +73,5 @@ class Writer(BaseStreamer):
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest beginning of `stop` with which the text ends, shorter than all of it."""
+    """Characters of the longest beginning of `stop` that the text ends with; all of `stop` does not count."""
     return next((length for length in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:length])), 0)

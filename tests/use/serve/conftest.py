@@ -17,7 +17,7 @@ from mtbi.demo.speech import join
 from mtbi.demo.world import DIGITS
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.mix import choose_aligner
-from mtbi.use.serve.server import Limits, make_app
+from mtbi.use.serve.server import ServerLimits, make_app
 
 Spoken = tuple[np.ndarray, list[tuple[float, float]]]
 Serving = Callable[[FastAPI], AbstractContextManager[str]]
@@ -60,5 +60,5 @@ def serving() -> Serving:
 @pytest.fixture(scope="session")
 def address(run: TrainedRun, serving: Serving) -> Iterator[str]:
     """A running server."""
-    with serving(make_app(run, Limits(megabytes=1, waiting=2, new_tokens=24), choose_aligner("", run))) as place:
-        yield place
+    with serving(make_app(run, ServerLimits(megabytes=1, waiting=2, new_tokens=24), choose_aligner("", run))) as url:
+        yield url

@@ -21,7 +21,7 @@ from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.speech_llm import SpeechLLM
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve.server import Limits, make_app
+from mtbi.use.serve.server import ServerLimits, make_app
 
 QUESTION = user("three five seven reverse the digits")  # answered "seven five three"
 REPEAT = {"type": "text", "text": "repeat"}
@@ -316,7 +316,7 @@ def test_models_health_and_what_is_not_there(client: openai.OpenAI, address: str
 def test_a_failure_is_an_error_whole_or_streamed(
     run: TrainedRun, serving: Callable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(make_app(run, Limits(waiting=1))) as address:
+    with serving(make_app(run, ServerLimits(waiting=1))) as address:
         client = client_of(address)
 
         def fail(*_: Any) -> None:
@@ -338,7 +338,7 @@ def test_a_failure_is_an_error_whole_or_streamed(
 def test_browsers_of_allowed_sites(run: TrainedRun, serving: Callable, address: str) -> None:
     ask_first = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in call("OPTIONS", address, "/v1/chat/completions", headers=ask_first).headers
-    app = make_app(run, Limits(waiting=0), api_key="secret", origins=["http://localhost:3000"])
+    app = make_app(run, ServerLimits(waiting=0), api_key="secret", origins=["http://localhost:3000"])
     with serving(app) as own:
         headers = {**ask_first, "Access-Control-Request-Headers": "authorization,content-type"}
         allowed = call("OPTIONS", own, "/v1/chat/completions", headers=headers)

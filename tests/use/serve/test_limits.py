@@ -20,8 +20,8 @@ from mtbi.errors import UserError
 from mtbi.model import generate as generating
 from mtbi.model.speech_llm import SpeechLLM
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve import limits
-from mtbi.use.serve.limits import Limits, read_api_key
+from mtbi.use.serve import middleware
+from mtbi.use.serve.limits import ServerLimits, read_api_key
 from mtbi.use.serve.server import make_app
 
 QUESTION = user("three five seven reverse the digits")  # answered "seven five three"
@@ -60,7 +60,7 @@ def test_a_huge_length_is_refused_before_the_body_comes(address: str) -> None:
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000000\r\n\r\n"
     begun = time.monotonic()
     assert "this one has 2000.0 MB" in raw(address, head.encode())
-    assert time.monotonic() - begun < limits.DRAIN_SECONDS + 3
+    assert time.monotonic() - begun < middleware.DRAIN_SECONDS + 3
 
 
 def test_what_is_no_recording_may_be_a_tenth(address: str) -> None:
@@ -79,7 +79,7 @@ def test_what_is_no_recording_may_be_a_tenth(address: str) -> None:
 @pytest.fixture
 def small(run: TrainedRun, serving: Callable) -> Iterator[str]:
     """A server for one request at a time, with long answers."""
-    with serving(make_app(run, Limits(waiting=1, new_tokens=400))) as address:
+    with serving(make_app(run, ServerLimits(waiting=1, new_tokens=400))) as address:
         yield address
 
 
@@ -127,7 +127,7 @@ def test_who_leaves_stops_the_answer(small: str, endless: Callable[[], int], str
 
 
 def test_who_leaves_while_it_waits_gives_its_place_back(run: TrainedRun, serving: Callable, endless: Callable[[], int]) -> None:
-    with serving(make_app(run, Limits(waiting=2, new_tokens=400))) as address:
+    with serving(make_app(run, ServerLimits(waiting=2, new_tokens=400))) as address:
         parts = urlsplit(address)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}".encode()
         with socket.create_connection((parts.hostname or "", parts.port or 0)) as first:
@@ -150,7 +150,7 @@ def test_who_leaves_while_it_waits_gives_its_place_back(run: TrainedRun, serving
 
 
 def test_an_upload_that_does_not_end_is_given_up(run: TrainedRun, serving: Callable) -> None:
-    with serving(make_app(run, Limits(waiting=1, upload_seconds=0.3))) as address:
+    with serving(make_app(run, ServerLimits(waiting=1, upload_seconds=0.3))) as address:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
         assert "408" in raw(address, head)[:20]
         assert ask(client_of(address), QUESTION) == "seven five three"
@@ -176,6 +176,6 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
 
 
 def test_the_public_client_tries_again_when_told(run: TrainedRun, serving: Callable) -> None:
-    with serving(make_app(run, Limits(waiting=0))) as address, pytest.raises(openai.RateLimitError) as caught:
+    with serving(make_app(run, ServerLimits(waiting=0))) as address, pytest.raises(openai.RateLimitError) as caught:
         ask(client_of(address), QUESTION)
     assert caught.value.response.headers["retry-after"] == "1"

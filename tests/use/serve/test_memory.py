@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from mtbi.use.open_run import TrainedRun
-from mtbi.use.serve.server import Limits, make_app
+from mtbi.use.serve.server import ServerLimits, make_app
 
 CLEAR = Path("/proc/self/clear_refs")
 pytestmark = pytest.mark.skipif(not CLEAR.exists(), reason="the peak of a process's memory is read as Linux gives it")
@@ -63,7 +63,7 @@ def measure(run: TrainedRun, serving: Callable) -> Iterator[Measured]:
         idle = memory("VmRSS")
         return post(address, body), memory("VmHWM") - idle
 
-    with serving(make_app(run, Limits(megabytes=MEGABYTES))) as address:
+    with serving(make_app(run, ServerLimits(megabytes=MEGABYTES))) as address:
         longest = asked(file_of(5 * 16_000, 16_000, 1, "FLAC"))
         post(address, longest)
         own = rise(longest)[1]

@@ -38,9 +38,9 @@ def test_words_of_real_recordings_are_found(spoken: Spoken, transcript: str) -> 
 
 @pytest.mark.parametrize(
     ("seconds", "transcript", "reason"),
-    [(1, "", "hears no word"), (0.05, "three five seven", "too short"), (1, "hello world", "can spell none")],
+    [(1, "", "no word was recognised"), (0.05, "three five seven", "too short"), (1, "hello world", "can spell none")],
 )
-def test_what_cannot_be_aligned_is_said(seconds: float, transcript: str, reason: str) -> None:
+def test_what_cannot_be_aligned_is_an_error(seconds: float, transcript: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         align_words(DemoAligner(), np.zeros(int(16_000 * seconds), np.float32), transcript)
 

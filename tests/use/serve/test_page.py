@@ -27,7 +27,7 @@ def recording(speech: Path) -> Path:
 
 @pytest.fixture
 def page(speech: Path, tmp_path: Path) -> Iterator[Page]:
-    """A Chromium whose microphone hears a recording."""
+    """A Chromium whose microphone plays a recording."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.fail("chromium missing: run tools/install_servers.sh")
@@ -65,9 +65,9 @@ def test_words_are_switched_between_heard_and_read(
     words = page.locator("#words button")
     expect(words).to_have_count(3)
     expect(page.locator("#transcript")).to_have_value("three five seven")  # proposed by the recogniser
-    expect(page.locator("#told")).to_contain_text("As the recogniser hears it")
+    expect(page.locator("#notice")).to_contain_text("These words were recognised")
     expect(page.locator("#shape")).to_have_attribute("d", re.compile("^M0 .*Z$"))
-    expect(page.locator("#given-mixed")).to_have_text("click words to have them read")
+    expect(page.locator("#given-mixed")).to_have_text("click words to give them as text")
     boxes = [button.bounding_box() for button in words.all()]
     ends = [word.end for word in align_words(DemoAligner(), wave, "")]
     left, right = boxes[0]["x"], boxes[2]["x"] + boxes[2]["width"]
@@ -96,7 +96,7 @@ def test_words_are_switched_between_heard_and_read(
     assert wide
     assert wide["width"] > 390 >= page.evaluate("document.documentElement.scrollWidth")  # the words scroll, not the page
     page.fill("#transcript", "one two three four five six seven eight nine zero " * 9)
-    expect(page.locator("#told")).to_contain_text("cannot be aligned")
+    expect(page.locator("#notice")).to_contain_text("cannot be aligned")
     expect(words).to_have_count(0)
 
 
@@ -104,7 +104,7 @@ def test_without_an_aligner_the_page_says_how_to_have_one(page: Page, run: Train
     with serving(make_app(run)) as address:
         page.goto(address)
         page.set_input_files("#file", recording(speech))
-        expect(page.locator("#told")).to_contain_text("start `mtbi serve` with --aligner")
+        expect(page.locator("#notice")).to_contain_text("start `mtbi serve` with --aligner")
         page.fill("#prompt", "count the digits")
         page.click("#ask")
         expect(page.locator("body")).to_have_attribute("data-asked", "1", timeout=20_000)
@@ -124,7 +124,7 @@ def test_the_microphone(page: Page, address: str) -> None:
     assert page.inner_text("#heard")
 
 
-def test_mistakes_are_told(page: Page, address: str, tmp_path: Path) -> None:
+def test_mistakes_are_shown(page: Page, address: str, tmp_path: Path) -> None:
     page.goto(address)
     page.fill("#prompt", "count the digits")
     page.click("#ask")

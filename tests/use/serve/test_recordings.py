@@ -13,8 +13,8 @@ import soundfile
 
 from mtbi.audio import codec
 from mtbi.use.serve.api_types import ApiError, InputAudio
-from mtbi.use.serve.limits import Limits
-from mtbi.use.serve.recordings import BLOCK, Listener, cut_out, from_base64, standardise
+from mtbi.use.serve.limits import ServerLimits
+from mtbi.use.serve.recordings import BLOCK, RecordingDecoder, extract_recordings, from_base64, standardise_in_blocks
 
 DATA = bytes(range(256)) * 4000  # its base64 is longer than a block
 
@@ -25,11 +25,11 @@ def as_file(wave: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None 
     return out.getvalue()
 
 
-def listened(content: bytes, limits: Limits | None = None, **options: Any) -> np.ndarray:
-    limits = limits or Limits()
+def listened(content: bytes, limits: ServerLimits | None = None, **options: Any) -> np.ndarray:
+    limits = limits or ServerLimits()
     body = json.dumps({"data": base64.b64encode(content).decode()}).encode()
-    rest, recordings = cut_out(body, limits)
-    return Listener(recordings, limits, 30, **options).listen(InputAudio(**json.loads(rest)), "here")
+    rest, recordings = extract_recordings(body, limits)
+    return RecordingDecoder(recordings, limits, 30, **options).decode(InputAudio(**json.loads(rest)), "here")
 
 
 @pytest.mark.parametrize("width", [0, 76, 64, 1, 3])
@@ -52,7 +52,7 @@ def test_what_is_not_base64_is_an_error(end: str) -> None:
 def test_a_body_keeps_all_but_the_recordings() -> None:
     parts = [{"data": "AAAA", "b": 'x "data": "y"'}, {"url": "https://x.org"}, {"url": "data:a/b;base64,AAA="}]
     body = {"a": parts, "é": "data"}
-    rest, recordings = cut_out(json.dumps(body, ensure_ascii=False).encode(), Limits())
+    rest, recordings = extract_recordings(json.dumps(body, ensure_ascii=False).encode(), ServerLimits())
     assert json.loads(rest) == {"a": [parts[0] | {"data": "#0"}, parts[1], {"url": "#1"}], "é": "data"}
     assert recordings == {"#0": b"\0\0\0", "#1": b"\0\0"}
 
@@ -61,10 +61,10 @@ def test_a_body_keeps_all_but_the_recordings() -> None:
 def test_seconds_are_resampled_as_the_whole(rate: int) -> None:
     wave = np.random.default_rng(0).normal(0, 0.1, (int(9.37 * rate), 2)).astype(np.float32)
     whole = codec.standardise(wave, rate)
-    pieces = standardise(wave, rate)
+    pieces = standardise_in_blocks(wave, rate)
     assert pieces.shape == whole.shape
     np.testing.assert_allclose(pieces, whole, atol=1e-5)
-    np.testing.assert_array_equal(standardise(wave[:1], rate), codec.standardise(wave[:1], rate))
+    np.testing.assert_array_equal(standardise_in_blocks(wave[:1], rate), codec.standardise(wave[:1], rate))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_would_take_much_memory_is_refused(seconds: float, rate: int, chann
 
 
 def test_what_is_usual_is_read() -> None:
-    limits = Limits(megabytes=1)
+    limits = ServerLimits(megabytes=1)
     for seconds, rate, channels in ((30, 16_000, 1), (5, 48_000, 2), (10, 44_100, 1)):
         wave = listened(as_file(np.zeros((seconds * rate, channels)), rate, "FLAC"), limits)
         assert len(wave) == seconds * 16_000
@@ -95,12 +95,12 @@ def test_what_is_usual_is_read() -> None:
 
 def test_all_recordings_together_are_bounded() -> None:
     content = base64.b64encode(as_file(np.zeros(30 * 16_000), 16_000, "FLAC")).decode()
-    limits = Limits(megabytes=1)
-    rest, recordings = cut_out(json.dumps([{"data": content}] * 2).encode(), limits)
+    limits = ServerLimits(megabytes=1)
+    rest, recordings = extract_recordings(json.dumps([{"data": content}] * 2).encode(), limits)
     told: list[int] = []
-    listener = Listener(recordings, limits, 30, told.append)
+    decoder = RecordingDecoder(recordings, limits, 30, told.append)
     first, second = (InputAudio(**one) for one in json.loads(rest))
-    assert len(listener.listen(first, "first")) == 480_000
+    assert len(decoder.decode(first, "first")) == 480_000
     with pytest.raises(ApiError, match="second: too long: the recordings of a request may have 31 s together"):
-        listener.listen(second, "second")
+        decoder.decode(second, "second")
     assert told == [480_000]

@@ -1,4 +1,4 @@
-"""A real server asked by the public API's own client."""
+"""A real server and the client of the public API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtbi.demo.encoder import DemoAligner
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.mix import Mix, Mixer, Word
-from mtbi.use.serve.server import Limits, make_app
+from mtbi.use.serve.server import ServerLimits, make_app
 
 
 def client_of(address: str) -> openai.OpenAI:
@@ -105,7 +105,7 @@ def test_words_are_found_and_mixed(client: openai.OpenAI, run: TrainedRun, spoke
         (lambda: heard(b"no sound at all"), 400, "input_audio: not readable as audio"),
         (lambda: heard(wav(6)), 400, "too long: 6.0 s, more than 5 s"),
         (lambda: heard(wav(40)), 413, "a request may have 1 MB"),
-        (lambda: heard(as_file(np.zeros(16_000))), 400, "the recogniser hears no word"),
+        (lambda: heard(as_file(np.zeros(16_000))), 400, "no word was recognised"),
         (lambda: {**heard(wav(0.05)), "transcript": "one two three four"}, 400, "too short for them"),
         (lambda: {**heard(wav(1)), "transcript": "one " * 5000}, 400, "transcript: String should have at most"),
     ],
@@ -120,11 +120,11 @@ def test_mistakes_in_asking_for_words(client: openai.OpenAI, body: Any, status: 
 def test_words_without_an_aligner_or_a_place_in_the_queue(run: TrainedRun, serving: Callable) -> None:
     with serving(make_app(run)) as address, pytest.raises(openai.NotFoundError, match="with --aligner"):
         align(client_of(address), heard(wav(1)))
-    with serving(make_app(run, Limits(waiting=1), DemoAligner())) as address:
+    with serving(make_app(run, ServerLimits(waiting=1), DemoAligner())) as address:
         for _ in range(2):  # a failure gives its place in the queue back
-            with pytest.raises(openai.BadRequestError, match="hears no word"):
+            with pytest.raises(openai.BadRequestError, match="no word was recognised"):
                 align(client_of(address), heard(as_file(np.zeros(16_000))))
-    with serving(make_app(run, Limits(waiting=0), DemoAligner())) as address, pytest.raises(openai.RateLimitError):
+    with serving(make_app(run, ServerLimits(waiting=0), DemoAligner())) as address, pytest.raises(openai.RateLimitError):
         align(client_of(address), heard(wav(1)))
 
 
@@ -153,8 +153,8 @@ WORD = {"word": "one", "start": 0.5, "end": 1.0, "read": True}
         ([user(heard(wav(1), words=[{**WORD, "word": "one two"}]), TEXT)], 400, "words.0.word"),
         ([user(heard(wav(1), words=[{**WORD, "start": -1}]), TEXT)], 400, "words.0.start"),
         ([user(heard(wav(1), words=[WORD] * 1001), TEXT)], 400, "at most 1000 items"),
-        ([user(TEXT, heard(wav(1), words=[WORD]), TEXT)], 400, "must be the only thing that is said"),
-        ([user(heard(wav(1), words=[WORD])), {"role": "assistant", "content": "two"}, user("repeat")], 400, "the only thing"),
+        ([user(TEXT, heard(wav(1), words=[WORD]), TEXT)], 400, "must be the only speech"),
+        ([user(heard(wav(1), words=[WORD])), {"role": "assistant", "content": "two"}, user("repeat")], 400, "the only speech"),
     ],
 )
 def test_mistakes_have_a_status_and_a_reason(client: openai.OpenAI, messages: list, status: int, reason: str) -> None:

@@ -21,9 +21,13 @@ import soundfile
 import torch
 
 from mtbi import recipe
-from mtbi.cli import build_parser, main, parse
+from mtbi.cli import build_parser, main
+from mtbi.cli.arguments import parse
+from mtbi.corpus.importers import IMPORTERS
+from mtbi.corpus.text_style import STYLES
 from mtbi.engine import checkpoint
 from mtbi.model.speech_llm import build_speech_llm
+from mtbi.use.layouts import LAYOUTS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -96,8 +100,8 @@ def commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
 def test_every_help_can_be_printed_and_its_examples_are_right() -> None:
     parser = build_parser()
     helps = [command.format_help() for command in commands_of(parser)]
-    told = [text.partition("examples:\n")[2].partition("\n\n")[0] for text in helps]
-    examples = [line.strip() for text in told for line in text.splitlines()]
+    blocks = [text.partition("examples:\n")[2].partition("\n\n")[0] for text in helps]
+    examples = [line.strip() for block in blocks for line in block.splitlines()]
     assert len(examples) > 20
     for example in examples:
         words = shlex.split(example)
@@ -105,6 +109,14 @@ def test_every_help_can_be_printed_and_its_examples_are_right() -> None:
         stop = words.index("|", start) if "|" in words[start:] else len(words)
         assert callable(parse(parser, words[start:stop]).function)
     assert "130  interrupted" in helps[0]
+
+
+def test_the_help_names_what_the_tables_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, names in ((["data", "import"], [*IMPORTERS, *STYLES]), (["export"], LAYOUTS)):
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert [name for name in names if not re.search(rf"\b{name}\b", shown)] == []
 
 
 def test_a_closed_pipe_is_quiet() -> None:
@@ -149,9 +161,9 @@ def test_import_and_check_keep_the_good_records(
 
     assert main(["data", "check", str(manifest)]) == 0
     assert main(["data", "stats", str(manifest)]) == 0
-    told = capsys.readouterr().out
-    assert "utterances  1, 0 of them aligned" in told
-    assert re.search(r"^  no transcript +1  █+$", told, re.MULTILINE)
+    shown = capsys.readouterr().out
+    assert "utterances  1, 0 of them aligned" in shown
+    assert re.search(r"^  no transcript +1  █+$", shown, re.MULTILINE)
 
     (source / "good.wav").write_bytes(b"")
     assert main(["data", "check", str(manifest)]) == 2

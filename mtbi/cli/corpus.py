@@ -1,0 +1,100 @@
+"""`mtbi data import`, `check` and `align`: from recordings to a checked manifest with word times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtbi.cli.arguments import Group, Options, add_command, add_slice
+from mtbi.errors import UserError
+
+
+def add_import(group: Group) -> None:
+    """`mtbi data import`."""
+    command = add_command(
+        group,
+        "import",
+        run_import,
+        "mtbi data import librispeech /corpora/LibriSpeech/train-clean-360 work/train --text-style sentence",
+        "mtbi data import jsonl other/manifest.jsonl work/train --allow-outside",
+    )
+    command.set_help(command.add_argument("kind"), kinds_help)
+    command.add_argument("source", type=Path, help="the corpus")
+    command.add_argument("out", type=Path, help="folder for manifest.jsonl and rejected.jsonl")
+    command.set_help(command.add_argument("--text-style", default="none"), text_styles_help)
+    command.add_argument("--allow-outside", action="store_true", help="accept recordings outside the source folder")
+    command.add_argument("--split", action="append", default=[], help="keep only this split, such as train; may be repeated")
+    command.add_argument("--strip-tags", action="store_true", help="remove tags such as [noise] and <unk> from transcripts")
+
+
+def kinds_help() -> str:
+    """The names of the shipped importers."""
+    from mtbi.corpus.importers import IMPORTERS
+
+    return f"the corpus's layout: {', '.join(IMPORTERS)}, or an installed one"
+
+
+def text_styles_help() -> str:
+    """The names of the shipped text styles."""
+    from mtbi.corpus.text_style import STYLES
+
+    return f"spelling of the transcripts: {', '.join(STYLES)}, or an installed one (default: none)"
+
+
+def run_import(options: Options) -> None:
+    """Make a checked manifest of a speech corpus."""
+    from mtbi.corpus.importers import import_corpus
+
+    summary = import_corpus(
+        options.kind,
+        options.source,
+        options.out,
+        options.text_style,
+        allow_outside=options.allow_outside,
+        splits=options.split,
+        strip_tags=options.strip_tags,
+    )
+    print(summary)
+
+
+def add_check(group: Group) -> None:
+    """`mtbi data check`."""
+    command = add_command(group, "check", run_check)
+    command.add_argument("manifest", type=Path)
+
+
+def run_check(options: Options) -> None:
+    """Decode every recording of a manifest and list what cannot be used."""
+    from mtbi.corpus import manifest
+
+    utterances, rejected = manifest.scan_manifest(options.manifest)
+    good, unfit = manifest.check(utterances, options.manifest.parent)
+    rejected = [*rejected, *unfit]
+    for record in rejected:
+        print(f"{record['id']}: {record['reason']}")
+    print(f"{len(good)} good, {len(rejected)} rejected")
+    if rejected:
+        raise UserError(f"{options.manifest}: {len(rejected)} records cannot be used; `mtbi data import jsonl` leaves them out")
+
+
+def add_align(group: Group) -> None:
+    """`mtbi data align`."""
+    command = add_command(
+        group,
+        "align",
+        run_align,
+        "mtbi data align work/train/manifest.jsonl work/train/aligned.jsonl --model facebook/wav2vec2-large-960h-lv60-self",
+        "mtbi data align work/train/manifest.jsonl work/train/aligned.jsonl --part $SLURM_ARRAY_TASK_ID/8",
+    )
+    command.add_argument("manifest", type=Path)
+    command.add_argument("out", type=Path, help="the manifest with word times")
+    command.add_argument("--model", default="demo", help="demo (default), or a CTC model of transformers (name or folder)")
+    add_slice(command)
+
+
+def run_align(options: Options) -> None:
+    """Add the time of every word, by CTC forced alignment."""
+    from mtbi.corpus import align, manifest
+
+    part = manifest.Part.parse(options.part) if options.part else None
+    aligned, unaligned = align.align_manifest(options.manifest, options.out, align.open_aligner(options.model), part)
+    print(f"{options.out}: {aligned} utterances aligned, {unaligned} kept without word times")

@@ -1,0 +1,100 @@
+"""`mtbi data shard`, `encode` and `stats`: from utterances and answers to shards, and what they hold."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from mtbi.cli.arguments import Group, Options, add_command, add_json, add_recipe, print_json
+
+
+def add_shard(group: Group) -> None:
+    """`mtbi data shard`."""
+    command = add_command(
+        group,
+        "shard",
+        run_shard,
+        "mtbi data shard work/train/aligned.jsonl work/train/behaviour s3://bucket/train --recipe whisper-large-v3_qwen3-8b",
+        "mtbi data shard work/train/aligned.jsonl work/train/behaviour shards/train --audio opus",
+    )
+    command.add_argument("manifest", type=Path, help="the aligned manifest")
+    command.add_argument("behaviour", type=Path, help="the folder that `mtbi behave` made")
+    command.add_argument("out", help="a new folder or s3:// address")
+    command.add_argument(
+        "--audio", choices=["flac", "opus"], default="flac", help="flac (default) is lossless, opus is smaller"
+    )
+    add_recipe(command)
+
+
+def run_shard(options: Options) -> None:
+    """Pack audio, word times and answers into MDS shards with an index."""
+    from mtbi import recipe as recipes
+    from mtbi.answers.behaviour import BehaviourStore
+    from mtbi.corpus import manifest
+    from mtbi.llm.chat_format import read_chat
+    from mtbi.shards import shards
+
+    recipe = recipes.load(options.recipe, options.overrides)
+    utterances = manifest.read_manifest(options.manifest)
+    store = BehaviourStore(options.behaviour)
+    other = recipe.behaviour.allow_other_teacher
+    chat, folder = read_chat(recipe), options.manifest.parent
+    written = shards.write(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
+    print(f"{options.out}: {written} of {len(utterances)} utterances")
+
+
+def add_encode(group: Group) -> None:
+    """`mtbi data encode`."""
+    command = add_command(group, "encode", run_encode)
+    command.add_argument("shards", help="a folder or s3:// address of shards")
+    command.add_argument("out", help="a new folder")
+    add_recipe(command)
+
+
+def run_encode(options: Options) -> None:
+    """Store a frozen encoder's output in place of the audio."""
+    import torch
+
+    from mtbi import recipe as recipes
+    from mtbi.model.encoders.build import build_encoder
+    from mtbi.shards import features
+    from mtbi.shards.open_shards import open_shards
+
+    recipe = recipes.load(options.recipe, options.overrides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
+    shards = open_shards(options.shards, recipe)
+    written = features.write(
+        shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), features.encoder_name(recipe), options.out
+    )
+    print(f"{options.out}: the encoder's output for {written} utterances")
+
+
+def add_stats(group: Group) -> None:
+    """`mtbi data stats`."""
+    command = add_command(
+        group,
+        "stats",
+        run_stats,
+        "mtbi data stats work/train/manifest.jsonl --plots plots",
+        "mtbi data stats s3://bucket/train --json | jq .hours",
+    )
+    command.add_argument("address", help="a manifest, or a folder or s3:// address of shards")
+    command.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw PNG files there")
+    add_json(command)
+    command.add_argument("--cache-dir", default="", help="copies of remote shards (default: in the folder for temporary files)")
+
+
+def run_stats(options: Options) -> None:
+    """Hours, speakers, words and tasks of a manifest or of shards, with histograms."""
+    from mtbi.shards import stats
+
+    counted = stats.read(options.address, options.cache_dir)
+    pictures = stats.plot(counted, options.plots) if options.plots else []
+    if options.json:
+        print_json(asdict(counted))
+        return
+    print(stats.render(counted, shutil.get_terminal_size().columns))
+    if pictures:
+        print(f"\n{options.plots}: {', '.join(picture.name for picture in pictures)}")
