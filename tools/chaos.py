@@ -50,7 +50,7 @@ PLACE = "s3://chaos/train"
 FIELDS = [
     "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=5", "train.warmup_steps=5",
     "train.hang_seconds=40", "plan.row_tokens=256", "plan.rows_per_step=2", "plan.rows_per_micro_batch=1",
-    "plan.window_samples=400", "precision=fp32", "data.eval_shards=[]", f"data.shards=[{PLACE}]",
+    "plan.window_utterances=400", "precision=fp32", "data.eval_shards=[]", f"data.shards=[{PLACE}]",
     "data.cache_limit_gb=0.016", "data.retries=8",
 ]  # fmt: skip
 PATIENCE_SECONDS = 300

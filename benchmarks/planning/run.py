@@ -42,7 +42,7 @@ GEOMETRY = FrameGeometry(WHISPER_STAGES, stack=8)
 LLM, ENCODER = (8.0e9, 4096, 32), (0.635e9, 1280, 32)
 FACTS = {"fingerprint": "", "llm": "", "prefix_ids": list(range(20)), "end_id": 0, "top_k": 32, "prompt_first": False}
 FIELDS = [
-    "plan.row_tokens=4096", "plan.rows_per_step=128", "plan.tasks_per_utterance=4", "plan.window_samples=65536",
+    "plan.row_tokens=4096", "plan.rows_per_step=128", "plan.tasks_per_utterance=4", "plan.window_utterances=65536",
     "interleave.share=0.5", "interleave.span_words_max=6",
 ]  # fmt: skip
 

@@ -39,7 +39,7 @@ TOP_K = 32
 FIELDS = [
     "precision=fp32", "behaviour.library=[content]", f"behaviour.per_utterance={DIALOGUES}", f"behaviour.top_k={TOP_K}",
     "model.adapter.stack=4", "interleave.share=0", "plan.row_tokens=2048", "plan.rows_per_step=2",
-    "plan.rows_per_micro_batch=1", "plan.window_samples=4096", "plan.passes_per_epoch=0", "loss.chunk=1024",
+    "plan.rows_per_micro_batch=1", "plan.window_utterances=4096", "plan.passes_per_epoch=0", "loss.chunk=1024",
 ]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import socket
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,9 @@ def facts_of(
 ) -> Facts:
     """What must be the same on all processes: each of them computes its own part of what follows from it."""
     config = read_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
-    fields = {note.path: attrgetter(note.path)(recipe) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)}
+    fields = {
+        note.path: recipes.value_of(recipe, note.path) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)
+    }
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)
     data |= {"geometry": digest.of_geometry(inputs.geometry), "plan": digest.of_step(inputs.first_step)}
@@ -255,7 +256,7 @@ def other_plan(recipe: Recipe, before: dict[str, Any]) -> str | None:
     The number of rows that a process computes at once may change, as may everything that the plan does not depend on. A field
     that the checkpoint's version did not have counts as its default; one that this version does not have any more is ignored.
     """
-    now, default = recipes.to_dict(recipe), recipes.to_dict(Recipe())
+    now, default, before = recipes.to_dict(recipe), recipes.to_dict(Recipe()), recipes.with_new_names(before)
     for part in ("seed", "plan", "interleave"):
         unset = default[part]
         old, new, unset = (
@@ -292,12 +293,12 @@ def changed_fields(recipe: Recipe, before: dict[str, Any]) -> list[str]:
 
     A field that the checkpoint's version did not have counts as its default.
     """
-    changed = []
+    changed, before = [], recipes.with_new_names(before)
     for note in recipes.reference():
         was: Any = before
         for name in note.path.split("."):
             was = was.get(name, note.default) if isinstance(was, dict) else note.default
-        now = attrgetter(note.path)(recipe)
+        now = recipes.value_of(recipe, note.path)
         if was != now and not note.path.startswith(OWN_FIELDS):
             changed.append(f"{note.path} from {was!r} to {now!r}")
     return changed

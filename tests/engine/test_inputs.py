@@ -24,7 +24,7 @@ from mtbi.shards.shards import INDEX_NAME, Shards
 
 ALONE = Ranks(0, 1, 0, 1)
 ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")
-PLAN = ["plan.row_tokens=256", "plan.window_samples=20", "precision=fp32", "train.eval_every_steps=5"]
+PLAN = ["plan.row_tokens=256", "plan.window_utterances=20", "precision=fp32", "train.eval_every_steps=5"]
 AT_STEP_5 = Position(epoch=2, step=4, window=1, window_step=3)
 Begin = Callable[..., Start]
 
