@@ -29,7 +29,8 @@ from measuring import header, peak_gib, save
 from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.plan import Plan, Row, Step
-from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry
+from mtbi.model.encoders.whisper import WHISPER_STAGES
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index
 
 POOL = 1_000_000

@@ -10,7 +10,7 @@ import torch
 from mtbi import recipe as recipes
 from mtbi.corpus.manifest import read_manifest
 from mtbi.demo.run import answer, prepare, questions
-from mtbi.model.encoders.build import build_encoder
+from mtbi.model.encoders.build import build_encoder, encoder_facts
 from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.shards import features, shards
 from mtbi.shards.shards import Shards
@@ -44,4 +44,6 @@ def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
 def encode(folder: Path, encoder: torch.nn.Module, recipe: Recipe) -> None:
     """The frozen encoder's output, computed once for all runs."""
     if not (folder / "features" / shards.INDEX_NAME).exists():
-        features.write(Shards(str(folder / "shards")), encoder, features.encoder_name(recipe), str(folder / "features"))
+        features.write(
+            Shards(str(folder / "shards")), encoder, encoder_facts(recipe.model.encoder).output_name, str(folder / "features")
+        )

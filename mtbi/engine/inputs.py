@@ -30,6 +30,7 @@ from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
 from mtbi.llm import identity, precision
 from mtbi.llm.chat_format import ChatFormat, read_chat, resolve_llm
+from mtbi.model.encoders.build import encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
 from mtbi.shards import features
@@ -136,7 +137,8 @@ def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
             f"{'before' if recipe.behaviour.prompt_first else 'after'} it: set "
             f"behaviour.prompt_first={str(shards.index.prompt_first).lower()}, or make the shards again with this recipe."
         )
-    features.check(shards.index, recipe)
+    encoder = encoder_facts(recipe.model.encoder, recipe.model.trust_remote_code)
+    features.check(shards.index, recipe, encoder.output_name, encoder.trainable)
     return shards
 
 

@@ -36,7 +36,8 @@ class MtbiConfig(PretrainedConfig):
     ) -> None:
         """`encoder_config` is the encoder's own configuration, `audio_token_id` stands for an adapter frame among token ids.
 
-        `embedding_rms` is the root mean square that a fresh adapter's output has, `normalise` is wav2vec 2.0's `do_normalize`.
+        `embedding_rms` is the root mean square that a fresh adapter's output has, `normalise` is wav2vec 2.0's `do_normalize`
+        in exports of before it stood in `encoder_config`.
         `prompt_first` says that the prompt stands before the speech, as the chat template lays it out.
         """
         self.parts = parts or asdict(ModelConfig())
@@ -50,6 +51,11 @@ class MtbiConfig(PretrainedConfig):
         self.normalise = normalise
         self.prompt_first = prompt_first
         super().__init__(**kwargs)
+
+    @property
+    def encoder_architecture(self) -> dict[str, Any]:
+        """`encoder_config` as `mtbi.model.encoders.build.empty_encoder` takes it, also that of earlier exports."""
+        return self.encoder_config | ({} if self.normalise else {"normalise": False})
 
     @property
     def model(self) -> ModelConfig:

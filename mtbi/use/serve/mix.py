@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from mtbi import text_units
+from mtbi import plugins, text_units
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches import interleave
 from mtbi.batches.interleave import Segment
@@ -62,11 +62,12 @@ class Mix:
 
 
 def choose_aligner(name: str, run: TrainedRun) -> CtcAligner | None:
-    """`demo`, or a CTC model of transformers; an empty name is `demo` for the demo's encoder and none for others.
+    """The shipped aligner `demo`, or a CTC model of transformers. An empty name means the aligner of the run's encoder, if any.
 
     Raises UserError for a model that cannot align.
     """
-    chosen = name or ("demo" if run.recipe.model.encoder.path == "demo" else "")
+    encoder = run.recipe.model.encoder.path
+    chosen = name or (encoder if encoder in plugins.SHIPPED[plugins.ALIGNERS] else "")
     return align.open_aligner(chosen) if chosen else None
 
 

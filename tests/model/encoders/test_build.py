@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from mtbi.errors import UserError
-from mtbi.model.encoders.build import LogMel, build_encoder
+from mtbi.model.encoders.build import build_encoder
+from mtbi.model.encoders.whisper import LogMel
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import AdapterConfig, EncoderConfig, ModelConfig
 
