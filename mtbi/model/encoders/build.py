@@ -33,6 +33,8 @@ FAMILIES = {
     "wavlm": "mtbi.model.encoders.wav2vec2:Wav2Vec2Family",
 }
 MINIATURE = "mtbi-demo-encoder"  #: `model_type` of the encoder with the path `demo`
+#: Families of mtbi's own encoders by the `model_type` in their descriptions.
+OWN_FAMILIES = {MINIATURE: plugins.SHIPPED[plugins.ENCODERS]["demo"]}
 
 
 def family_of(config: EncoderConfig, trust_remote_code: bool = False) -> EncoderFamily:
@@ -50,8 +52,12 @@ def family_named(name: str, trust_remote_code: bool = False) -> EncoderFamily:
     """The family of a `model_type`, of the shipped encoder `demo`, or of `plugin:NAME`."""
     if name.startswith(PLUGIN):
         return InstalledFamily(name.removeprefix(PLUGIN).partition(":")[0])
-    shipped = plugins.SHIPPED[plugins.ENCODERS] | {MINIATURE: plugins.SHIPPED[plugins.ENCODERS]["demo"]}
-    return plugins.import_part((shipped | FAMILIES)[name])(trust_remote_code)
+    families = FAMILIES | OWN_FAMILIES | plugins.SHIPPED[plugins.ENCODERS]
+    return plugins.import_part(families[name])(trust_remote_code)
+
+
+class NotDescribedError(UserError):
+    """Only `build` can make this encoder: its package has no `describe` and `empty`."""
 
 
 class InstalledFamily:
@@ -80,16 +86,16 @@ class InstalledFamily:
         return EncoderFacts(f"{config.path} layer {config.layer}", (weights,), config.trainable)
 
     def describe(self, config: EncoderConfig, /) -> Architecture:
-        """The package's, with its name as `model_type`. Raises UserError where the package has no `describe`."""
+        """The package's, with its name as `model_type`. Raises NotDescribedError where it has no `describe`."""
         return {**self._optional("describe")(self.own_settings(config)), "model_type": f"{PLUGIN}{self.name}"}
 
     def empty(self, architecture: Architecture, /) -> nn.Module:
-        """The package's. Raises UserError where the package has no `empty`."""
+        """The package's. Raises NotDescribedError where it has no `empty`."""
         return self._optional("empty")({name: value for name, value in architecture.items() if name != "model_type"})
 
     def _optional(self, function: str) -> Any:
         if not (hasattr(self.plugin, "describe") and hasattr(self.plugin, "empty")):
-            raise UserError(
+            raise NotDescribedError(
                 f"the encoder {PLUGIN}{self.name} has no `describe` and `empty` (docs/plugins.md): export with --layout trained"
             )
         return getattr(self.plugin, function)
@@ -135,10 +141,8 @@ def shape_of_encoder(config: EncoderConfig, trust_remote_code: bool = False) -> 
     family = family_of(config, trust_remote_code)
     try:
         architecture = family.describe(config)
-    except UserError:
-        if not isinstance(family, InstalledFamily):
-            raise
-        return build_encoder(config, torch.float32, torch.device("cpu"))
+    except NotDescribedError:
+        return build_encoder(config, torch.float32, torch.device("cpu"), trust_remote_code)
     with torch.device("meta"):
         return family.empty(architecture)
 
