@@ -39,6 +39,9 @@ class EncoderConfig:
     )
     layer: int = setting(-1, "which hidden layer feeds the adapter: 0 = input of the first layer, -1 = the last", minimum=None)
     trainable: bool = setting(False, "train the encoder's own weights")
+    beside: dict[str, EncoderConfig] = setting(
+        {}, "further encoders by name; their features stand beside this one's, frame by frame"
+    )
 
 
 @dataclass

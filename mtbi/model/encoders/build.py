@@ -33,12 +33,18 @@ FAMILIES = {
     "wavlm": "mtbi.model.encoders.wav2vec2:Wav2Vec2Family",
 }
 MINIATURE = "mtbi-demo-encoder"  #: `model_type` of the encoder with the path `demo`
+SIDE_BY_SIDE = "mtbi-side-by-side"  #: `model_type` of several encoders
 #: Families of mtbi's own encoders by the `model_type` in their descriptions.
-OWN_FAMILIES = {MINIATURE: plugins.SHIPPED[plugins.ENCODERS]["demo"]}
+OWN_FAMILIES = {
+    MINIATURE: plugins.SHIPPED[plugins.ENCODERS]["demo"],
+    SIDE_BY_SIDE: "mtbi.model.encoders.several:SideBySideFamily",
+}
 
 
 def family_of(config: EncoderConfig, trust_remote_code: bool = False) -> EncoderFamily:
     """The family of a recipe's encoder. Raises UserError where the model cannot be read or its family is not supported."""
+    if config.beside:
+        return family_named(SIDE_BY_SIDE, trust_remote_code)
     if config.path in plugins.SHIPPED[plugins.ENCODERS] or config.path.startswith(PLUGIN):
         return family_named(config.path, trust_remote_code)
     kind = read_settings(config.path, trust_remote_code).model_type
