@@ -49,8 +49,7 @@ from mtbi.batches.plan import Group, Plan, Row  # noqa: E402
 from mtbi.llm import attention, fp8, kernels  # noqa: E402
 from mtbi.llm.back_end import NAMES, choose  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
-from mtbi.model.encoders.build import Whisper  # noqa: E402
-from mtbi.model.encoders.whisper import WHISPER_STAGES  # noqa: E402
+from mtbi.model.encoders.whisper import WHISPER_STAGES, Whisper  # noqa: E402
 from mtbi.model.flops import LLMSize, size  # noqa: E402
 from mtbi.model.frame_counts import FrameGeometry  # noqa: E402
 from mtbi.model.losses import liger  # noqa: E402
