@@ -177,9 +177,9 @@ def tokenizer(recipe: Recipe) -> str:
 
 def shards(address: str, recipe: Recipe) -> str:
     """Check an index against the recipe's LLM, and read the first and the last utterance. For a remote address, time it."""
+    from mtbi.engine.inputs import open_training_shards
     from mtbi.llm.chat_format import read_chat
     from mtbi.object_store import is_remote
-    from mtbi.shards.open_shards import open_training_shards
 
     with tempfile.TemporaryDirectory(prefix="mtbi-doctor-") as cache:
         local = replace(recipe, data=replace(recipe.data, cache_dir=cache))

@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-#: Old name: new name. An empty new name is a folder that is gone: it exists for what follows it.
+#: Old name: new name. An empty new name stands for a folder that no longer exists, so that the names in it can be imported.
 MOVED = {
     "mtbi.api": "mtbi.use.api",
     "mtbi.chat": "mtbi.use.conversation",
@@ -32,7 +32,7 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds the old names, and gives the module of the new one."""
+    """Imports the module of the new name for an old one."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self, is_package=not MOVED[fullname]) if fullname in MOVED else None
@@ -40,16 +40,18 @@ class MovedModules(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         if not (new := MOVED[spec.name]):
             return None
-        warnings.warn(f"{spec.name} moved to {new}; the old name goes with the next version", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"{spec.name} moved to {new}; the next version no longer has the old name", DeprecationWarning, stacklevel=2
+        )
         module = ModuleType(spec.name)
         module.__dict__.update(import_module(new).__dict__)
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Everything was done when the module was made."""
+        """`create_module` has filled the module already."""
 
 
 def install() -> None:
-    """Let the old names be found, after all others."""
+    """Add the old names to what can be imported."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

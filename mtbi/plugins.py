@@ -1,12 +1,13 @@
-"""What other packages add to mtbi by entry points (docs/plugins.md).
+"""Parts that are found by name: those that other packages add by entry points (docs/plugins.md), and those of the demo.
 
-Installed packages are looked through only for a name that mtbi does not ship, and a package is imported only when it is used.
+Installed packages are searched only for a name that mtbi does not ship, and a package is imported only when it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -16,42 +17,56 @@ from mtbi.errors import UserError
 TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS = (
     "mtbi.text_styles", "mtbi.task_libraries", "mtbi.adapters", "mtbi.encoders", "mtbi.importers",
 )  # fmt: skip
+ALIGNERS = "aligners"  #: shipped ones only
+
+#: Shipped parts that stand in a folder above the code that uses them, by kind and name, as "module:name".
+SHIPPED: dict[str, dict[str, str]] = {
+    ENCODERS: {"demo": "mtbi.demo.encoder:DemoFamily"},
+    ALIGNERS: {"demo": "mtbi.demo.encoder:DemoAligner"},
+}
 
 
-def find(group: str, name: str, shipped: Mapping[str, Any], what: str) -> Any:
-    """The shipped part of that name, else the installed one; `what` says in messages where the name stands.
+def import_part(address: str) -> Any:
+    """The object at "module:name"."""
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)
+
+
+def find(group: str, name: str, shipped: Mapping[str, Any], field: str) -> Any:
+    """The shipped part of that name, else the installed one; `field` says in messages where the name stands.
 
     Raises UserError as `locate` and `load` do.
     """
-    return shipped[name] if name in shipped else load(locate(group, name, shipped, what), what)
+    return shipped[name] if name in shipped else load(locate(group, name, shipped, field), field)
 
 
-def locate(group: str, name: str, shipped: Iterable[str], what: str) -> EntryPoint:
+def locate(group: str, name: str, shipped: Iterable[str], field: str) -> EntryPoint:
     """The entry point of an installed part; its package is not imported.
 
-    Raises UserError, with all names and the nearest one, where no package has it, and where several do.
+    Raises UserError where no package has the name, with all names and the nearest one, and where several packages have it.
     """
     installed = entry_points(group=group)
-    found = [entry for entry in installed if entry.name == name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"{what} {name!r} is in several packages: {', '.join(map(package, found))}. Uninstall all but one.")
+    matches = [entry for entry in installed if entry.name == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        packages = ", ".join(map(package, matches))
+        raise UserError(f"{field} {name!r} is in several packages: {packages}. Uninstall all but one.")
     names = sorted(installed.names)
     nearest = get_close_matches(name, [*shipped, *names], 1)
-    told = [f"{what} {name!r} is unknown" + (f": did you mean {nearest[0]!r}?" if nearest else ".")]
-    told += [f"Shipped: {', '.join(shipped)}."] if shipped else []
-    told += [f"Installed (entry points of {group}): {', '.join(names) or 'nothing'}."]
-    raise UserError(" ".join([*told, "Choose one of them, or install the package that adds it."]))
+    sentences = [f"{field} {name!r} is unknown" + (f": did you mean {nearest[0]!r}?" if nearest else ".")]
+    sentences += [f"Shipped: {', '.join(shipped)}."] if shipped else []
+    sentences += [f"Installed (entry points of {group}): {', '.join(names) or 'nothing'}."]
+    raise UserError(" ".join([*sentences, "Choose one of them, or install the package that adds it."]))
 
 
-def load(entry: EntryPoint, what: str) -> Any:
+def load(entry: EntryPoint, field: str) -> Any:
     """The object that an entry point names. Raises UserError, with the package, where it cannot be imported."""
     try:
         return entry.load()
     except Exception as error:  # a foreign package's import may raise anything
         raise UserError(
-            f"{what} {entry.name!r}: the package {package(entry)} cannot be imported: {error!r}. "
+            f"{field} {entry.name!r}: the package {package(entry)} cannot be imported: {error!r}. "
             "Install what it needs, or another version of it."
         ) from error
 

@@ -88,5 +88,5 @@ def shard_folder(
 @pytest.fixture
 def small_recipe() -> Recipe:
     """Rows of 256 tokens, three to a step, windows of about 20 utterances."""
-    overrides = ["plan.row_tokens=256", "plan.rows_per_step=3", "plan.window_samples=20", "plan.tasks_per_utterance=3"]
+    overrides = ["plan.row_tokens=256", "plan.rows_per_step=3", "plan.window_utterances=20", "plan.tasks_per_utterance=3"]
     return recipes.load("demo", overrides)

@@ -21,6 +21,7 @@ from mtbi.engine import checkpoint, memory
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
+from mtbi.model.encoders.build import describe_encoder, empty_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.shards.shards import Shards
@@ -132,6 +133,20 @@ def test_a_part_that_does_not_keep_to_its_shapes_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(mtbi_example.encoder, "stages", lambda config: (((1, 320),), None))
     with pytest.raises(UserError, match=r"\[1, 13, 50\] frames.* its stages say \[1, 14, 50\]"):
         build_speech_llm(recipe.model, recipe.loss, torch.float32, cpu)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_encoder_may_describe_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipes.load("demo", MODEL).model.encoder
+    with pytest.raises(UserError, match=r"plugin:bands has no `describe` and `empty`.*: export with --layout trained"):
+        describe_encoder(config)
+    import mtbi_example.encoder as example
+
+    monkeypatch.setattr(example, "describe", lambda config: {"layer": config.layer}, raising=False)
+    monkeypatch.setattr(example, "empty", lambda description: example.Bands(torch.float32), raising=False)
+    assert describe_encoder(config) == {"model_type": "plugin:bands", "layer": -1}
+    assert isinstance(empty_encoder(describe_encoder(config)), example.Bands)
+    assert encoder_facts(config).output_name == "plugin:bands layer -1"
 
 
 @pytest.mark.usefixtures("installed")

@@ -33,12 +33,12 @@ PRELOAD = [
 FIELDS = [
     f"train.steps={STEPS}", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=2",
     "train.warmup_steps=2", "train.hang_seconds=60", "train.keep_last=3", "plan.row_tokens=192", "plan.rows_per_step=4",
-    "plan.window_samples=20", "precision=fp32", "data.eval_shards=[]",
+    "plan.window_utterances=20", "precision=fp32", "data.eval_shards=[]",
 ]  # fmt: skip
 #: Fields that change between two starts, or differ between ranks, each with a value that disturb.DRAWN does not have.
 CHANGED = {
     "seed": "7", "interleave.share": "0.25", "plan.tasks_per_utterance": "2", "plan.rows_per_step": "2",
-    "plan.row_tokens": "320", "plan.window_samples": "30", "loss.kl": "0.7", "loss.ce": "0.3",
+    "plan.row_tokens": "320", "plan.window_utterances": "30", "loss.kl": "0.7", "loss.ce": "0.3",
     "train.learning_rate": "1e-3", "train.grad_clip": "0.1",
     "train.beta2": "0.9", "train.weight_decay": "0.3", "train.warmup_steps": "4", "plan.rows_per_micro_batch": "4",
     "data.workers": "2", "data.prefetch": "1", "model.adapter.stack": "2", "train.log_every_steps": "2",

@@ -25,7 +25,7 @@ from training import world  # noqa: E402
 
 from mtbi.audio.codec import SAMPLE_RATE  # noqa: E402
 from mtbi.model import by_length  # noqa: E402
-from mtbi.model.encoders.build import Whisper  # noqa: E402
+from mtbi.model.encoders.whisper import Whisper  # noqa: E402
 
 AUDIO_SECONDS = 300  # beside prompts and answers in 8,192 positions
 REPEATS = 7

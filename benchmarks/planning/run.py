@@ -31,7 +31,8 @@ from measuring import header, peak_gib, save
 from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.plan import Plan, Row, Step
-from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry
+from mtbi.model.encoders.whisper import WHISPER_STAGES
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index
 
 POOL = 1_000_000
@@ -44,7 +45,7 @@ GEOMETRY = FrameGeometry(WHISPER_STAGES, stack=8)
 LLM, ENCODER = (8.0e9, 4096, 32), (0.635e9, 1280, 32)
 FACTS = {"fingerprint": "", "llm": "", "prefix_ids": list(range(20)), "end_id": 0, "top_k": 32, "prompt_first": False}
 FIELDS = [
-    "plan.row_tokens=4096", "plan.rows_per_step=128", "plan.tasks_per_utterance=4", "plan.window_samples=65536",
+    "plan.row_tokens=4096", "plan.rows_per_step=128", "plan.tasks_per_utterance=4", "plan.window_utterances=65536",
     "interleave.share=0.5", "interleave.span_words_max=6",
 ]  # fmt: skip
 

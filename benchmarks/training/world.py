@@ -20,7 +20,7 @@ from mtbi.answers.teacher import Answer
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import load_llm_tokenizer, read_chat
-from mtbi.model.encoders.build import build_encoder
+from mtbi.model.encoders.build import build_encoder, encoder_facts
 from mtbi.recipe import Recipe
 from mtbi.shards import features, shards
 
@@ -39,7 +39,7 @@ TOP_K = 32
 FIELDS = [
     "precision=fp32", "behaviour.library=[content]", f"behaviour.per_utterance={DIALOGUES}", f"behaviour.top_k={TOP_K}",
     "model.adapter.stack=4", "interleave.share=0", "plan.row_tokens=2048", "plan.rows_per_step=2",
-    "plan.rows_per_micro_batch=1", "plan.window_samples=4096", "plan.passes_per_epoch=0", "loss.chunk=1024",
+    "plan.rows_per_micro_batch=1", "plan.window_utterances=4096", "plan.passes_per_epoch=0", "loss.chunk=1024",
 ]  # fmt: skip
 
 
@@ -72,7 +72,9 @@ def make_models(folder: Path) -> None:
 def encode(recipe: Recipe, folder: Path) -> Recipe:
     """Store the encoder's output, as `mtbi data encode` does; returns the recipe that trains on it."""
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
-    features.write(shards.Shards(recipe.data.shards), encoder, features.encoder_name(recipe), str(folder / "features"))
+    features.write(
+        shards.Shards(recipe.data.shards), encoder, encoder_facts(recipe.model.encoder).output_name, str(folder / "features")
+    )
     return replace(recipe, data=replace(recipe.data, shards=[str(folder / "features")]))
 
 

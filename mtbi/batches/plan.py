@@ -203,7 +203,7 @@ class Plan:
                 sizes = np.add.reduceat(self._taken, np.cumsum(sizes) - sizes)
                 order = order[sizes[order] > 0]
             filled = np.cumsum(sizes[order])
-            window = (filled - sizes[order]) // self.config.window_samples
+            window = (filled - sizes[order]) // self.config.window_utterances
             self._windows = epoch, np.split(order, np.flatnonzero(np.diff(window)) + 1)
         return self._windows[1]
 
@@ -311,7 +311,7 @@ class Plan:
         utterances = np.concatenate([np.arange(ends[shard] - self.index.shard_sizes[shard], ends[shard]) for shard in shards])
         if self._taken is not None:
             utterances = utterances[self._taken[utterances]]
-        passes = self.config.passes_per_epoch or max(1, self.config.window_samples // len(utterances))
+        passes = self.config.passes_per_epoch or max(1, self.config.window_utterances // len(utterances))
         groups = self.draw_groups(np.concatenate([rng.permutation(utterances) for _ in range(passes)]), rng)
         sizes = np.array([group.tokens for group in groups], int)
         if self.config.utterances_per_row:

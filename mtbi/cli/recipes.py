@@ -65,9 +65,9 @@ def print_epoch(recipe: Recipe, json: bool) -> None:
     """Print what one epoch of the recipe's shards holds. Raises UserError, before any model is read, where it names none."""
     from mtbi.batches import plan_report
     from mtbi.batches.plan import Plan
+    from mtbi.engine.inputs import open_training_shards
     from mtbi.llm.chat_format import read_chat
     from mtbi.model.frame_counts import FrameGeometry
-    from mtbi.shards.open_shards import open_training_shards
 
     if not recipe.data.shards:
         raise UserError(
@@ -111,7 +111,7 @@ def run_fields(_options: Options) -> None:
     """Print every field of a recipe as Markdown (docs/recipe.md is this text)."""
     from mtbi import recipe as recipes
 
-    print("# Fields of a recipe\n\nPrinted by `mtbi recipe fields` from the comments in `mtbi/recipe.py`.\n")
+    print("# Fields of a recipe\n\nPrinted by `mtbi recipe fields` from `mtbi/recipe/schema.py`.\n")
     print("| field | type | default | meaning |\n|---|---|---|---|")
     for field in recipes.reference():
         default = f"`{field.default}`" if field.default not in ("", [], {}) else ""

@@ -57,17 +57,16 @@ def run_encode(options: Options) -> None:
     import torch
 
     from mtbi import recipe as recipes
-    from mtbi.model.encoders.build import build_encoder
+    from mtbi.model.encoders.build import build_encoder, encoder_facts
     from mtbi.shards import features
     from mtbi.shards.open_shards import open_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
+    name = encoder_facts(recipe.model.encoder, recipe.model.trust_remote_code).output_name
     shards = open_shards(options.shards, recipe)
-    written = features.write(
-        shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), features.encoder_name(recipe), options.out
-    )
+    written = features.write(shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), name, options.out)
     print(f"{options.out}: the encoder's output for {written} utterances")
 
 

@@ -1,13 +1,15 @@
 """The miniature speech encoder: log-mel, convolutions over time and pitch, transformer layers, a CTC head over ten digits.
 
-It plays the part that Whisper or WavLM plays in a real run: pretrained elsewhere (`mtbi.demo.pretrain_encoder`), then
-frozen. 25 frames a second.
+It stands for Whisper or WavLM in a real run. `mtbi.demo.pretrain_encoder` trained it; runs keep it frozen. It makes 25 frames a
+second.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,15 +21,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtbi.demo.world import DIGITS
+from mtbi.model.encoders.build import MINIATURE
+from mtbi.model.encoders.pretrained import count_layers, keep_layers
+from mtbi.model.encoders.protocol import (
+    SAMPLE_RATE,
+    Architecture,
+    ComputedFeatures,
+    EncoderFacts,
+    SpeechEncoder,
+    Stages,
+    frame_mask,
+)
+from mtbi.recipe import EncoderConfig
 
-SAMPLE_RATE = 16_000
 HOP_SAMPLES = 160
 BLANK = 0
 STRIDES = ((2, 2), (1, 2), (2, 2))  #: of the convolutions, over time and over mel bands
+#: Log-mel frames, then the convolutions with a stride over time, padded so that each output rounds up.
+DEMO_STAGES: Stages = ((1, HOP_SAMPLES), (1, 2), (1, 2))
 # Levels are natural logarithms of energy: 1 is 4.3 dB.
 QUIETEST = 1e-6  #: energy added before the logarithm
-FLOOR = 10.0  #: features this far below a clip's largest are raised to it
-SPEECH = 4.0  #: frames whose mean over the bands is less than this below the loudest frame's count as speech
+FLOOR = 10.0  #: features further than this below a clip's largest are raised to that level
+SPEECH = 4.0  #: a frame is speech if its mean over the bands is less than this below the loudest frame's
 PACKAGED_FOLDER = Path(__file__).parent / "weights" / "encoder"
 
 
@@ -43,15 +58,16 @@ class DemoEncoderConfig:
     dropout: float = 0.1
 
 
-class LogMel(nn.Module):
+class DigitLogMel(ComputedFeatures):
     """Log-mel features `(clips, ceil(samples / 160), mels)`, each band normalised over the speech, zero beyond a clip's length.
 
-    What lies far below the loudest value counts as equally quiet, and quiet frames do not count for mean and deviation, so that
-    neither the noise of a recording nor the length of its pauses changes how the speech in it looks.
+    Values far below the loudest one are raised to one level, and quiet frames do not count for mean and deviation. So neither
+    the noise of a recording nor the length of its pauses changes the features of its speech.
     """
 
     def __init__(self, mels: int) -> None:
         super().__init__()
+        self.mels = mels
         self.mel = torchaudio.transforms.MelSpectrogram(
             SAMPLE_RATE,
             n_fft=512,
@@ -77,21 +93,23 @@ class LogMel(nn.Module):
         deviation = (((features - mean) * speech).square().sum(1, keepdim=True) / count).sqrt()
         return (features - mean) / (deviation + 0.3) * mask, frames
 
+    def fresh_buffers(self) -> Mapping[str, Tensor]:
+        """Filters and window of the spectrogram."""
+        return dict(DigitLogMel(self.mels).named_buffers())
 
-def frame_mask(lengths: Tensor, longest: int) -> Tensor:
-    """`(clips, longest)`, true on the frames that exist."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
-
-class DemoEncoder(nn.Module):
+class DemoEncoder(SpeechEncoder):
     """Waveforms to features `(clips, frames, width)` at 25 Hz: ceil(ceil(ceil(samples / 160) / 2) / 2) frames."""
+
+    takes_lora = False  # torch's fused transformer layer reads the base weights and skips a low-rank update
 
     def __init__(self, config: DemoEncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.width = config.width
         width, channels = config.width, config.channels
         with torch.device("cpu"):  # torchaudio computes its filters, which a model without memory cannot
-            self.features = LogMel(config.mels)
+            self.features = DigitLogMel(config.mels)
         sizes = pairwise((1, channels, 2 * channels, 2 * channels))
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride, padding=1) for (before, after), stride in zip(sizes, STRIDES, strict=True)
@@ -108,11 +126,6 @@ class DemoEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
         self.ctc = nn.Linear(width, 1 + len(DIGITS))
-
-    @property
-    def width(self) -> int:
-        """Size of a feature vector."""
-        return self.config.width
 
     def encode(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """From log-mel `(clips, frames, mels)` and lengths to encoder features and lengths."""
@@ -139,19 +152,55 @@ class DemoEncoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` (float16: half the size, no measured loss)."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(
-            json.dumps({"model_type": "mtbi-demo-encoder", **asdict(self.config)}, indent=1) + "\n"
-        )
+        (folder / "config.json").write_text(json.dumps({"model_type": MINIATURE, **asdict(self.config)}, indent=1) + "\n")
         save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
     def from_pretrained(cls, folder: Path | str = PACKAGED_FOLDER) -> DemoEncoder:
         """Read what `save` wrote, as float32 in evaluation mode."""
-        settings = json.loads((Path(folder) / "config.json").read_text())
-        settings.pop("model_type")
-        encoder = cls(DemoEncoderConfig(**settings))
+        encoder = cls(DemoEncoderConfig(**read_sizes(folder)))
         encoder.load_state_dict({name: value.float() for name, value in load_file(Path(folder) / "model.safetensors").items()})
         return encoder.eval()
+
+
+def read_sizes(folder: Path | str = PACKAGED_FOLDER) -> Architecture:
+    """The fields of `DemoEncoderConfig` of a saved encoder."""
+    sizes = json.loads((Path(folder) / "config.json").read_text())
+    return {name: value for name, value in sizes.items() if name != "model_type"}
+
+
+class DemoFamily:
+    """The encoder with the path `demo`, for `mtbi.model.encoders.build`."""
+
+    def __init__(self, trust_remote_code: bool = False) -> None:
+        """It has no remote code."""
+
+    def facts(self, config: EncoderConfig, /) -> EncoderFacts:
+        """The output's name has a digest of the weights, which come with the package and change with its version."""
+        digest = sha256((PACKAGED_FOLDER / "model.safetensors").read_bytes()).hexdigest()[:8]
+        return EncoderFacts(f"demo {digest} layer {config.layer}", (config.path,), config.trainable)
+
+    def stages(self, config: EncoderConfig, /) -> tuple[Stages, int | None]:
+        """Clips may have any length."""
+        return DEMO_STAGES, None
+
+    def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
+        """Parameters in `dtype`; the filters, and so the features, stay in float32."""
+        encoder = DemoEncoder.from_pretrained()
+        encoder.layers.layers = keep_layers(encoder.layers.layers, config)
+        for parameter in encoder.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return encoder
+
+    def describe(self, config: EncoderConfig, /) -> Architecture:
+        """The sizes of the shipped encoder."""
+        sizes = read_sizes()
+        return sizes | {"model_type": MINIATURE, "layers": count_layers(sizes["layers"], config)}
+
+    def empty(self, architecture: Architecture, /) -> nn.Module:
+        """Random weights."""
+        sizes = {name: value for name, value in architecture.items() if name != "model_type"}
+        return DemoEncoder(DemoEncoderConfig(**sizes))
 
 
 class DemoAligner:

@@ -10,27 +10,27 @@ import torch
 from mtbi import recipe as recipes
 from mtbi.corpus.manifest import read_manifest
 from mtbi.demo.run import answer, prepare, questions
-from mtbi.model.encoders.build import build_encoder
+from mtbi.model.encoders.build import build_encoder, encoder_facts
 from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.shards import features, shards
 from mtbi.shards.shards import Shards
 
 
 def variants(config: BehaviourConfig) -> dict[str, BehaviourConfig]:
-    """How each set of training data is asked for; `train` itself is made by the demo."""
+    """The behaviour settings of each further set of training data; the demo makes `train`."""
     main = questions("train", config)
-    one = dataclasses.replace(main, per_utterance=1, wordings_per_task=5)
+    single_task = dataclasses.replace(main, per_utterance=1, wordings_per_task=5)
     return {
-        "train_repeat": dataclasses.replace(one, tasks=["repeat"]),
-        "train_reverse": dataclasses.replace(one, tasks=["reverse"]),
+        "train_repeat": dataclasses.replace(single_task, tasks=["repeat"]),
+        "train_reverse": dataclasses.replace(single_task, tasks=["reverse"]),
         "train_gold": dataclasses.replace(main, answers="gold"),
-        "train_free": dataclasses.replace(one, library=["content"], tasks=["chat"]),
+        "train_free": dataclasses.replace(single_task, library=["content"], tasks=["chat"]),
         "train_prompt_first": dataclasses.replace(main, prompt_first=True),
     }
 
 
 def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
-    """Everything below OUT/data; what is there is kept."""
+    """Make everything below OUT/data. Files that exist are kept."""
     recipe = recipes.load(recipe_name, [f"run_dir={out}"])
     data = prepare(recipe, speech)
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
@@ -42,6 +42,8 @@ def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
 
 
 def encode(folder: Path, encoder: torch.nn.Module, recipe: Recipe) -> None:
-    """The frozen encoder's output, computed once for all runs."""
+    """Store the frozen encoder's output once for all runs."""
     if not (folder / "features" / shards.INDEX_NAME).exists():
-        features.write(Shards(str(folder / "shards")), encoder, features.encoder_name(recipe), str(folder / "features"))
+        features.write(
+            Shards(str(folder / "shards")), encoder, encoder_facts(recipe.model.encoder).output_name, str(folder / "features")
+        )

@@ -28,9 +28,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from mtbi.demo.encoder import BLANK, HOP_SAMPLES, DemoEncoder, DemoEncoderConfig, frame_mask
+from mtbi.demo.encoder import BLANK, HOP_SAMPLES, DemoEncoder, DemoEncoderConfig
 from mtbi.demo.speech import ACCENTS, SAMPLE_RATE, VARIANTS, EspeakVoices, join
 from mtbi.demo.world import DIGITS, MAX_DIGITS, MIN_DIGITS
+from mtbi.model.encoders.protocol import frame_mask
 
 UNSEEN_SPEAKER = "theo"
 FIRST_TEST_RECORDING = 40

@@ -9,7 +9,6 @@ import socket
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,11 @@ from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
 from mtbi.llm.chat_format import ChatFormat, read_chat
+from mtbi.model.encoders.build import encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.open_shards import open_training_shards
+from mtbi.shards import features
+from mtbi.shards.open_shards import open_shards
 from mtbi.shards.shards import Shards
 from mtbi.versions import commit, installed
 
@@ -114,6 +115,26 @@ def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation 
     return Evaluation(recipe, inputs.geometry, inputs.chat, shards, ranks)
 
 
+def open_training_shards(addresses: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
+    """Open shards to train on, or to evaluate on during training. Raises UserError if they do not fit the recipe.
+
+    Beyond `open_shards`, the prompts must be on the recipe's side of the speech, and stored features must be the encoder's.
+    """
+    if not addresses:
+        raise UserError("data.shards is empty: name the folders or addresses made by `mtbi data shard`.")
+    shards = open_shards(addresses, recipe, chat)
+    prompt_first = shards.index.prompt_first
+    if prompt_first != recipe.behaviour.prompt_first:
+        sides = {True: "before", False: "after"}
+        raise UserError(
+            f"{addresses[0]}: its prompts stand {sides[prompt_first]} the speech, the recipe's {sides[not prompt_first]} it: "
+            f"set behaviour.prompt_first={str(prompt_first).lower()}, or make the shards again with this recipe."
+        )
+    encoder = encoder_facts(recipe.model.encoder, recipe.model.trust_remote_code)
+    features.check(shards.index, recipe, encoder.output_name, encoder.trainable)
+    return shards
+
+
 def longest_dialogue(inputs: Inputs, evaluation: Evaluation | None) -> int:
     """LLM positions of the longest dialogue in training or evaluation."""
     plans = [inputs.plan] if evaluation is None else [inputs.plan, evaluation.plan]
@@ -150,7 +171,9 @@ def facts_of(
 ) -> Facts:
     """All that must be the same on all processes, by topic and name."""
     config = read_ds_config(ds_config, recipe, ranks.world, precision.of(recipe.precision, device))
-    fields = {note.path: attrgetter(note.path)(recipe) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)}
+    fields = {
+        note.path: recipes.value_of(recipe, note.path) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)
+    }
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)
     data |= {"geometry": digest.of_geometry(inputs.geometry), "plan": digest.of_step(inputs.first_step)}
@@ -230,7 +253,7 @@ def other_plan(recipe: Recipe, before: dict[str, Any]) -> str | None:
     Compared are the seed and the sections `plan` and `interleave`, without `plan.rows_per_micro_batch`. A field that is missing
     in `before` counts as its default. A field that this version does not know is ignored.
     """
-    now, default = recipes.to_dict(recipe), recipes.to_dict(Recipe())
+    now, default, before = recipes.to_dict(recipe), recipes.to_dict(Recipe()), recipes.with_new_names(before)
     for part in ("seed", "plan", "interleave"):
         unset = default[part]
         old, new, unset = (
@@ -267,12 +290,12 @@ def changed_fields(recipe: Recipe, before: dict[str, Any]) -> list[str]:
 
     A field that is missing in `before` counts as its default.
     """
-    changed = []
+    changed, before = [], recipes.with_new_names(before)
     for note in recipes.reference():
         was: Any = before
         for name in note.path.split("."):
             was = was.get(name, note.default) if isinstance(was, dict) else note.default
-        now = attrgetter(note.path)(recipe)
+        now = recipes.value_of(recipe, note.path)
         if was != now and not note.path.startswith(OWN_FIELDS):
             changed.append(f"{note.path} from {was!r} to {now!r}")
     return changed

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from importlib.util import find_spec
-from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -101,7 +100,7 @@ def hyperparameters(recipe: Recipe) -> dict[str, float | str | bool]:
     """Every field of a recipe by its path, without `run_dir` itself, so that two runs of one recipe have the same fields."""
 
     def as_hyperparameter(path: str) -> Any:
-        value = attrgetter(path)(recipe)
+        value = recipes.value_of(recipe, path)
         text = json.dumps(value) if isinstance(value, (list, dict)) else value
         own = path.startswith("data.") and isinstance(text, str)
         return text.replace(f"{recipe.run_dir}/", f"{recipes.RUN_DIR}/") if own else text

@@ -14,9 +14,8 @@ import torch
 
 from mtbi.llm import back_end, precision
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoders.build import build_encoder
+from mtbi.model.encoders.build import set_trainable, shape_of_encoder
 from mtbi.model.flops import size
-from mtbi.model.frame_counts import PLUGIN, read_encoder_config
 from mtbi.recipe import LoraConfig, Recipe
 
 ACTIVATION_BYTES = 34  #: for each token, channel and layer in 16 bits, without recomputation
@@ -78,44 +77,24 @@ def sizes_of(recipe: Recipe) -> Sizes:
         llm = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     back_end.check_model(llm)
     config = config.get_text_config()
-    encoder, width = encoder_shape(recipe)
+    encoder: Any = shape_of_encoder(model.encoder, model.trust_remote_code)
+    set_trainable(encoder, model.encoder)
     with torch.device("meta"):
-        adapter = build_adapter(model.adapter, width, config.hidden_size)
+        adapter = build_adapter(model.adapter, encoder.width, config.hidden_size)
     trainable = size(adapter) + lora_size(llm, model.llm_lora) + lora_size(encoder, model.encoder_lora)
-    trainable += size(encoder) if model.encoder.trainable else 0
+    own_weights = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     embedding = size(llm.get_input_embeddings())
     layer = (size(llm) - embedding) // config.num_hidden_layers
-    frozen_encoder = 0 if model.encoder.trainable else size(encoder)
     return Sizes(
         size(llm),
-        frozen_encoder,
-        trainable,
+        size(encoder) - own_weights,
+        trainable + own_weights,
         config.num_hidden_layers,
         config.hidden_size,
         config.vocab_size,
         max(embedding, layer),
         size(llm.get_decoder()) - embedding,
     )
-
-
-def encoder_shape(recipe: Recipe) -> tuple[torch.nn.Module, int]:
-    """The encoder without its weights (an installed one with them), and the width of its output."""
-    from transformers import AutoModel
-
-    if recipe.model.encoder.path == "demo":
-        from mtbi.demo.encoder import DemoEncoder, DemoEncoderConfig
-
-        config = DemoEncoderConfig()
-        return DemoEncoder(config), config.width
-    if recipe.model.encoder.path.startswith(PLUGIN):
-        installed: Any = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu"))
-        return installed, installed.width
-    settings = read_encoder_config(recipe.model.encoder, recipe.model.trust_remote_code)
-    with torch.device("meta"):
-        whole = AutoModel.from_config(settings, trust_remote_code=recipe.model.trust_remote_code)
-    if settings.model_type == "whisper":
-        return whole.encoder, settings.d_model
-    return whole, settings.hidden_size
 
 
 def weight_bytes(recipe: Recipe) -> int:

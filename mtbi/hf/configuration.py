@@ -36,7 +36,8 @@ class MtbiConfig(PretrainedConfig):
     ) -> None:
         """`encoder_config` is the encoder's own configuration. `audio_token_id` is the token id in place of an adapter frame.
 
-        `embedding_rms` is the root mean square of a fresh adapter's output. `normalise` is `do_normalize` of wav2vec 2.0.
+        `embedding_rms` is the root mean square of a fresh adapter's output. `normalise` is `do_normalize` of
+        wav2vec 2.0 in older exports.
         `prompt_first` is true if the chat template puts the prompt before the speech.
         """
         self.parts = parts or asdict(ModelConfig())
@@ -50,6 +51,11 @@ class MtbiConfig(PretrainedConfig):
         self.normalise = normalise
         self.prompt_first = prompt_first
         super().__init__(**kwargs)
+
+    @property
+    def encoder_architecture(self) -> dict[str, Any]:
+        """`encoder_config` as `mtbi.model.encoders.build.empty_encoder` takes it, also that of earlier exports."""
+        return self.encoder_config | ({} if self.normalise else {"normalise": False})
 
     @property
     def model(self) -> ModelConfig:

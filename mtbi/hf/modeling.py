@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mtbi.demo.encoder import DemoEncoder, DemoEncoderConfig
-from mtbi.demo.encoder import LogMel as DemoLogMel
 from mtbi.hf import frozen
 from mtbi.hf.configuration import MtbiConfig
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoders.build import FFT_SAMPLES, Convolutional, LogMel, Whisper, mel_filters
+from mtbi.model.encoders.build import empty_encoder, restore_filters
 from mtbi.model.speech_llm import SpeechLLM
 
 
@@ -41,7 +38,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         if trained is not None:
             self.encoder, self.adapter, self.llm = trained.encoder, trained.adapter, trained.llm
         else:
-            self.encoder = empty_encoder(config)
+            self.encoder = empty_encoder(config.encoder_architecture)
             self.llm = AutoModelForCausalLM.from_config(config.text_config)
             width = self.llm.get_input_embeddings().embedding_dim
             self.adapter = build_adapter(config.model.adapter, self.encoder.width, width, config.embedding_rms)
@@ -75,7 +72,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             kwargs = {**unused, **kept}
         if config.complete:
             loaded = super().from_pretrained(path, *args, config=config, **kwargs)
-            restore_features(loaded[0] if isinstance(loaded, tuple) else loaded)
+            restore_filters((loaded[0] if isinstance(loaded, tuple) else loaded).encoder)
             return loaded
         if args:
             raise TypeError(f"from_pretrained takes one argument without a name, the path; {len(args)} more were given")
@@ -182,43 +179,3 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         return super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-
-
-def features_of(config: MtbiConfig) -> nn.Module | None:
-    """What makes features of waveforms for an encoder: it has no weights, and its filters are float32."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            if config.encoder_config.get("model_type") == "mtbi-demo-encoder":
-                return DemoLogMel(config.encoder_config["mels"])
-            if config.encoder_config.get("model_type") == "whisper":
-                return LogMel(mel_filters(config.encoder_config["num_mel_bins"]))
-            return None
-    finally:
-        torch.set_default_dtype(default)
-
-
-def restore_features(model: Any) -> None:
-    """Compute again what transformers 4 makes in the model's precision, and transformers 5 not at all: filters and windows."""
-    fresh = features_of(model.config)
-    for name, value in fresh.named_buffers() if fresh is not None else ():
-        parent, _, leaf = name.rpartition(".")
-        module = model.encoder.features.get_submodule(parent)
-        setattr(module, leaf, value.to(getattr(module, leaf).device))
-
-
-def empty_encoder(config: MtbiConfig) -> nn.Module:
-    """The encoder that `config.encoder_config` describes, without pretrained weights."""
-    settings = dict(config.encoder_config)
-    kind = settings.pop("model_type", None)
-    if kind == "mtbi-demo-encoder":
-        return DemoEncoder(DemoEncoderConfig(**settings))
-    sizes: Any = CONFIG_MAPPING[kind](**settings)
-    if kind == "whisper":
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-        return Whisper(WhisperEncoder(sizes), torch.zeros(FFT_SAMPLES // 2 + 1, sizes.num_mel_bins))
-    from transformers import AutoModel
-
-    return Convolutional(AutoModel.from_config(sizes), config.normalise)

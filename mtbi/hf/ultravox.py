@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 from mtbi.errors import UserError
 from mtbi.hf import ultravox_processing
 from mtbi.model.adapter import GatedMlp
-from mtbi.model.encoders.build import Whisper
+from mtbi.model.encoders.whisper import Whisper
 from mtbi.model.speech_llm import SpeechLLM
 
 PROCESSING = "ultravox_processing"

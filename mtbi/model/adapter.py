@@ -1,7 +1,7 @@
 """Adapters: encoder frames to a shorter sequence of LLM embeddings. `stack` encoder frames become one LLM position.
 
-The output of a fresh adapter has about the root mean square of the LLM's own embeddings, so training starts in the range
-that the frozen LLM knows. Results beyond a clip's length are zero and do not depend on other clips of the batch.
+A fresh adapter's output has about the root mean square of the LLM's own embeddings, so training starts in the range that the
+frozen LLM knows. Outputs beyond a clip's length are zero. They do not depend on other clips of the batch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from torch.nn import functional
 
 from mtbi import plugins
 from mtbi.errors import UserError
+from mtbi.model.encoders.protocol import frame_mask
 from mtbi.model.frame_counts import adapter_queries
 from mtbi.recipe import AdapterConfig
 
 GELU_RMS = 0.652  # root mean square of gelu(x) for a standard normal x
-
-
-def frame_mask(lengths: Tensor, longest: int) -> Tensor:
-    """`(clips, longest)`, true on the frames that exist."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 def windows(frames: Tensor, size: int) -> Tensor:
@@ -151,7 +147,7 @@ class Adapter(nn.Module):
 def build_adapter(config: AdapterConfig, encoder_width: int, llm_hidden: int, embedding_rms: float = 1.0) -> Adapter:
     """A fresh adapter whose outputs have about the root mean square `embedding_rms`.
 
-    Raises UserError for an unknown kind, and for an installed one whose outputs have another shape than the plan counts on.
+    Raises UserError for an unknown kind, and for an installed one that makes another number of positions than planned.
     """
     kind = plugins.find(plugins.ADAPTERS, config.kind, KINDS, "model.adapter.kind")(
         config, encoder_width, llm_hidden, embedding_rms
@@ -166,10 +162,10 @@ def check_shape(kind: nn.Module, config: AdapterConfig, encoder_width: int, llm_
     """Raises UserError where three windows, the last of one frame, do not become `queries` LLM positions each."""
     count, device = 2 * config.stack + 1, next(kind.parameters()).device
     frames = torch.zeros(1, count, encoder_width, device=device)
-    made = tuple(kind(frames, torch.ones(1, count, 1, dtype=torch.bool, device=device)).shape)
-    wanted = (1, -(-count // config.stack) * config.queries, llm_hidden)
-    if made != wanted:
+    shape = tuple(kind(frames, torch.ones(1, count, 1, dtype=torch.bool, device=device)).shape)
+    expected = (1, -(-count // config.stack) * config.queries, llm_hidden)
+    if shape != expected:
         raise UserError(
-            f"model.adapter.kind: {config.kind!r} makes {made} of {count} frames; with model.adapter.stack={config.stack} and "
-            f"model.adapter.queries={config.queries} it must be {wanted} (docs/plugins.md)"
+            f"model.adapter.kind: {config.kind!r} makes {shape} of {count} frames; with model.adapter.stack={config.stack} and "
+            f"model.adapter.queries={config.queries} it must be {expected} (docs/plugins.md)"
         )

@@ -1,4 +1,4 @@
-"""Clips of like length are encoded together, so that little of an encoder's work is padding."""
+"""Encoding clips of similar length together, so that little of an encoder's work is padding."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 MOST_CALLS = 4
-#: What a call costs, in padding: where that is computed quickly, launching a hundred kernels is worth more of it.
+#: Padding in samples that costs as much as one more call. A GPU computes padding quickly and launches kernels slowly.
 GPU_CALL_SAMPLES, CPU_CALL_SAMPLES = 160_000, 16_000
 
 
 def split(lengths: list[int], call_samples: int = GPU_CALL_SAMPLES) -> list[list[int]]:
-    """The clips' numbers in 1 to MOST_CALLS groups, longest first: those that cost the least padding and calls together."""
+    """The indices of the clips in 1 to MOST_CALLS groups, longest first: the grouping with the least padding and calls."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     if lengths[order[0]] * len(order) - sum(lengths) <= call_samples:
-        return [order]  # no cut can spare more than all padding
-    #: of the n longest clips, in so many groups: the least cost, and where the groups begin
+        return [order]  # another call costs more than all padding
+    #: best[n] is the least cost of the n longest clips in so many groups, and the indices at which the groups begin
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *[(math.inf, ())] * len(order)]
-    of_all = []
+    whole = []
     for _ in range(MOST_CALLS):
         best = [(math.inf, ())] + [
             min(
@@ -29,25 +29,28 @@ def split(lengths: list[int], call_samples: int = GPU_CALL_SAMPLES) -> list[list
             )
             for stop in range(1, len(order) + 1)
         ]
-        of_all.append(best[-1])
-    _, begins = min(of_all)
+        whole.append(best[-1])
+    _, begins = min(whole)
     return [order[first:stop] for first, stop in pairwise((*begins, len(order)))]
 
 
 def encode(encoder: nn.Module, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """As `encoder(waveforms, lengths)`, in several calls where that spares padding."""
+    """What `encoder(waveforms, lengths)` returns, computed in several calls where that saves padding.
+
+    `(clips, samples)` and `(clips,)` lengths in samples to `(clips, frames, width)` and `(clips,)` lengths in frames.
+    """
     samples = lengths.tolist()
     groups = split(samples, CPU_CALL_SAMPLES if waveforms.device.type == "cpu" else GPU_CALL_SAMPLES)
     if len(groups) == 1:
         return encoder(waveforms, lengths)
-    places = [torch.tensor(group, device=lengths.device) for group in groups]
+    indices = [torch.tensor(group, device=lengths.device) for group in groups]
     parts = [
-        encoder(waveforms[place, : samples[group[0]]], lengths[place]) for place, group in zip(places, groups, strict=True)
+        encoder(waveforms[index, : samples[group[0]]], lengths[index]) for index, group in zip(indices, groups, strict=True)
     ]
     longest = max(features.shape[1] for features, _ in parts)
     features = parts[0][0].new_zeros(len(samples), longest, parts[0][0].shape[2])
     frames = torch.zeros_like(lengths)
-    for place, (part, count) in zip(places, parts, strict=True):
-        features[place, : part.shape[1]] = part
-        frames[place] = count
+    for index, (part, count) in zip(indices, parts, strict=True):
+        features[index, : part.shape[1]] = part
+        frames[index] = count
     return features, frames

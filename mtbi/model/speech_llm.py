@@ -16,7 +16,7 @@ from mtbi.llm.last_layer import LastLayer, decoder_layers
 from mtbi.llm.zero3_loading import loaded_weights_only
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoders.build import build_encoder, set_trainable
+from mtbi.model.encoders.build import build_encoder, check_lora, set_trainable
 from mtbi.model.losses.imitation import AnswerHead, LossOutput
 from mtbi.recipe import LoraConfig, LossConfig, ModelConfig
 
@@ -116,10 +116,8 @@ def build_speech_llm(
     device = torch.device(device)
     llm = load_llm(config, dtype, device, zero3, longest_tokens)
     encoder: Any = build_encoder(config.encoder, dtype, device, config.trust_remote_code)
-    set_trainable(encoder, config.encoder.trainable)
-    if config.encoder.path == "demo" and config.encoder_lora.rank:
-        # torch's fused transformer layer reads the base weights past a low-rank update.
-        raise UserError("model.encoder_lora: the demo encoder takes none; set model.encoder.trainable=true to train it")
+    set_trainable(encoder, config.encoder)
+    check_lora(encoder, config.encoder, config.encoder_lora)
     add_lora(encoder, config.encoder_lora, "model.encoder_lora")
     rms, width = embedding_rms(llm)
     adapter = build_adapter(config.adapter, encoder.width, width, rms).to(device, dtype)

@@ -1,13 +1,12 @@
-"""Shards with a frozen encoder's output in place of the sound: `mtbi data encode`.
+"""Shards that hold a frozen encoder's output instead of the audio: `mtbi data encode`.
 
-A frozen encoder says the same about an utterance in every epoch. Stored, it costs disk (float16 frames) and saves the
-encoder's share of every step. Only for utterances that are encoded whole: `interleave.cut=slice`, no trained encoder.
+A frozen encoder computes the same features for an utterance in every epoch. Stored as float16 they take more disk and save
+the encoder's share of every step. They need whole utterances (`interleave.cut=slice`) and a frozen encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +25,17 @@ from mtbi.shards.shards import COLUMNS, INDEX_NAME, TABLES, Shards, unpack
 Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def encoder_name(recipe: Recipe) -> str:
-    """What the features depend on; the demo encoder is told by its weights, which come with the package."""
-    path = recipe.model.encoder.path
-    if path == "demo":
-        from mtbi.demo.encoder import PACKAGED_FOLDER
+def check(index: shards.Index, recipe: Recipe, output_name: str, encoder_trains: bool) -> None:
+    """Raises UserError where stored features are not those of the recipe's encoder, or the recipe needs audio.
 
-        path = f"demo {sha256((PACKAGED_FOLDER / 'model.safetensors').read_bytes()).hexdigest()[:8]}"
-    return f"{path} layer {recipe.model.encoder.layer}"
-
-
-def check(index: shards.Index, recipe: Recipe) -> None:
-    """Raises UserError where stored features are not those that the recipe's encoder would give."""
+    `output_name` names the output of the recipe's encoder; `encoder_trains` says whether any of its own weights train.
+    """
     if not index.encoded:
         return
-    model = recipe.model
-    if index.encoded != encoder_name(recipe):
-        raise UserError(f"data.shards: hold the output of {index.encoded}, the recipe's encoder is {encoder_name(recipe)}")
-    if model.encoder.trainable or model.encoder_lora.rank:
-        raise UserError("data.shards: hold an encoder's output, so the encoder cannot be trained; use the shards with sound")
+    if index.encoded != output_name:
+        raise UserError(f"data.shards: hold the output of {index.encoded}, the recipe's encoder is {output_name}")
+    if encoder_trains or recipe.model.encoder_lora.rank:
+        raise UserError("data.shards: hold an encoder's output, so the encoder cannot be trained; use the shards with audio")
     if recipe.interleave.share and recipe.interleave.cut != "slice":
         raise UserError("data.shards: hold an encoder's output, so spans can only be sliced: set interleave.cut=slice")
 
@@ -53,7 +44,7 @@ def check(index: shards.Index, recipe: Recipe) -> None:
 def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int = 16, shard_bytes: int = 1 << 26) -> int:
     """Encode every utterance of `source` into new shards in the local folder `out`; returns how many there are.
 
-    Raises UserError where `source` holds features already, or `out` holds something.
+    Raises UserError where `source` holds features already, or `out` is not empty.
     """
     from streaming import MDSWriter
 
@@ -67,12 +58,12 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
     with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
             columns = [source.columns(number) for number in range(start, min(start + batch_size, len(source)))]
-            waves = [torch.from_numpy(unpack(one).waveform) for one in columns]
+            waves = [torch.from_numpy(unpack(utterance).waveform) for utterance in columns]
             hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
-            for one, frames, length in zip(columns, hidden.cpu(), lengths.tolist(), strict=True):
+            for utterance, frames, length in zip(columns, hidden.cpu(), lengths.tolist(), strict=True):
                 features = np.ascontiguousarray(frames[:length].numpy().astype(np.float16))
-                tensors = load_tensors(one["tensors"]) | {"features": features}
-                writer.write({**one, "audio": b"", "tensors": save_tensors(tensors)})
+                tensors = load_tensors(utterance["tensors"]) | {"features": features}
+                writer.write({**utterance, "audio": b"", "tensors": save_tensors(tensors)})
                 width = features.shape[1]
     for table in TABLES:
         np.save(partial / f"{table}.npy", getattr(source.index, table), allow_pickle=False)

@@ -6,7 +6,6 @@ from mtbi.errors import UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.recipe import Recipe
-from mtbi.shards import features
 from mtbi.shards.shards import Shards
 
 
@@ -26,23 +25,4 @@ def open_shards(addresses: str | list[str], recipe: Recipe, chat: ChatFormat | N
                 f"{address}: made with {folder.index.llm}, {difference} than the recipe's ({recipe.model.llm}); run "
                 "`mtbi behave` and `mtbi data shard` with this recipe."
             )
-    return shards
-
-
-def open_training_shards(addresses: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
-    """Open shards to train on, or to evaluate on during training. Raises UserError if they do not fit the recipe.
-
-    Beyond `open_shards`, the prompts must be on the recipe's side of the speech, and stored features must be the encoder's.
-    """
-    if not addresses:
-        raise UserError("data.shards is empty: name the folders or addresses made by `mtbi data shard`.")
-    shards = open_shards(addresses, recipe, chat)
-    prompt_first = shards.index.prompt_first
-    if prompt_first != recipe.behaviour.prompt_first:
-        sides = {True: "before", False: "after"}
-        raise UserError(
-            f"{addresses[0]}: its prompts stand {sides[prompt_first]} the speech, the recipe's {sides[not prompt_first]} it: "
-            f"set behaviour.prompt_first={str(prompt_first).lower()}, or make the shards again with this recipe."
-        )
-    features.check(shards.index, recipe)
     return shards

@@ -17,7 +17,6 @@ from transformers import GenerationConfig
 from mtbi import recipe as recipes
 from mtbi import versions
 from mtbi.answers.teacher import all_end_ids
-from mtbi.demo.encoder import DemoEncoder
 from mtbi.errors import UserError
 from mtbi.hf import ultravox
 from mtbi.hf.configuration import MtbiConfig
@@ -26,7 +25,7 @@ from mtbi.hf.pipeline import TASK
 from mtbi.hf.processing import AUDIO_TOKEN, MtbiFeatureExtractor, MtbiProcessor
 from mtbi.llm.chat_format import TEMPLATE_VARIABLES, TODAY, load_llm_tokenizer
 from mtbi.llm.control_tokens import APART
-from mtbi.model.encoders.build import Convolutional, Whisper
+from mtbi.model.encoders.build import describe_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import embedding_rms
 from mtbi.recipe import LoraConfig, Recipe
@@ -156,27 +155,15 @@ def make_config(run: TrainedRun, audio_token_id: int, merged: bool) -> MtbiConfi
     return MtbiConfig(
         parts=parts,
         text_config=model.llm.config.to_dict(),
-        encoder_config=encoder_config(model.encoder) if merged else None,
+        encoder_config=describe_encoder(run.recipe.model.encoder, run.recipe.model.trust_remote_code) if merged else None,
         complete=merged,
         audio_token_id=audio_token_id,
         embedding_rms=embedding_rms(model.llm)[0],
-        normalise=getattr(model.encoder, "normalise", True),
         prompt_first=run.recipe.behaviour.prompt_first,
         dtype=model.dtype,
         architectures=[MtbiForConditionalGeneration.__name__],
         eos_token_id=run.chat.end_id,
     )
-
-
-def encoder_config(encoder: nn.Module) -> dict[str, Any]:
-    """The configuration of an encoder with the number of layers that it kept. Raises UserError for one from a plug-in."""
-    if isinstance(encoder, DemoEncoder):
-        return {"model_type": "mtbi-demo-encoder", **asdict(encoder.config), "layers": len(encoder.layers.layers)}
-    if isinstance(encoder, Whisper):
-        return encoder.encoder.config.to_dict() | {"encoder_layers": len(encoder.encoder.layers)}
-    if isinstance(encoder, Convolutional):
-        return encoder.model.config.to_dict() | {"num_hidden_layers": len(encoder.model.encoder.layers)}
-    raise UserError(f"the encoder {type(encoder).__name__} comes from a plug-in: export with --layout trained")
 
 
 def merge_lora(model: nn.Module) -> None:
@@ -198,17 +185,19 @@ def shown_recipe(recipe: Recipe) -> str:
 def card(run: TrainedRun, layout: str) -> str:
     """The model card: what the model is, how to use it, what was measured."""
     recipe, model = run.recipe, run.recipe.model
-    bases = [name for name in (model.llm, model.encoder.path) if "/" in name and not Path(name).exists()]
+    encoders = encoder_facts(model.encoder, model.trust_remote_code).sources
+    bases = [name for name in (model.llm, *encoders) if "/" in name and not Path(name).exists()]
     front = yaml.safe_dump({"library_name": "transformers", "pipeline_tag": TASK, **({"base_model": bases} if bases else {})})
     table = run.folder / "evaluation" / run.checkpoint.name / "table.md"
     measured = table.read_text(encoding="utf-8") if table.is_file() else "Not measured: `mtbi evaluate` had not been run.\n"
-    llm, encoder = (path if path in bases or path == "demo" else Path(path).name for path in (model.llm, model.encoder.path))
+    llm, *names = (path if path in bases else Path(path).name for path in (model.llm, *encoders))
+    encoder = " and ".join(f"`{name}`" for name in names)
     return f"""---
 {front}---
 
 # {recipe.name}
 
-A speech LLM: the speech encoder `{encoder}` and a trained adapter (`{model.adapter.kind}`) give speech to the text LLM
+A speech LLM: the speech encoder {encoder} and a trained adapter (`{model.adapter.kind}`) give speech to the text LLM
 `{llm}`. It was trained by multi-task behaviour imitation with speech-text interleaving (arXiv 2505.18644)
 with mtbi {versions.installed("mtbi")}, `{run.checkpoint.name}` of {recipe.train.steps} steps; settings: `recipe.yaml`.
 The weights here are {LAYOUTS[layout].weights}.

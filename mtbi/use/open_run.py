@@ -47,7 +47,7 @@ def open_run(folder: Path | str, which: str = "best", device: str = "", as_train
         raise UserError(
             f"{folder}: no recipe.yaml in it, so this is not the folder of a training run (`run_dir` of its recipe)"
         )
-    recipe = recipes.load(folder / "recipe.yaml")
+    recipe = recipes.load_saved(folder / "recipe.yaml")
     chosen = find_checkpoint(folder, which)
     torch_device = find_device(device)
     trained_in = recipe.precision

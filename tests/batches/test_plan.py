@@ -131,7 +131,7 @@ def librispeech_like(utterances: int) -> Index:
 
 
 def test_rows_have_hardly_any_holes_on_speech_of_ordinary_lengths() -> None:
-    recipe = recipes.load("demo", ["plan.row_tokens=4096", "plan.rows_per_step=16", "plan.window_samples=8000"])
+    recipe = recipes.load("demo", ["plan.row_tokens=4096", "plan.rows_per_step=16", "plan.window_utterances=8000"])
     plan = Plan(librispeech_like(8000), recipe, FrameGeometry.from_config(recipe.model))
     rows = [row for step in epoch(plan, 0) for row in step.rows]
     used = sum(group.tokens for row in rows for group in row.groups) / (len(rows) * 4096)
@@ -170,14 +170,14 @@ def test_less_speech_is_a_part_of_more_speech(plan: Plan, small_recipe: Recipe) 
 
 
 def test_a_small_corpus_is_gone_through_until_a_window_is_full(plan: Plan, small_recipe: Recipe) -> None:
-    whole = replan(plan, small_recipe, hours=0.5 / 60, passes_per_epoch=0, window_samples=200)
+    whole = replan(plan, small_recipe, hours=0.5 / 60, passes_per_epoch=0, window_utterances=200)
     heard = [group.utterance for step in epoch(whole, 0) for row in step.rows for group in row.groups]
     counts = {utterance: heard.count(utterance) for utterance in heard}
     assert set(counts.values()) == {200 // len(counts)}
 
 
 def test_rows_with_a_limit_hold_as_many_utterances_each(plan: Plan, small_recipe: Recipe) -> None:
-    limited = replan(plan, small_recipe, utterances_per_row=4, row_tokens=1024, window_samples=10_000)
+    limited = replan(plan, small_recipe, utterances_per_row=4, row_tokens=1024, window_utterances=10_000)
     sizes = [len(row.groups) for step in epoch(limited, 0) for row in step.rows]
     assert sum(sizes) == 60
     assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)

@@ -17,10 +17,10 @@ from mtbi import recipe as recipes
 from mtbi.batches.loader import Loader
 from mtbi.batches.plan import Plan
 from mtbi.engine.engine import Engine
+from mtbi.engine.inputs import open_training_shards
 from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
 from mtbi.model import by_length
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.shards.open_shards import open_training_shards
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from mtbi.engine.inputs import Start, changed_fields, check_interleaving, check_
 from mtbi.errors import UserError
 
 ALONE = Ranks(0, 1, 0, 1)
-PLAN = ["plan.row_tokens=256", "plan.window_samples=20", "precision=fp32", "train.eval_every_steps=5"]
+PLAN = ["plan.row_tokens=256", "plan.window_utterances=20", "precision=fp32", "train.eval_every_steps=5"]
 AT_STEP_5 = Position(epoch=2, step=4, window=1, window_step=3)
 Begin = Callable[..., Start]
 

@@ -13,6 +13,7 @@ from mtbi import recipe as recipes
 from mtbi.engine.log import Metrics, peak_of
 from mtbi.engine.validation import Evaluation, similarity
 from mtbi.llm.chat_format import ChatFormat
+from mtbi.model.encoders.build import encoder_facts
 from mtbi.model.flops import LLMSize
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
@@ -63,7 +64,9 @@ def test_an_evaluation_leaves_dialogues_sound_and_pictures(
 
 def test_stored_features_have_no_sound_to_show(tmp_path: Path, model: SpeechLLM, chat: ChatFormat, shard_folder: Path) -> None:
     recipe, metrics = start(tmp_path / "run")
-    features.write(Shards(str(shard_folder)), model.encoder, features.encoder_name(recipe), str(tmp_path / "encoded"))
+    features.write(
+        Shards(str(shard_folder)), model.encoder, encoder_facts(recipe.model.encoder).output_name, str(tmp_path / "encoded")
+    )
     encoded = Shards(str(tmp_path / "encoded"))
     Evaluation(recipe, FrameGeometry.from_config(recipe.model), chat, encoded, Ranks(0, 1, 0, 1)).show_dialogues(
         model, metrics, 1

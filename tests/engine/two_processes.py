@@ -54,7 +54,7 @@ def shared(ranks: Ranks, folder: Path) -> Any:
 
 def begun(ranks: Ranks, shards: str, run_dir: Path, *overrides: str) -> Any:
     """The start of a run up to the models."""
-    fields = ["plan.row_tokens=256", "plan.window_samples=20", "data.eval_shards=[]", "precision=fp32"]
+    fields = ["plan.row_tokens=256", "plan.window_utterances=20", "data.eval_shards=[]", "precision=fp32"]
     recipe = recipes.load("demo", [f"data.shards={shards}", f"run_dir={run_dir}", *fields, *overrides])
     opened = agreement.attempt(lambda: inputs.open_inputs(recipe))
     start = inputs.agree(recipe, ZERO1, ranks, CPU, opened)

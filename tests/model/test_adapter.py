@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mtbi.demo.encoder import DEMO_STAGES
 from mtbi.errors import UserError
 from mtbi.model.adapter import build_adapter
-from mtbi.model.frame_counts import DEMO_STAGES, FrameGeometry, adapter_queries
+from mtbi.model.frame_counts import FrameGeometry, adapter_queries
 from mtbi.recipe import AdapterConfig
 
 KINDS = [*(AdapterConfig(kind, 3) for kind in ("mlp", "swiglu", "conv")), AdapterConfig("qformer", 3, queries=2, heads=2)]

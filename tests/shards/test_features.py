@@ -11,12 +11,12 @@ from mtbi import recipe as recipes
 from mtbi.batches.batch import build
 from mtbi.batches.plan import Plan, Row
 from mtbi.errors import UserError
-from mtbi.model.encoders.build import build_encoder
+from mtbi.model.encoders.build import build_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
 from mtbi.shards import features
-from mtbi.shards.shards import Shards
+from mtbi.shards.shards import Index, Shards
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,12 @@ def encoded(shard_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     recipe = recipes.load("demo")
     out = tmp_path_factory.mktemp("features") / "digits"
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
-    assert features.write(Shards(str(shard_folder)), encoder, features.encoder_name(recipe), str(out), batch_size=7) == 60
+    assert (
+        features.write(
+            Shards(str(shard_folder)), encoder, encoder_facts(recipe.model.encoder).output_name, str(out), batch_size=7
+        )
+        == 60
+    )
     return out
 
 
@@ -49,18 +54,24 @@ def test_a_row_without_sound_has_features_of_silence(encoded: Path, small_recipe
     assert not batch.features.any()
 
 
+def check(index: Index, *fields: str) -> None:
+    recipe = recipes.load("demo", fields)
+    facts = encoder_facts(recipe.model.encoder)
+    features.check(index, recipe, facts.output_name, facts.trainable)
+
+
 def test_features_of_another_encoder_or_use_are_refused(shard_folder: Path, encoded: Path) -> None:
     index = Shards(str(encoded)).index
-    features.check(index, recipes.load("demo"))
+    check(index)
     for field, message in (
         ("model.encoder.layer=2", r"the recipe's encoder is demo \w{8} layer 2"),
         ("model.encoder.trainable=true", "cannot be trained"),
         ("interleave.cut=encode", "only be sliced"),
     ):
         with pytest.raises(UserError, match=message):
-            features.check(index, recipes.load("demo", [field]))
+            check(index, field)
     with pytest.raises(UserError, match="hold the output of demo layer -1"):  # of another version of the package
-        features.check(replace(index, encoded="demo layer -1"), recipes.load("demo"))
+        check(replace(index, encoded="demo layer -1"))
     with pytest.raises(UserError, match="hold features already"):
         features.write(Shards(str(encoded)), torch.nn.Identity(), "x", str(encoded.parent / "again"))
     with pytest.raises(UserError, match="not empty"):

@@ -8,9 +8,10 @@ import pytest
 from shards.copies import copy_of
 
 from mtbi import recipe as recipes
+from mtbi.engine.inputs import open_training_shards
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
-from mtbi.shards.open_shards import open_shards, open_training_shards
+from mtbi.shards.open_shards import open_shards
 from mtbi.shards.shards import Shards
 
 

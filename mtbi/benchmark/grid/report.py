@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtbi import pictures
+from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.benchmark.grid import findings, plots
 from mtbi.benchmark.grid.findings import AXES, RunResult
@@ -243,9 +244,7 @@ def hparams(grid: Grid, full: dict[str, list[RunResult]], groups: list[str], out
             recipe = job_recipe(grid, run.job, out)
             values: dict[str, Any] = {"arm": name, "seed": run.job.seed}
             for key in keys:
-                value: Any = recipe
-                for part in key.split("."):
-                    value = getattr(value, part)
+                value = recipes.value_of(recipe, key)
                 values[key] = str(value) if isinstance(value, list) else value
             means = {(g, axis): findings.over_seeds([run], (g, axis), findings.accuracy) for g in groups for axis in AXES}
             scores = {f"hparam/{group}/{axis}": mean.value for (group, axis), mean in means.items() if mean}

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from mtbi import text_units
+from mtbi import plugins, text_units
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches import interleave
 from mtbi.batches.interleave import Segment
@@ -66,10 +66,11 @@ class Mix:
 def choose_aligner(name: str, run: TrainedRun) -> CtcAligner | None:
     """The aligner of that name: `demo`, or a CTC model of transformers.
 
-    Without a name it is `demo` for a run with the demo's encoder, and None for other runs. Raises UserError for a model that
-    cannot align.
+    Without a name it is the shipped aligner of the run's encoder, or None where there is none. Raises UserError for a model
+    that cannot align.
     """
-    chosen = name or ("demo" if run.recipe.model.encoder.path == "demo" else "")
+    encoder = run.recipe.model.encoder.path
+    chosen = name or (encoder if encoder in plugins.SHIPPED[plugins.ALIGNERS] else "")
     return align.open_aligner(chosen) if chosen else None
 
 

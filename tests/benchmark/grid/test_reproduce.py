@@ -25,7 +25,7 @@ fields:
   - train.steps=4
   - train.eval_every_steps=0
   - train.checkpoint_every_steps=4
-  - plan.window_samples=64
+  - plan.window_utterances=64
   - plan.passes_per_epoch=0
 arms:
   mixed: {{label: interleaved, fields: []}}

@@ -1,0 +1,81 @@
+"""Encoders of Hugging Face transformers: their configurations, their weights, and the layers that a recipe keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtbi.errors import UserError
+from mtbi.model.encoders.protocol import Architecture, EncoderFacts
+from mtbi.recipe import EncoderConfig
+
+
+class PretrainedFamily:
+    """What the families of transformers' models have in common."""
+
+    def __init__(self, trust_remote_code: bool = False) -> None:
+        self.trust_remote_code = trust_remote_code
+
+    def facts(self, config: EncoderConfig, /) -> EncoderFacts:
+        """The path and layer name the output."""
+        return EncoderFacts(f"{config.path} layer {config.layer}", (config.path,), config.trainable)
+
+    def settings(self, config: EncoderConfig) -> Any:
+        """The model's own configuration, without its random changes of the input in training."""
+        settings = read_settings(config.path, self.trust_remote_code)
+        settings.apply_spec_augment, settings.layerdrop = False, 0.0
+        return settings
+
+    def load(self, config: EncoderConfig, dtype: torch.dtype) -> Any:
+        """The model with its weights, in evaluation mode. Raises UserError where it cannot be read."""
+        from transformers import AutoModel
+
+        settings = self.settings(config)
+        try:
+            return AutoModel.from_pretrained(
+                config.path, config=settings, dtype=dtype, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.encoder.path: cannot load {config.path!r}: {error}") from error
+
+    def settings_with_layers(self, config: EncoderConfig, field: str) -> Architecture:
+        """The configuration as JSON holds it, with the number of layers, in `field`, that the recipe keeps."""
+        settings = self.settings(config)
+        values = settings.to_dict()
+        for name in ("_name_or_path", "dtype", "torch_dtype"):  # they belong to one machine, or to one run
+            values.pop(name, None)
+        return values | {field: count_layers(getattr(settings, field), config)}
+
+
+def read_settings(path: str, trust_remote_code: bool = False) -> Any:
+    """The transformers configuration of an encoder. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.encoder.path: cannot read the configuration of {path!r}: {error}") from error
+
+
+def from_architecture(architecture: Architecture) -> Any:
+    """The transformers configuration that an architecture describes."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[architecture["model_type"]](
+        **{name: value for name, value in architecture.items() if name != "model_type"}
+    )
+
+
+def keep_layers(layers: Any, config: EncoderConfig) -> nn.ModuleList:
+    """The layers up to `config.layer`."""
+    return layers[: count_layers(len(layers), config)]
+
+
+def count_layers(available: int, config: EncoderConfig) -> int:
+    """How many layers `config.layer` keeps. Raises UserError where the encoder has fewer."""
+    count = config.layer if config.layer >= 0 else available + 1 + config.layer
+    if not 0 <= count <= available:
+        raise UserError(f"model.encoder.layer={config.layer}: {config.path!r} has layers 0 to {available}")
+    return count
