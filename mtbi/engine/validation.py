@@ -101,7 +101,7 @@ class Evaluation:
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
-            parts = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
+            parts = {"transcript": sample.text, "prompt": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{title}** {part}" for title, part in parts.items())
             metrics.dialogue(index, text, sample.waveform, step)
             if word_ids := self.chat.word_ids(text_units.units(sample.text)[:SHOWN_WORDS]):

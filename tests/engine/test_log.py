@@ -58,7 +58,7 @@ def test_an_evaluation_leaves_dialogues_sound_and_pictures(
     assert {"dialogue/0", "dialogue/1"} <= set(events.Tags()["audio"])
     assert events.Audio("dialogue/1")[0].length_frames == len(shards[1].waveform)
     [text] = events.Tensors("dialogue/0/text_summary")[1].tensor_proto.string_val
-    assert f"**heard** {shards[0].text}" in text.decode()
+    assert f"**transcript** {shards[0].text}" in text.decode()
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
