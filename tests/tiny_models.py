@@ -13,7 +13,7 @@ from mtbi.batches.batch import Batch
 from mtbi.llm import attention
 from mtbi.model.adapter import build_adapter
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import AdapterConfig, LossConfig
 
 VOCABULARY = 61
@@ -61,15 +61,15 @@ def make_llm(kind: str, back_end: str) -> nn.Module:
 
 
 @pytest.fixture
-def make_model() -> Callable[..., SpeechLLM]:
+def make_model() -> Callable[..., SpeechLLMModule]:
     """`make_model(kind, back_end, loss)`: the same random weights for the same kind every time."""
 
-    def make(kind: str = "llama", back_end: str = attention.DENSE, loss: LossConfig | None = None) -> SpeechLLM:
+    def make(kind: str = "llama", back_end: str = attention.DENSE, loss: LossConfig | None = None) -> SpeechLLMModule:
         llm = make_llm(kind, back_end)
         torch.manual_seed(1)
         adapter = build_adapter(AdapterConfig(stack=2), ToyEncoder.width, 32, 0.5)
         encoder = ToyEncoder().requires_grad_(False)
-        return SpeechLLM(encoder, adapter, llm, loss or LossConfig(ce=1.0, kl=0.5, chunk=7), tasks=3)
+        return SpeechLLMModule(encoder, adapter, llm, loss or LossConfig(ce=1.0, kl=0.5, chunk=7), tasks=3)
 
     return make
 

@@ -48,12 +48,13 @@ from mtbi.batches.batch import Batch, build  # noqa: E402
 from mtbi.batches.plan import Group, Plan, Row  # noqa: E402
 from mtbi.llm import attention, fp8, kernels  # noqa: E402
 from mtbi.llm.back_end import NAMES, choose  # noqa: E402
+from mtbi.llm.load import compile_layers  # noqa: E402
 from mtbi.model.adapter import build_adapter  # noqa: E402
 from mtbi.model.encoders.build import Whisper  # noqa: E402
 from mtbi.model.flops import LLMSize, size  # noqa: E402
 from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry  # noqa: E402
 from mtbi.model.losses import liger  # noqa: E402
-from mtbi.model.speech_llm import SpeechLLM, compile_layers  # noqa: E402
+from mtbi.model.speech_llm import SpeechLLMModule  # noqa: E402
 from mtbi.recipe import LossConfig  # noqa: E402
 from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
 
@@ -138,7 +139,7 @@ class Work:
                 yield build(rows, self.sample, plan), sum(len(group.branches) for row in rows for group in row.groups)
 
 
-def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dtype: torch.dtype) -> SpeechLLM:
+def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dtype: torch.dtype) -> SpeechLLMModule:
     """A speech LLM of random weights, made on the device."""
     kind, config = LLMS[llm]
     attention.register()
@@ -154,10 +155,10 @@ def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dty
     filters = torch.as_tensor(WhisperFeatureExtractor(feature_size=128).mel_filters)
     recipe = recipes.load("demo", ["model.adapter.stack=8", "model.adapter.hidden=0"])
     adapter = build_adapter(recipe.model.adapter, settings.d_model, config.hidden_size, 0.02).to(device, dtype)
-    return SpeechLLM(Whisper(whisper, filters.to(device)), adapter, text, CROSS_ENTROPY).to(device)
+    return SpeechLLMModule(Whisper(whisper, filters.to(device)), adapter, text, CROSS_ENTROPY).to(device)
 
 
-def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> torch.Tensor:
+def gradient(model: SpeechLLMModule, batches: list[Batch], device: torch.device) -> torch.Tensor:
     """The adapter's gradient of the summed loss, float32, flat."""
     model.zero_grad()
     for batch in batches:
@@ -165,7 +166,9 @@ def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> to
     return torch.cat([one.grad.float().flatten() for one in model.trainable_parameters().values()])
 
 
-def check_gradients(work: Work, make: Callable[[str], SpeechLLM], device: torch.device, back_ends: list[str]) -> dict[str, Any]:
+def check_gradients(
+    work: Work, make: Callable[[str], SpeechLLMModule], device: torch.device, back_ends: list[str]
+) -> dict[str, Any]:
     """Relative difference of the gradient of packed rows from that of one dialogue a row with `dense`, by back end."""
     plan = work.plan(4, one_a_row=False)
     rows = next(plan.steps()).rows[:1]
@@ -187,7 +190,7 @@ def check_gradients(work: Work, make: Callable[[str], SpeechLLM], device: torch.
     return found
 
 
-def check_fp8(work: Work, make: Callable[[str], SpeechLLM], device: torch.device, back_end: str) -> float:
+def check_fp8(work: Work, make: Callable[[str], SpeechLLMModule], device: torch.device, back_end: str) -> float:
     """Relative difference of the gradient of packed rows through an LLM of 8-bit floats from that through the LLM as it is."""
     plan = work.plan(4, one_a_row=False)
     batch = build(next(plan.steps()).rows[:1], work.sample, plan)
@@ -216,7 +219,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def plain(model: SpeechLLM) -> Callable[[Batch], None]:
+def plain(model: SpeechLLMModule) -> Callable[[Batch], None]:
     """A training step without DeepSpeed."""
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-4)
 
@@ -229,7 +232,7 @@ def plain(model: SpeechLLM) -> Callable[[Batch], None]:
     return step
 
 
-def under_deepspeed(model: SpeechLLM, stage: int, half: bool) -> Callable[[Batch], None]:
+def under_deepspeed(model: SpeechLLMModule, stage: int, half: bool) -> Callable[[Batch], None]:
     """A training step with ZeRO on one process."""
     import deepspeed
 
@@ -332,7 +335,7 @@ def attempted(call: Callable[[], Any]) -> Any:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def run_case(case: Case, work: Work, make: Callable[[str], SpeechLLM], device: torch.device) -> dict:
+def run_case(case: Case, work: Work, make: Callable[[str], SpeechLLMModule], device: torch.device) -> dict:
     """A case's speed."""
     model = make(case.back_end)
     model.head.config = case.loss
@@ -365,7 +368,7 @@ def main() -> int:
     back_ends = [attention.DENSE, attention.FLASH, *([attention.FLEX] if gpu else [])]
     rounded = gpu and torch.cuda.get_device_capability() >= fp8.CAPABILITY
 
-    def make(name: str) -> SpeechLLM:
+    def make(name: str) -> SpeechLLMModule:
         model = build_model(options.llm, options.encoder, name, device, dtype)
         if options.checkpointing:
             model.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

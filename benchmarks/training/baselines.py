@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mtbi.model.adapter import frame_mask
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.shards.shards import Shards
 
 IGNORED = -100
@@ -86,7 +86,7 @@ class Collator:
 class Padded(nn.Module):
     """Cross-entropy of the answer, by the LLM's own loss."""
 
-    def __init__(self, model: SpeechLLM) -> None:
+    def __init__(self, model: SpeechLLMModule) -> None:
         super().__init__()
         self.model = model
         self.answer_tokens, self.slots, self.real = 0, 0, 0

@@ -23,7 +23,7 @@ from mtbi.llm import back_end, precision
 from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
 from mtbi.model.losses.imitation import LossOutput
-from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe, TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -130,7 +130,7 @@ class StepSums:
 
 
 class Engine:
-    """A SpeechLLM trained by DeepSpeed on `world` processes."""
+    """A SpeechLLMModule trained by DeepSpeed on `world` processes."""
 
     def __init__(
         self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, world: int, snapshot: Snapshot | None,
@@ -156,7 +156,7 @@ class Engine:
         built = attempt(lambda: build_speech_llm(model, recipe.loss, self.dtype, device, tasks, partitioned, longest_tokens))
         # Under ZeRO-3 processes already exchange weights while they build: the launcher and the watchdog end the others.
         own = Ranks(torch.distributed.get_rank(), world, 0, world) if world > 1 else Ranks(0, 1, 0, 1)
-        self.model: SpeechLLM = built.get() if self.stage == 3 else settle(own, built)
+        self.model: SpeechLLMModule = built.get() if self.stage == 3 else settle(own, built)
         if snapshot and (wrong := same_parameters(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({wrong}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()

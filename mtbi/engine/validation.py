@@ -21,7 +21,7 @@ from mtbi.engine.log import Metrics
 from mtbi.errors import ElsewhereError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.generate import generate
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import Recipe
 from mtbi.shards.shards import Sample, Shards
 
@@ -79,7 +79,7 @@ class Evaluation:
         groups = {group.utterance: group for row in self.plan.window_rows(0, 0) for group in row.groups}
         return [groups[utterance] for utterance in sorted(groups)][: self.recipe.train.sample_dialogues]
 
-    def show_dialogues(self, model: SpeechLLM, metrics: Metrics, step: int) -> None:
+    def show_dialogues(self, model: SpeechLLMModule, metrics: Metrics, step: int) -> None:
         """A few dialogues and alignments, the same at every evaluation; all processes make them together, as ZeRO-3 needs.
 
         Where a process cannot read them, `failure` is set on all.
@@ -120,7 +120,7 @@ def happened_anywhere(here: bool, device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def similarity(model: SpeechLLM, wave: np.ndarray, word_ids: list[list[int]]) -> np.ndarray:
+def similarity(model: SpeechLLMModule, wave: np.ndarray, word_ids: list[list[int]]) -> np.ndarray:
     """Cosine similarities `(frames, words)` of adapter frames and words, each the mean of its tokens' embeddings."""
     training = model.training
     model.eval()

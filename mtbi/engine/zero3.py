@@ -10,12 +10,12 @@ from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor
 from torch.nn import functional
 
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 
 _plain = torch._C._nn.linear  # torch.nn.functional.linear before DeepSpeed replaces it
 
 
-def prepare(model: SpeechLLM) -> None:
+def prepare(model: SpeechLLMModule) -> None:
     """Have ZeRO-3 fetch and free each layer of the LLM in one piece, and leave a frozen encoder alone.
 
     By default it does so for each linear layer and norm on its own: a dozen collectives a layer, and in Python some 50

@@ -17,7 +17,7 @@ from mtbi.hf.configuration import MtbiConfig
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import FFT_SAMPLES, Convolutional, LogMel, Whisper, mel_filters
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 
 
 class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -30,7 +30,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
     _supports_flash_attn = True
     _supports_flex_attn = True
 
-    def __init__(self, config: MtbiConfig, trained: SpeechLLM | None = None) -> None:
+    def __init__(self, config: MtbiConfig, trained: SpeechLLMModule | None = None) -> None:
         """With the parts of `trained`, or with weights yet to be loaded."""
         super().__init__(config)
         self.encoder: Any

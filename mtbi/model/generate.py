@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mtbi.answers.teacher import all_end_ids
 from mtbi.errors import UserError
-from mtbi.model.speech_llm import SpeechLLM, is_partitioned
+from mtbi.llm.load import is_partitioned
+from mtbi.model.speech_llm import SpeechLLMModule
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -79,7 +80,7 @@ def room_for_answer(llm: Any, positions: int, wanted: int) -> int:
 
 @torch.no_grad()
 def generate(
-    model: SpeechLLM,
+    model: SpeechLLMModule,
     prompts: Sequence[Sequence[Piece]],
     max_new_tokens: int,
     end_id: int,
@@ -104,7 +105,7 @@ def generate(
 
 @torch.no_grad()
 def complete(
-    model: SpeechLLM,
+    model: SpeechLLMModule,
     embeddings: Tensor,
     mask: Tensor,
     max_new_tokens: int,
@@ -131,7 +132,7 @@ def complete(
 
 
 @torch.no_grad()
-def answer_logits(model: SpeechLLM, prompts: Sequence[Sequence[Piece]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+def answer_logits(model: SpeechLLMModule, prompts: Sequence[Sequence[Piece]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
     """For each prompt the float32 logits (answer tokens, vocabulary) that predict a given answer, token by token."""
     embeddings, mask = embed_prompts(model, [[*p, torch.tensor(a)] for p, a in zip(prompts, answers, strict=True)])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -141,7 +142,7 @@ def answer_logits(model: SpeechLLM, prompts: Sequence[Sequence[Piece]], answers:
     return [model.head.logits(row[-len(ids) - 1 : -1]) for row, ids in zip(hidden, answers, strict=True)]
 
 
-def embed_prompts(model: SpeechLLM, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
+def embed_prompts(model: SpeechLLMModule, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
     """Left-padded embeddings (prompts, tokens, hidden) and their mask (prompts, tokens)."""
     device = next(model.adapter.parameters()).device
     sounds = {id(piece): piece for prompt in prompts for piece in prompt if isinstance(piece, np.ndarray)}  # each is heard once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,20 +10,20 @@ from torch import Tensor, nn
 
 from mtbi.batches.batch import Batch
 from mtbi.errors import UserError
-from mtbi.llm import attention, back_end, fp8, kernels
-from mtbi.llm.last_layer import LastLayer, decoder_layers
-from mtbi.llm.zero3_loading import loaded_weights_only
+from mtbi.llm import attention
+from mtbi.llm.last_layer import LastLayer
+from mtbi.llm.load import add_lora, embedding_rms, load_llm
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder, set_trainable
 from mtbi.model.losses.imitation import AnswerHead, LossOutput
-from mtbi.recipe import LoraConfig, LossConfig, ModelConfig
+from mtbi.recipe import LossConfig, ModelConfig
 
 #: Given where a mask is expected, so that transformers builds none: packed rows make their own.
 NO_MASK_SHAPE = (1, 1, 1, 1)
 
 
-class SpeechLLM(nn.Module):
+class SpeechLLMModule(nn.Module):
     """Encoder, adapter and LLM, always run in this order on every rank, whatever the batch holds (ZeRO-3 needs that)."""
 
     def __init__(self, encoder: nn.Module, adapter: nn.Module, llm: Any, loss: LossConfig, tasks: int = 1) -> None:
@@ -79,14 +78,14 @@ class SpeechLLM(nn.Module):
         """The LLM's embeddings of token ids."""
         return self.llm.get_input_embeddings()(token_ids)
 
-    def train(self, mode: bool = True) -> SpeechLLM:
+    def train(self, mode: bool = True) -> SpeechLLMModule:
         """Frozen parts stay in evaluation mode (transformers recomputes activations in training mode only)."""
         super().train(mode)
         self.encoder.train(mode and self.encoder_trains)
         self.llm.train(mode and (self.llm_trains or self.llm.is_gradient_checkpointing))
         return self
 
-    def bfloat16(self) -> SpeechLLM:
+    def bfloat16(self) -> SpeechLLMModule:
         """Cast parameters only: DeepSpeed calls this, and rotary frequencies and mel filters must stay in float32."""
         for parameter in self.parameters():
             parameter.data = parameter.data.bfloat16()
@@ -106,7 +105,7 @@ def build_speech_llm(
     tasks: int = 1,
     zero3: dict[str, Any] | None = None,
     longest_tokens: int | None = None,
-) -> SpeechLLM:
+) -> SpeechLLMModule:
     """Pretrained encoder and LLM, and a fresh adapter (from torch's random state).
 
     With `zero3`, DeepSpeed's configuration, the LLM is read straight into its ZeRO-3 partitions; all else comes whole.
@@ -123,98 +122,4 @@ def build_speech_llm(
     add_lora(encoder, config.encoder_lora, "model.encoder_lora")
     rms, width = embedding_rms(llm)
     adapter = build_adapter(config.adapter, encoder.width, width, rms).to(device, dtype)
-    return SpeechLLM(encoder, adapter, llm, loss, tasks)
-
-
-def load_llm(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    zero3: dict[str, Any] | None = None,
-    longest_tokens: int | None = None,
-) -> Any:
-    """The causal LLM, frozen but for LoRA, with one of our attention back ends; partitioned with `zero3`."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    from mtbi.llm.chat_format import resolve_llm
-
-    if config.llm_fp8:
-        fp8.check(device)
-    attention.register()
-    path = str(resolve_llm(config.llm))
-    shape = back_end.LLMShape.of(back_end.read_config(config, "load"))
-    back_end.check_config(shape)
-    chosen, _ = back_end.choose(config.attention, device, dtype, shape, longest_tokens)
-    if chosen == "flash" and device.type == "cuda":
-        kernels.choose_kernels(device, shape.heads, shape.key_heads, shape.size)
-    partitioning: Any = None
-    if zero3:
-        from transformers.integrations import HfDeepSpeedConfig
-
-        partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft look for it while it lives
-    try:
-        with loaded_weights_only() if partitioning else nullcontext():
-            llm: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation=back_end.NAMES[chosen], trust_remote_code=config.trust_remote_code
-            )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.llm: cannot load {config.llm!r}: {error}") from error
-    back_end.check_model(llm)
-    llm.requires_grad_(False)
-    add_lora(llm, config.llm_lora, "model.llm_lora")
-    if config.llm_fp8:
-        fp8.convert(llm, device)
-    if config.activation_checkpointing == "on":  # what `auto` means is decided before training, in engine/memory.py
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    if config.compile:
-        compile_layers(llm)
-    # All that is kept of what came with the weights: no penalty, no temperature.
-    ends = getattr(llm.generation_config, "eos_token_id", None)
-    llm.generation_config = GenerationConfig(eos_token_id=ends)
-    return llm if partitioning else llm.to(device)
-
-
-def compile_layers(llm: Any) -> None:
-    """Compile an LLM's layers in place, when they are first called: one by one, since they are alike and so compiled once.
-
-    The last one computes less than the others and stays as it is (`mtbi.llm.last_layer`).
-    """
-    for layer in decoder_layers(llm)[:-1]:
-        layer.compile()
-
-
-def add_lora(model: nn.Module, config: LoraConfig, field: str) -> None:
-    """Put trainable low-rank updates (arXiv 2106.09685) into the named linear layers, in place."""
-    if not config.rank:
-        return
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
-
-    others = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    alpha: Any = config.alpha  # peft's annotation says int; any number works
-    settings = PeftConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=config.targets)
-    try:
-        inject_adapter_in_model(settings, model)
-    except ValueError as error:
-        raise UserError(f"{field}.targets: {error}") from error
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = "lora_" in name or name.replace(".base_layer", "") in others
-
-
-def is_partitioned(model: nn.Module) -> bool:
-    """Whether ZeRO-3 has split the parameters over the ranks."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-
-
-def embedding_rms(llm: Any) -> tuple[float, int]:
-    """Root mean square and width of the LLM's embeddings, over up to 10,000 tokens of the vocabulary."""
-    table = llm.get_input_embeddings()
-    gathered: AbstractContextManager = nullcontext()
-    if is_partitioned(llm):
-        import deepspeed
-
-        gathered = deepspeed.zero.GatheredParameters([table.weight])
-    with gathered, torch.no_grad():
-        ids = torch.arange(0, table.num_embeddings, 1 + table.num_embeddings // 10_000, device=table.weight.device)
-        embeddings = table(ids).float()
-    return float(embeddings.square().mean().sqrt()), embeddings.shape[-1]
+    return SpeechLLMModule(encoder, adapter, llm, loss, tasks)

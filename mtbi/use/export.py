@@ -26,9 +26,9 @@ from mtbi.hf.pipeline import TASK
 from mtbi.hf.processing import AUDIO_TOKEN, MtbiFeatureExtractor, MtbiProcessor
 from mtbi.llm.chat_format import TEMPLATE_VARIABLES, TODAY, load_llm_tokenizer
 from mtbi.llm.control_tokens import APART
+from mtbi.llm.load import embedding_rms
 from mtbi.model.encoders.build import Convolutional, Whisper
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import embedding_rms
 from mtbi.recipe import LoraConfig, Recipe
 from mtbi.use.open_run import TrainedRun
 

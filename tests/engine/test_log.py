@@ -14,7 +14,7 @@ from mtbi.engine.validation import Evaluation, similarity
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.flops import LLMSize
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import Recipe
 from mtbi.shards import features
 from mtbi.shards.shards import Shards
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model() -> SpeechLLM:
+def model() -> SpeechLLMModule:
     """The miniature speech LLM with an untrained adapter."""
     recipe = recipes.load("demo")
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def events_of(run_dir: Path) -> EventAccumulator:
 
 
 def test_an_evaluation_leaves_dialogues_sound_and_pictures(
-    tmp_path: Path, model: SpeechLLM, chat: ChatFormat, shard_folder: Path
+    tmp_path: Path, model: SpeechLLMModule, chat: ChatFormat, shard_folder: Path
 ) -> None:
     recipe, metrics = start(tmp_path)
     shards = Shards(str(shard_folder))
@@ -60,7 +60,9 @@ def test_an_evaluation_leaves_dialogues_sound_and_pictures(
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
-def test_stored_features_have_no_sound_to_show(tmp_path: Path, model: SpeechLLM, chat: ChatFormat, shard_folder: Path) -> None:
+def test_stored_features_have_no_sound_to_show(
+    tmp_path: Path, model: SpeechLLMModule, chat: ChatFormat, shard_folder: Path
+) -> None:
     recipe, metrics = start(tmp_path / "run")
     features.write(Shards(str(shard_folder)), model.encoder, features.encoder_name(recipe), str(tmp_path / "encoded"))
     encoded = Shards(str(tmp_path / "encoded"))
@@ -69,7 +71,7 @@ def test_stored_features_have_no_sound_to_show(tmp_path: Path, model: SpeechLLM,
     assert events_of(tmp_path / "run").Tags()["images"] == []
 
 
-def test_frames_are_compared_with_words(model: SpeechLLM, shard_folder: Path) -> None:
+def test_frames_are_compared_with_words(model: SpeechLLMModule, shard_folder: Path) -> None:
     sample = Shards(str(shard_folder))[0]
     found = similarity(model, sample.waveform, [ids.tolist() for ids in sample.word_ids])
     with torch.no_grad():

@@ -16,8 +16,8 @@ CHECK = """
 import torch
 from torch import nn
 from types import SimpleNamespace
-from mtbi.model.liger import LigerCrossEntropy
-from mtbi.model.loss import AnswerHead
+from mtbi.model.losses.liger import LigerCrossEntropy
+from mtbi.model.losses.imitation import AnswerHead
 from mtbi.recipe import LossConfig
 
 torch.manual_seed(0)

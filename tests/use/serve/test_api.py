@@ -18,7 +18,7 @@ from http_call import call, post
 from use.serve.test_server import ask, client_of, heard, user, wav
 
 from mtbi.llm.chat_format import ChatFormat
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.server import Limits, make_app
@@ -323,7 +323,7 @@ def test_a_failure_is_an_error_whole_or_streamed(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         with monkeypatch.context() as broken:
-            broken.setattr(SpeechLLM, "embed", fail)
+            broken.setattr(SpeechLLMModule, "embed", fail)
             with pytest.raises(openai.InternalServerError, match="its log says why"):
                 ask(client, QUESTION)
             with pytest.raises(openai.APIError, match="its log says why"):

@@ -1,0 +1,108 @@
+"""Loading of the text LLM: frozen, with LoRA, 8-bit floats, activation checkpointing or compiled layers where asked."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtbi.errors import UserError
+from mtbi.llm import attention, back_end, fp8, kernels
+from mtbi.llm.chat_format import resolve_llm
+from mtbi.llm.last_layer import decoder_layers
+from mtbi.llm.zero3_loading import loaded_weights_only
+from mtbi.recipe import LoraConfig, ModelConfig
+
+
+def load_llm(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    zero3: dict[str, Any] | None = None,
+    longest_tokens: int | None = None,
+) -> Any:
+    """The causal LLM, frozen but for LoRA, with one of our attention back ends; partitioned with `zero3`."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    if config.llm_fp8:
+        fp8.check(device)
+    attention.register()
+    path = str(resolve_llm(config.llm))
+    shape = back_end.LLMShape.of(back_end.read_config(config, "load"))
+    back_end.check_config(shape)
+    chosen, _ = back_end.choose(config.attention, device, dtype, shape, longest_tokens)
+    if chosen == "flash" and device.type == "cuda":
+        kernels.choose_kernels(device, shape.heads, shape.key_heads, shape.size)
+    partitioning: Any = None
+    if zero3:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft look for it while it lives
+    try:
+        with loaded_weights_only() if partitioning else nullcontext():
+            llm: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation=back_end.NAMES[chosen], trust_remote_code=config.trust_remote_code
+            )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.llm: cannot load {config.llm!r}: {error}") from error
+    back_end.check_model(llm)
+    llm.requires_grad_(False)
+    add_lora(llm, config.llm_lora, "model.llm_lora")
+    if config.llm_fp8:
+        fp8.convert(llm, device)
+    if config.activation_checkpointing == "on":  # what `auto` means is decided before training, in engine/memory.py
+        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    if config.compile:
+        compile_layers(llm)
+    # All that is kept of what came with the weights: no penalty, no temperature.
+    ends = getattr(llm.generation_config, "eos_token_id", None)
+    llm.generation_config = GenerationConfig(eos_token_id=ends)
+    return llm if partitioning else llm.to(device)
+
+
+def compile_layers(llm: Any) -> None:
+    """Compile an LLM's layers in place, when they are first called: one by one, since they are alike and so compiled once.
+
+    The last one computes less than the others and stays as it is (`mtbi.llm.last_layer`).
+    """
+    for layer in decoder_layers(llm)[:-1]:
+        layer.compile()
+
+
+def add_lora(model: nn.Module, config: LoraConfig, field: str) -> None:
+    """Put trainable low-rank updates (arXiv 2106.09685) into the named linear layers, in place."""
+    if not config.rank:
+        return
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    others = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    alpha: Any = config.alpha  # peft's annotation says int; any number works
+    settings = PeftConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=config.targets)
+    try:
+        inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        raise UserError(f"{field}.targets: {error}") from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "lora_" in name or name.replace(".base_layer", "") in others
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has split the parameters over the ranks."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def embedding_rms(llm: Any) -> tuple[float, int]:
+    """Root mean square and width of the LLM's embeddings, over up to 10,000 tokens of the vocabulary."""
+    table = llm.get_input_embeddings()
+    gathered: AbstractContextManager = nullcontext()
+    if is_partitioned(llm):
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters([table.weight])
+    with gathered, torch.no_grad():
+        ids = torch.arange(0, table.num_embeddings, 1 + table.num_embeddings // 10_000, device=table.weight.device)
+        embeddings = table(ids).float()
+    return float(embeddings.square().mean().sqrt()), embeddings.shape[-1]
