@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import header, peak_gib, save, timed
 
-from mtbi.model.losses.imitation import AnswerHead
+from mtbi.model.losses.head import build_head
 from mtbi.recipe import LossConfig
 
 VOCABULARY, HIDDEN = 151_936, 1024  # Qwen3 0.6B
@@ -86,7 +86,7 @@ def in_chunks(one: MicroBatch, config: LossConfig) -> Tensor:
         target_ids=one.ids, teacher_ids=one.teacher_ids, teacher_logprobs=one.teacher_logprobs,
         target_weight=torch.ones(ANSWERS), target_task=torch.zeros(ANSWERS, dtype=torch.long),
     )  # fmt: skip
-    return AnswerHead(one.output, config, 1, SimpleNamespace())(one.hidden[one.places], batch).loss
+    return build_head(one.output, config, 1, SimpleNamespace())(one.hidden[one.places], batch).loss
 
 
 CROSS_ENTROPY: dict[str, Callable[[MicroBatch], Tensor]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.checkpoint import Snapshot, same_parameters
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
+from mtbi.engine.sums import StepSums, Sums
 from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
 from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
-from mtbi.model.losses.imitation import LossOutput
 from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe, TrainConfig
 
@@ -114,21 +114,6 @@ def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConf
     return [group for group in groups if group["params"]]
 
 
-@dataclass
-class StepSums:
-    """Sums over all processes of one global step."""
-
-    loss: float  #: weight * loss of every target
-    weight: float  #: of every target that counted
-    skipped: int  #: micro-batches left out because a loss was not finite
-    stop: bool  #: some process was asked to stop
-    unreadable: int  #: utterances of the step left out as lost or damaged
-    failed: bool  #: some process had no data, so that no weight was changed
-    lost: bool  #: the gradient was not finite although the losses were: so are the weights now
-    tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
-    gradient_norm: float  #: before clipping
-
-
 class Engine:
     """A SpeechLLMModule trained by DeepSpeed on `world` processes."""
 
@@ -190,7 +175,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
         scale = self.world / step.weight_total if step.weight_total else 0.0
-        total, used = Sums(self.tasks, self.device), 0
+        total, used = Sums(self.device), 0
         for place, micro in enumerate(step.micro_batches, start=1):
             batch, last = micro.to(self.device), place == step.parts
             seed_micro_batch(self.recipe.seed, number, step.first_row(place - 1))
@@ -216,7 +201,7 @@ class Engine:
     def evaluate_step(self, step: LoadedStep) -> StepSums:
         """The same sums without training. All tasks count as the first: other shards may know other tasks."""
         self.ds.eval()
-        total = Sums(self.tasks, self.device)
+        total = Sums(self.device)
         for micro in step.micro_batches:
             batch = micro.to(self.device)
             batch = replace(batch, target_task=torch.zeros_like(batch.target_task))
@@ -301,41 +286,3 @@ def full(value: Tensor, parameter: Tensor) -> Tensor:
     """A gathered float32 value in the parameter's shape, on the CPU, with memory of its own."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return value.detach().float().reshape(shape).to("cpu", copy=True).contiguous()
-
-
-class Sums:
-    """Adds up a step's results over micro-batches and processes: one small all-reduce a micro-batch."""
-
-    def __init__(self, tasks: int, device: torch.device) -> None:
-        self.total = torch.zeros(6 + 4 * tasks, dtype=torch.float64, device=device)
-        self.skipped = 0
-
-    @property
-    def failed(self) -> bool:
-        """Some process had no data."""
-        return bool(self.total[3] > 0)
-
-    def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0, failed: bool = False) -> bool:
-        """Returns whether the micro-batch counts: its loss is finite on all processes, and some process has a target."""
-        import deepspeed.comm as dist
-
-        bad = not bool(torch.isfinite(out.loss.detach()))
-        values = torch.cat([torch.stack([out.loss.detach(), out.weight]).double(), torch.stack([*out[2:]]).double().flatten()])
-        flags = torch.tensor(
-            [float(stop), float(bad), float(unreadable), float(failed)], dtype=torch.float64, device=values.device
-        )
-        shared = torch.cat([flags, values.nan_to_num(0.0, 0.0, 0.0)])
-        dist.all_reduce(shared)
-        if shared[1] > 0:
-            self.skipped += 1
-            self.total[:4] += shared[:4]
-            return False
-        self.total += shared
-        return bool(shared[5] > 0)
-
-    def result(self, gradient_norm: float) -> StepSums:
-        """The sums as numbers."""
-        stop, _, unreadable, _, loss, weight = self.total[:6].tolist()
-        tasks = self.total[6:].reshape(4, -1).cpu()
-        lost = not math.isfinite(gradient_norm)
-        return StepSums(loss, weight, self.skipped, stop > 0, int(unreadable), self.failed, lost, tasks, gradient_norm)

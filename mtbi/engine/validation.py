@@ -18,6 +18,7 @@ from mtbi.batches.loader import Loader
 from mtbi.batches.plan import Geometry, Group, Plan
 from mtbi.engine.engine import Engine
 from mtbi.engine.log import Metrics
+from mtbi.engine.sums import Means, add
 from mtbi.errors import ElsewhereError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.generate import generate
@@ -44,7 +45,7 @@ class Evaluation:
 
         Where a process cannot read its data, `failure` is set on all of them. `doing` is called now and then, for a watchdog.
         """
-        loss = weight = hits = count = 0.0
+        means: Means = {"loss": torch.zeros(2), "task_agreement": torch.zeros(2, 1)}
         utterances = 0
         rows, data = self.recipe.plan.rows_per_micro_batch, self.recipe.data
         with Loader(self.shards, self.plan, self.rank, self.world, rows, data.workers, data.prefetch) as loader:
@@ -54,15 +55,16 @@ class Evaluation:
                 if sums.failed:
                     self.failure = loader.failure or ElsewhereError()
                     return 0.0
-                loss, weight = loss + sums.loss, weight + sums.weight
-                hits, count = hits + float(sums.tasks[2].sum()), count + float(sums.tasks[3].sum())
+                means = add(means, sums.means)
                 utterances += sum(len(row.groups) for row in loaded.step.rows)
                 if utterances >= self.recipe.train.eval_utterances:
                     break
+        hits, count = means["task_agreement"].sum(1).tolist()
         agreement = hits / max(count, 1)
-        metrics.scalars({"eval/loss": loss / max(weight, 1e-9), "eval/agreement": agreement}, step)
+        losses = {f"eval/{name}": float(mean[0] / mean[1].clamp(min=1e-9)) for name, mean in means.items() if mean.dim() == 1}
+        metrics.scalars({**losses, "eval/agreement": agreement}, step)
         metrics.say(
-            f"eval at step {step}: loss {loss / max(weight, 1e-9):.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
+            f"eval at step {step}: loss {losses['eval/loss']:.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
         doing()
         self.show_dialogues(engine.model, metrics, step)

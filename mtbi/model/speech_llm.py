@@ -16,7 +16,7 @@ from mtbi.llm.load import add_lora, embedding_rms, load_llm
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder, set_trainable
-from mtbi.model.losses.imitation import AnswerHead, LossOutput
+from mtbi.model.losses.head import LossOutput, build_head
 from mtbi.recipe import LossConfig, ModelConfig
 
 #: Given where a mask is expected, so that transformers builds none: packed rows make their own.
@@ -31,7 +31,7 @@ class SpeechLLMModule(nn.Module):
         super().__init__()
         self.encoder, self.adapter = encoder, adapter
         self.llm: Any = llm
-        self.head = AnswerHead(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
+        self.head = build_head(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
         self.last_layer = LastLayer(llm)
         self.dtype = next(adapter.parameters()).dtype
         self.encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
