@@ -277,7 +277,7 @@ def with_gold(requests: list[Request], done: Mapping[tuple[str, str, int], str])
 
 def gold_answer(request: Request, chat: ChatFormat) -> Answer:
     """The corpus's right answer, as certain as can be: no other token has a probability."""
-    ids = [*chat.plain_ids(request.gold or ""), chat.end_id]
+    ids = [*chat.answer_ids(request.gold or ""), chat.end_id]
     none = np.zeros((len(ids), 0))
     return Answer(ids, False, none.astype(np.int32), none.astype(np.float16))
 
@@ -305,7 +305,7 @@ def ask(requests: list[Request], config: BehaviourConfig, teacher: Teacher | Non
                 answers = [gold_answer(request, chat) for request in batch]
             waiting += zip(batch, answers, strict=True)
             if len(waiting) >= CHUNK_BATCHES * batch_size or written + len(waiting) == len(requests):
-                texts = chat.tokenizer.batch_decode([answer.ids for _, answer in waiting], skip_special_tokens=True)
+                texts = [chat.decode(answer.ids) for _, answer in waiting]
                 write_chunk(out, number, waiting, texts)
                 number, written, waiting = number + 1, written + len(waiting), []
             bar.update(len(batch))

@@ -81,7 +81,7 @@ class Answerer:
         limits = [self.limit(turn.dialogue) for turn in turns]
         ids = generate(self.run.model, [self.prompt(turn, said(turn)) for turn in turns], max(limits), chat.end_id)
         ids = [answer[:limit] for answer, limit in zip(ids, limits, strict=True)]  # the same in every batch
-        for turn, text in zip(turns, chat.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+        for turn, text in zip(turns, map(chat.decode, ids), strict=True):
             turn.dialogue.answers[who] = text
 
     def compare_tokens(self, turns: list[Turn]) -> None:

@@ -102,7 +102,7 @@ class Evaluation:
                 torch.tensor(stored.prompt_ids),
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
-            answer = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
+            answer = self.chat.decode(ids)
             said = {"heard": sample.text, "asked": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{who}** {what}" for who, what in said.items())
             metrics.dialogue(place, text, sample.waveform, step)

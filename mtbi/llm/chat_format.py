@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -22,8 +23,8 @@ from jinja2 import TemplateError
 
 from mtbi import text_units
 from mtbi.errors import UserError
-from mtbi.llm import identity
-from mtbi.llm.control_tokens import Tokens
+from mtbi.llm import identity, vocabulary
+from mtbi.llm.control_tokens import CUT, Tokens
 
 if TYPE_CHECKING:
     from mtbi.recipe import Recipe
@@ -65,14 +66,19 @@ def load_llm_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
 class ChatFormat:
     """Token ids of the parts of a dialogue, by the chat template of `tokenizer`. Raises UserError where it has no template.
 
-    `variables` are given to the template beside those of `TEMPLATE_VARIABLES`; `llm_size` is that of `identity.llm_size`,
-    read from the tokenizer's folder where it is not given.
+    `variables` are given to the template beside those of `TEMPLATE_VARIABLES`. `llm_size` is that of `identity.llm_size`, read
+    from the tokenizer's folder where it is not given. `new_tokens` names what was added to the LLM's own tokenizer.
     """
 
     today = TODAY
 
     def __init__(
-        self, tokenizer: Any, system_prompt: str = "", variables: Mapping[str, Any] | None = None, llm_size: str | None = None
+        self,
+        tokenizer: Any,
+        system_prompt: str = "",
+        variables: Mapping[str, Any] | None = None,
+        llm_size: str | None = None,
+        new_tokens: Sequence[str] = (),
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             name = getattr(tokenizer, "name_or_path", "the LLM")
@@ -87,6 +93,7 @@ class ChatFormat:
             raise UserError(f"behaviour.template_variables: {reserved[0]} cannot be set; leave it out")
         self.tokens = Tokens(tokenizer)
         self._llm_size = llm_size
+        self.new_tokens = list(new_tokens)  #: names of the tokens that `mtbi.llm.vocabulary` has added to the tokenizer
         self._kept: dict[tuple[str, bool], list[int]] = {}
         # Some SentencePiece tokenizers put a space before every text by themselves; a second one would be a token of its own.
         self._space = "" if self.tokens.prefixes_space else " "
@@ -124,6 +131,18 @@ class ChatFormat:
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of what a user or the corpus wrote: no control token, whatever it spells."""
         return self.tokens.plain_ids(text)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of an answer: as `plain_ids`, but new tokens may be spelt in it."""
+        if not self.new_tokens:
+            return self.plain_ids(text)
+        pieces = re.split(f"({'|'.join(map(re.escape, self.new_tokens))})", text)
+        harmless = (piece if piece in self.new_tokens else self.tokens.harmless(piece) for piece in pieces if piece)
+        return self.text_ids(CUT.join(harmless))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return vocabulary.decode(self.tokenizer, ids)
 
     def _around(self, before: str, after: str) -> tuple[str, str]:
         """The template's text around `MARK`, where a user says the texts `before` and `after` it."""
@@ -287,19 +306,21 @@ class ChatFormat:
 
     @cached_property
     def _basic_facts(self) -> list[Any]:
-        return [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
+        own = {token: number for token, number in self.tokenizer.get_vocab().items() if token not in self.new_tokens}
+        return [sorted(own.items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
 
     @cached_property
     def reads_clock(self) -> bool:
         """Whether the template would write another text tomorrow, if the day were not fixed."""
-        tomorrow = ChatFormat(self.tokenizer, self.system_prompt, self.own_variables, self.llm_size)
+        tomorrow = ChatFormat(self.tokenizer, self.system_prompt, self.own_variables, self.llm_size, self.new_tokens)
         tomorrow.today = self.today + timedelta(days=400, hours=1, minutes=1)
         return tomorrow._around("", "") != self._around("", "")
 
 
 def read_chat(recipe: Recipe) -> ChatFormat:
     """The chat format of a recipe's LLM."""
-    tokenizer = load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code)
-    behaviour = recipe.behaviour
-    size = identity.llm_size(resolve_llm(recipe.model.llm))
-    return ChatFormat(tokenizer, behaviour.system_prompt, behaviour.template_variables, size)
+    model, behaviour = recipe.model, recipe.behaviour
+    tokenizer = load_llm_tokenizer(model.llm, model.trust_remote_code)
+    vocabulary.add_new_tokens(tokenizer, model.new_tokens, model.hidden_tokens)
+    size = identity.llm_size(resolve_llm(model.llm))
+    return ChatFormat(tokenizer, behaviour.system_prompt, behaviour.template_variables, size, model.new_tokens)

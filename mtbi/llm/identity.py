@@ -70,13 +70,14 @@ def other_dialogues(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool
 
 def facts_of(chat: ChatFormat) -> dict[str, Any]:
     """What answers and shards say about the LLM and the dialogues that they were made with."""
-    return {
+    facts = {
         "fingerprint": chat.fingerprint,
         "llm": str(chat.tokenizer.name_or_path),
         "llm_size": chat.llm_size,
         "prefix_ids": chat.prefix_ids,
         "end_id": chat.end_id,
     }
+    return facts | ({"new_tokens": chat.new_tokens} if chat.new_tokens else {})
 
 
 def difference(made: Mapping[str, Any], chat: ChatFormat, allow_other_teacher: bool = False) -> str:
@@ -86,6 +87,9 @@ def difference(made: Mapping[str, Any], chat: ChatFormat, allow_other_teacher: b
     and end as today's.
     """
     today = facts_of(chat)
+    new_tokens = list(made.get("new_tokens") or [])  # the fingerprint is of the LLM's own vocabulary, which these follow
+    if new_tokens != chat.new_tokens[: len(new_tokens)]:
+        return f"other new tokens ({', '.join(new_tokens)})"
     if version_of(str(made["fingerprint"])) == 1:
         if made["fingerprint"] != chat.first_fingerprint or chat.own_variables:
             return OTHER

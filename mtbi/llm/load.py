@@ -94,15 +94,19 @@ def is_partitioned(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
+def gathered(parameter: Any) -> AbstractContextManager:
+    """A context in which a parameter is whole, on every process, if ZeRO-3 has split it."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
 def embedding_rms(llm: Any) -> tuple[float, int]:
     """Root mean square and width of the LLM's embeddings, over up to 10,000 tokens of the vocabulary."""
     table = llm.get_input_embeddings()
-    gathered: AbstractContextManager = nullcontext()
-    if is_partitioned(llm):
-        import deepspeed
-
-        gathered = deepspeed.zero.GatheredParameters([table.weight])
-    with gathered, torch.no_grad():
+    with gathered(table.weight), torch.no_grad():
         ids = torch.arange(0, table.num_embeddings, 1 + table.num_embeddings // 10_000, device=table.weight.device)
         embeddings = table(ids).float()
     return float(embeddings.square().mean().sqrt()), embeddings.shape[-1]

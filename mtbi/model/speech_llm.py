@@ -17,6 +17,7 @@ from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder, set_trainable
 from mtbi.model.losses.head import LossOutput, build_head
+from mtbi.model.new_rows import add_new_rows
 from mtbi.recipe import LossConfig, ModelConfig
 
 #: Given where a mask is expected, so that transformers builds none: packed rows make their own.
@@ -114,6 +115,7 @@ def build_speech_llm(
     """
     device = torch.device(device)
     llm = load_llm(config, dtype, device, zero3, longest_tokens)
+    add_new_rows(llm, config)
     encoder: Any = build_encoder(config.encoder, dtype, device, config.trust_remote_code)
     set_trainable(encoder, config.encoder.trainable)
     if config.encoder.path == "demo" and config.encoder_lora.rank:

@@ -68,6 +68,8 @@ class ModelConfig:
     activation_checkpointing: str = "auto"  #: recompute the LLM's activations: `on`, `off`, `auto` (where GPU memory needs it)
     compile: bool = False  #: compile the frozen LLM's layers (torch.compile); no faster on CPUs; not with ZeRO-3
     trust_remote_code: bool = False  #: run Python code that comes with the LLM or encoder; leave off unless you have read it
+    new_tokens: list[str] = field(default_factory=list)  #: tokens to add to the LLM with trainable rows, such as <speaker1>
+    hidden_tokens: list[str] = field(default_factory=list)  #: those of new_tokens that the text of answers leaves out
 
 
 def in_use(model: ModelConfig) -> ModelConfig:

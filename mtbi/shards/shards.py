@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ EVICTED_ATTEMPTS = 5  # fetches of one shard that other readers may drop before 
 READ_ATTEMPTS = 3  # reads of one utterance that the file system may refuse (a stale handle, a passing error) before it counts
 READ_PAUSE_SECONDS = 1.0  # between them, growing
 SHARED_FACTS = ("top_k", "prompt_first", "encoded")  # of all places that are read together, beside the LLM and its dialogues
-LATER_FACTS = {"llm_size": ""}  # which the indexes of former versions lack
+LATER_FACTS = {"llm_size": "", "new_tokens": []}  # which the indexes of former versions lack
 TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
 
@@ -68,6 +68,7 @@ class Index:
     branches: np.ndarray
     words: np.ndarray
     llm_size: str = ""  #: of the LLM that answered (`mtbi.llm.identity`); empty = not known
+    new_tokens: list[str] = field(default_factory=list)  #: names of the tokens added to the LLM's vocabulary
 
     def facts(self) -> dict[str, Any]:
         """All but the tables."""
@@ -274,6 +275,7 @@ def write_local(
         **identity.facts_of(chat),
         "llm": behaviours.note["llm"],
         "llm_size": behaviours.note.get("llm_size", ""),
+        "new_tokens": behaviours.note.get("new_tokens", []),
         "top_k": behaviours.note["top_k"],
         "prompt_first": behaviours.note.get("prompt_first", False),
         "encoded": "",

@@ -20,6 +20,7 @@ from transformers import TextStreamer
 from mtbi.audio import codec
 from mtbi.audio.waveforms import Recording, listed, waveform
 from mtbi.errors import UserError
+from mtbi.llm.vocabulary import DECODING
 from mtbi.model.generate import GREEDY, Decoding, generate
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.turn import split_prompt, user_turn
@@ -73,7 +74,7 @@ class Conversation:
         [answer] = generate(self.run.model, [parts], self.max_new_tokens, chat.end_id, streamer, decoding)
         answer = [token for token in answer if token != chat.end_id]
         self.parts = [*parts, torch.tensor([*answer, chat.end_id])]
-        return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return chat.decode(answer).strip()
 
     def asked(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
         """All that the model gets for an answer to a prompt about what is `said`: token ids and waveforms in order."""
@@ -82,7 +83,11 @@ class Conversation:
     def recall(self, said: Sequence[str | Recording], prompt: str, answer: str) -> None:
         """A turn that happened before, with the answer that was given."""
         chat = self.run.chat
-        self.parts = [*self.parts, *self._turn(self._heard(said), prompt), torch.tensor([*chat.plain_ids(answer), chat.end_id])]
+        self.parts = [
+            *self.parts,
+            *self._turn(self._heard(said), prompt),
+            torch.tensor([*chat.answer_ids(answer), chat.end_id]),
+        ]
 
     def _turn(self, said: Sequence[str | np.ndarray], prompt: str) -> list[Tensor | np.ndarray]:
         """A user turn from the first token that is its own to the opening of the answer."""
@@ -117,7 +122,7 @@ class Conversation:
 
 def talk(conversation: Conversation, recordings: Sequence[Path], prompt: str) -> None:
     """Answer `prompt` about the recordings; without a prompt, answer the lines of standard input until an empty one."""
-    streamer = TextStreamer(conversation.run.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(conversation.run.chat.tokenizer, skip_prompt=True, **DECODING)
     if prompt:
         conversation.ask(prompt, streamer, recordings)
         return

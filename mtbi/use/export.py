@@ -103,6 +103,10 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; export to a new folder")
+    if run.recipe.model.new_tokens:
+        raise UserError(
+            "model.new_tokens: an LLM with new tokens cannot be exported yet; use the run itself (mtbi chat, mtbi serve)"
+        )
     if layout == "ultravox":
         ultravox.parts(run.model)
     folder = out.with_name(f".{out.name}.part")

@@ -12,6 +12,7 @@ from torch.nn import functional
 from mtbi.batches.batch import Batch
 from mtbi.errors import UserError
 from mtbi.model.losses.imitation import ImitationLoss
+from mtbi.model.new_rows import with_new_logits
 from mtbi.recipe import LossConfig
 
 
@@ -44,7 +45,7 @@ class TokenLoss(Protocol):
         ...
 
     def fused(self, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
-        """A kernel for frozen output layers that makes no logits, if there is one; it takes `(hidden, weight, bias, *columns)`."""
+        """A kernel that makes no logits, where there is one: a function of `(hidden, weight, bias, *columns)`."""
         ...
 
 
@@ -61,6 +62,7 @@ class AnswerHead(nn.Module):
         if type(output) is not nn.Linear:
             raise UserError(f"the LLM's output layer is a {type(output).__name__}; only a plain linear layer is supported")
         self.weight, self.bias = output.weight, output.bias
+        self.new_rows, self.first_new_id = getattr(output, "new_rows", None), getattr(output, "first_new_id", 0)
         self.token_loss, self.chunk, self.tasks = token_loss, chunk, tasks
         self.factor = getattr(llm_config, "logit_scale", None) or 1 / (getattr(llm_config, "logits_scaling", None) or 1)
         self.cap = getattr(llm_config, "final_logit_softcapping", None)
@@ -82,7 +84,7 @@ class AnswerHead(nn.Module):
     def token_losses(self, hidden: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Losses (targets,) and whether the top-1 token is the stored one (targets,), from `hidden` (targets, hidden)."""
         trained = self.trained_parameters()
-        plain = self.factor == 1 and self.cap is None and len(hidden) and not trained
+        plain = self.factor == 1 and self.cap is None and self.new_rows is None and len(hidden) and not trained
         if plain and (kernel := self.token_loss.fused(hidden.device)):
             return kernel(hidden, self.weight, self.bias, *columns)
         return InChunks.apply(hidden, self, len(columns), *columns, *trained)
@@ -93,7 +95,10 @@ class AnswerHead(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LLM's float32 logits (targets, vocabulary)."""
-        logits = functional.linear(hidden, self.weight, self.bias).float()
+        logits = functional.linear(hidden, self.weight, self.bias)
+        if self.new_rows is not None:
+            logits = with_new_logits(logits, hidden, self.new_rows, self.first_new_id)
+        logits = logits.float()
         logits = logits if self.factor == 1 else logits * self.factor
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
@@ -125,7 +130,7 @@ class InChunks(torch.autograd.Function):
             parts.append((loss.detach(), correct))
         ctx.head, ctx.columns = head, count
         gradient = torch.cat(gradients) if gradients else None
-        ctx.save_for_backward(gradient, *((hidden, *tensors) if trained else ()))
+        ctx.save_for_backward(gradient, *((hidden, *columns) if trained else ()))
         losses, correct = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(correct)
         return losses, correct
@@ -138,8 +143,8 @@ class InChunks(torch.autograd.Function):
         own = None if gradient is None else (gradient * scale[:, None]).to(gradient.dtype)
         of_parameters: list[Tensor] = []
         if saved:
-            hidden, *tensors = saved
-            of_parameters = parameter_gradients(ctx.head, hidden, tensors[: ctx.columns], tensors[ctx.columns :], scale)
+            hidden, *columns = saved
+            of_parameters = parameter_gradients(ctx.head, hidden, columns, scale)
         return own, None, None, *(None for _ in range(ctx.columns)), *of_parameters
 
 
@@ -148,10 +153,9 @@ def split(size: int, *tensors: Tensor) -> zip:
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
-def parameter_gradients(
-    head: AnswerHead, hidden: Tensor, columns: list[Tensor], trained: list[Tensor], scale: Tensor
-) -> list[Tensor]:
+def parameter_gradients(head: AnswerHead, hidden: Tensor, columns: list[Tensor], scale: Tensor) -> list[Tensor]:
     """Gradients of the sum of `scale` (targets,) × loss for the output layer's trained parameters, chunk by chunk."""
+    trained = head.trained_parameters()
     totals = [torch.zeros_like(parameter) for parameter in trained]
     for piece, scales, *others in split(head.chunk, hidden.detach(), scale, *columns):
         with torch.enable_grad():

@@ -120,7 +120,7 @@ class Mixer:
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         [answer] = complete(self.run.model, embeddings, mask, talk.max_new_tokens, chat.end_id, streamer, decoding)
         talk.parts = [torch.tensor([*answer, chat.end_id])]
-        return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return chat.decode(answer).strip()
 
     @torch.no_grad()
     def embed(self, mix: Mix) -> list[Tensor]:
