@@ -154,6 +154,7 @@ class LossConfig:
     chunk: int = 1024  #: answer positions whose full-vocabulary logits exist at once
     kernel: str = "auto"  #: of cross-entropy: `auto` (Liger's on a GPU where liger-kernel is installed and kl is 0), `chunked`
     task_weights: dict[str, float] = field(default_factory=dict)  #: weight of each answer token by task; 1 where not named
+    later_tokens: int = 0  #: predict so many tokens after the next one too, by small trained heads; 0 = none
     gold_ce: float = 0.0  #: weight of the cross-entropy on answers without a stored teacher (gold beside imitated ones); 0 = ce
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from mtbi.batches.batch import Batch
 from mtbi.errors import UserError
 from mtbi.model.losses.imitation import ImitationLoss
+from mtbi.model.losses.several_tokens import LaterTokens
 from mtbi.model.new_rows import with_new_logits
 from mtbi.recipe import LossConfig
 
@@ -61,15 +62,17 @@ class AnswerHead(nn.Module):
         super().__init__()
         if type(output) is not nn.Linear:
             raise UserError(f"the LLM's output layer is a {type(output).__name__}; only a plain linear layer is supported")
-        self.weight, self.bias = output.weight, output.bias
+        self.weight, self.bias, self.width = output.weight, output.bias, output.in_features
         self.new_rows, self.first_new_id = getattr(output, "new_rows", None), getattr(output, "first_new_id", 0)
         self.token_loss, self.chunk, self.tasks = token_loss, chunk, tasks
         self.factor = getattr(llm_config, "logit_scale", None) or 1 / (getattr(llm_config, "logits_scaling", None) or 1)
         self.cap = getattr(llm_config, "final_logit_softcapping", None)
+        self.later: LaterTokens | None = None  #: heads of further tokens, where the recipe asks for some
 
     def forward(self, hidden: Tensor, batch: Batch) -> LossOutput:
         """`hidden` is (targets, hidden). Raises UserError where the batch lacks what the loss needs."""
-        losses, correct = self.token_losses(hidden, self.token_loss.columns(batch))
+        columns = self.token_loss.columns(batch)
+        losses, correct = self.token_losses(hidden, columns)
         weighted = losses * batch.target_weight
         loss = weighted.sum()
         counts = torch.stack([weighted.detach(), batch.target_weight, correct.float(), torch.ones_like(weighted).detach()])
@@ -79,6 +82,9 @@ class AnswerHead(nn.Module):
             "task_loss": by_task[:2],
             "task_agreement": by_task[2:],
         }
+        if self.later is not None:
+            further, more = self.later(hidden, batch, columns, self.token_losses)
+            loss, means = loss + further, means | more
         return LossOutput(loss, means)
 
     def token_losses(self, hidden: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -167,4 +173,7 @@ def parameter_gradients(head: AnswerHead, hidden: Tensor, columns: list[Tensor],
 
 def build_head(output: nn.Module, config: LossConfig, tasks: int, llm_config: object) -> AnswerHead:
     """The head that a recipe's loss asks for. Raises UserError for an output layer or a loss that cannot be trained with."""
-    return AnswerHead(output, ImitationLoss(config), config.chunk, tasks, llm_config)
+    head = AnswerHead(output, ImitationLoss(config), config.chunk, tasks, llm_config)
+    if config.later_tokens:
+        head.later = LaterTokens(head.width, config.later_tokens).to(head.weight.device, head.weight.dtype)
+    return head
