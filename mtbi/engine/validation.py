@@ -127,7 +127,7 @@ def similarity(model: SpeechLLMModule, wave: np.ndarray, word_ids: list[list[int
     training = model.training
     model.eval()
     try:
-        frames = model.hear_one(wave)
+        frames = model.encode_waveform(wave)
     finally:
         model.train(training)
     embedded = model.embed(torch.tensor([token for ids in word_ids for token in ids], device=frames.device)).float()

@@ -23,7 +23,11 @@ def load_llm(
     zero3: dict[str, Any] | None = None,
     longest_tokens: int | None = None,
 ) -> Any:
-    """The causal LLM, frozen but for LoRA, with one of our attention back ends; partitioned with `zero3`."""
+    """The causal LLM, frozen except for LoRA, with one of our attention back ends.
+
+    With `zero3`, DeepSpeed's configuration, it is read straight into its partitions. `longest_tokens` is the longest dialogue
+    in LLM positions, None = any length. Raises UserError for an LLM that cannot be found or computed in packed rows.
+    """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     if config.llm_fp8:
@@ -39,7 +43,7 @@ def load_llm(
     if zero3:
         from transformers.integrations import HfDeepSpeedConfig
 
-        partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft look for it while it lives
+        partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft use it for as long as this object exists
     try:
         with loaded_weights_only() if partitioning else nullcontext():
             llm: Any = AutoModelForCausalLM.from_pretrained(
@@ -52,27 +56,30 @@ def load_llm(
     add_lora(llm, config.llm_lora, "model.llm_lora")
     if config.llm_fp8:
         fp8.convert(llm, device)
-    if config.activation_checkpointing == "on":  # what `auto` means is decided before training, in engine/memory.py
+    if config.activation_checkpointing == "on":  # `auto` is decided before training, in engine/memory.py
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     if config.compile:
         compile_layers(llm)
-    # All that is kept of what came with the weights: no penalty, no temperature.
+    # Of the generation settings that come with the weights only the end tokens are kept: no penalty, no temperature.
     ends = getattr(llm.generation_config, "eos_token_id", None)
     llm.generation_config = GenerationConfig(eos_token_id=ends)
     return llm if partitioning else llm.to(device)
 
 
 def compile_layers(llm: Any) -> None:
-    """Compile an LLM's layers in place, when they are first called: one by one, since they are alike and so compiled once.
+    """Compile an LLM's layers in place, when they are first called. All are alike, so the code is compiled only once.
 
-    The last one computes less than the others and stays as it is (`mtbi.llm.last_layer`).
+    The last layer computes less than the others and is not compiled (`mtbi.llm.last_layer`).
     """
     for layer in decoder_layers(llm)[:-1]:
         layer.compile()
 
 
 def add_lora(model: nn.Module, config: LoraConfig, field: str) -> None:
-    """Put trainable low-rank updates (arXiv 2106.09685) into the named linear layers, in place."""
+    """Add trainable low-rank updates (arXiv 2106.09685) to the named linear layers, in place.
+
+    `field` is the recipe's section, for messages. Raises UserError for targets that the model lacks.
+    """
     if not config.rank:
         return
     from peft import LoraConfig as PeftConfig

@@ -1,4 +1,4 @@
-"""The speech LLM: a speech encoder, an adapter, and a text LLM that reads audio frames among its token embeddings."""
+"""The speech LLM: a speech encoder, an adapter, and a text LLM whose input mixes adapter frames and token embeddings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mtbi.model.losses.head import LossOutput, build_head
 from mtbi.model.new_rows import add_new_rows
 from mtbi.recipe import LossConfig, ModelConfig
 
-#: Given where a mask is expected, so that transformers builds none: packed rows make their own.
+#: Shape of the mask passed to transformers so that it builds none of its own. Packed rows have their own masks.
 NO_MASK_SHAPE = (1, 1, 1, 1)
 
 
 class SpeechLLMModule(nn.Module):
-    """Encoder, adapter and LLM, always run in this order on every rank, whatever the batch holds (ZeRO-3 needs that)."""
+    """Encoder, adapter and LLM. Every rank runs all three in this order, whatever its batch holds: ZeRO-3 needs that."""
 
     def __init__(self, encoder: nn.Module, adapter: nn.Module, llm: Any, loss: LossConfig, tasks: int = 1) -> None:
-        """`encoder` and `llm` come with `requires_grad` as they shall train; `tasks` is the length of the plan's task list."""
+        """`requires_grad` of `encoder` and `llm` is already set. `tasks` is the length of the plan's task list."""
         super().__init__()
         self.encoder, self.adapter = encoder, adapter
         self.llm: Any = llm
@@ -40,15 +40,15 @@ class SpeechLLMModule(nn.Module):
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sums of the loss over the batch's targets, not normalised."""
-        if batch.features.numel():  # the same on all ranks: shards hold either sound or features
+        if batch.features.numel():  # the same on all ranks: shards hold either audio or features
             frames, _ = self.adapter(batch.features.to(self.dtype), batch.feature_lengths)
         else:
-            frames, _ = self.hear(batch.waveforms, batch.waveform_lengths)
+            frames, _ = self.encode_speech(batch.waveforms, batch.waveform_lengths)
         embeddings = self.embed(batch.token_ids)
-        # Out of place and also with no slot at all: the adapter is in every rank's backward pass.
-        heard = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)
-        flat = embeddings.flatten(0, 1).index_put((batch.audio_slot,), heard)
-        # Where there is no target, one position is read: every rank runs every module.
+        # Out of place, and also without any audio slot, so that the adapter is in every rank's backward pass.
+        audio = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)
+        flat = embeddings.flatten(0, 1).index_put((batch.audio_slot,), audio)
+        # Without a target one position is read, so that every rank runs every module.
         read = batch.target_slot if batch.target_slot.numel() else batch.target_slot.new_zeros(1)
         hidden = self.llm.get_decoder()(
             inputs_embeds=flat.view_as(embeddings),
@@ -59,8 +59,10 @@ class SpeechLLMModule(nn.Module):
         ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
 
-    def hear(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """`(clips, samples)` and lengths in samples to frames `(clips, n, llm_hidden)` and lengths in LLM positions."""
+    def encode_speech(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Adapter frames `(clips, frames, hidden)` and their numbers (clips,), from `(clips, samples)` at 16 kHz and lengths
+        (clips,) in samples.
+        """
         lengths = lengths.clamp(min=1)
         if self.encoder_trains:  # all ranks must call it equally often
             features, frames = self.encoder(waveforms, lengths)
@@ -69,32 +71,32 @@ class SpeechLLMModule(nn.Module):
                 features, frames = by_length.encode(self.encoder, waveforms, lengths)
         return self.adapter(features.to(self.dtype), frames)
 
-    def hear_one(self, wave: np.ndarray) -> Tensor:
-        """The frames `(n, llm_hidden)` of a waveform `(samples,)` at 16 kHz."""
+    def encode_waveform(self, wave: np.ndarray) -> Tensor:
+        """The adapter frames `(frames, hidden)` of a waveform `(samples,)` at 16 kHz."""
         clip = torch.from_numpy(np.ascontiguousarray(wave))[None].to(next(self.adapter.parameters()).device)
-        frames, counts = self.hear(clip, torch.tensor([len(wave)], device=clip.device))
+        frames, counts = self.encode_speech(clip, torch.tensor([len(wave)], device=clip.device))
         return frames[0, : int(counts[0])]
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """The LLM's embeddings of token ids."""
+        """The LLM's embeddings of token ids, new tokens included."""
         return self.llm.get_input_embeddings()(token_ids)
 
     def train(self, mode: bool = True) -> SpeechLLMModule:
-        """Frozen parts stay in evaluation mode (transformers recomputes activations in training mode only)."""
+        """Frozen parts stay in evaluation mode. Only a frozen LLM that recomputes activations does not: transformers needs that."""
         super().train(mode)
         self.encoder.train(mode and self.encoder_trains)
         self.llm.train(mode and (self.llm_trains or self.llm.is_gradient_checkpointing))
         return self
 
     def bfloat16(self) -> SpeechLLMModule:
-        """Cast parameters only: DeepSpeed calls this, and rotary frequencies and mel filters must stay in float32."""
+        """Cast parameters, but no buffers: rotary frequencies and mel filters must stay in float32. DeepSpeed calls this."""
         for parameter in self.parameters():
             parameter.data = parameter.data.bfloat16()
         self.dtype = torch.bfloat16
         return self
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """By name: the only parameters in the optimizer and in checkpoints."""
+        """The parameters in the optimizer and in checkpoints, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
@@ -109,9 +111,9 @@ def build_speech_llm(
 ) -> SpeechLLMModule:
     """Pretrained encoder and LLM, and a fresh adapter (from torch's random state).
 
-    With `zero3`, DeepSpeed's configuration, the LLM is read straight into its ZeRO-3 partitions; all else comes whole.
+    With `zero3`, DeepSpeed's configuration, the LLM is read straight into its ZeRO-3 partitions; the other parts are whole.
     `longest_tokens` is the longest dialogue in LLM positions, None = any length (`mtbi.llm.back_end.choose`).
-    Raises UserError for models that cannot be found or are of an unsupported kind.
+    Raises UserError for models that cannot be found or are not supported.
     """
     device = torch.device(device)
     llm = load_llm(config, dtype, device, zero3, longest_tokens)

@@ -75,7 +75,7 @@ def test_frames_are_compared_with_words(model: SpeechLLMModule, shard_folder: Pa
     sample = Shards(str(shard_folder))[0]
     found = similarity(model, sample.waveform, [ids.tolist() for ids in sample.word_ids])
     with torch.no_grad():
-        frames, counts = model.hear(torch.from_numpy(sample.waveform)[None], torch.tensor([len(sample.waveform)]))
+        frames, counts = model.encode_speech(torch.from_numpy(sample.waveform)[None], torch.tensor([len(sample.waveform)]))
         word = model.embed(torch.from_numpy(sample.word_ids[1]).long()).mean(0)
     assert found.shape == (int(counts[0]), len(sample.word_ids))
     expected = float(frames[0, 2] @ word / frames[0, 2].norm() / word.norm())

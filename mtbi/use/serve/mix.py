@@ -133,7 +133,7 @@ class Mixer:
         words = [mix.words[stop - count : stop] for stop, (count, _) in zip(stops, stretches, strict=True)]
         starts = np.array([stretch[0].start * SAMPLE_RATE for stretch in words])
         read = np.array([all(word.read for word in stretch) for stretch in words])
-        whole = self.run.model.hear_one(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
+        whole = self.run.model.encode_waveform(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
         all_heard = (Segment(0, len(words), False),)
         spans = []
         for segment in interleave.segments_of(read) or all_heard:
@@ -145,7 +145,7 @@ class Mixer:
             else:
                 begin, end = interleave.sound_bounds(segment, starts, samples)
                 if end > begin:
-                    spans.append(self.run.model.hear_one(mix.wave[begin:end]))
+                    spans.append(self.run.model.encode_waveform(mix.wave[begin:end]))
         return spans
 
     def _text(self, ids: list[int]) -> Tensor:
