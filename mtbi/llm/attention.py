@@ -121,7 +121,7 @@ def _stretches(group: Tensor, branch: Tensor, position: Tensor, window: int | No
     """The stretches of a row, from its columns (tokens,)."""
     numbers, sizes = (column.tolist() for column in group.unique_consecutive(return_counts=True))
     columns = zip(numbers, sizes, branch.split(sizes), position.split(sizes), strict=True)
-    return [Stretch(size, _calls(*own, window, dtype) if number >= 0 else []) for number, size, *own in columns]
+    return [Stretch(size, _calls(own, at, window, dtype) if number >= 0 else []) for number, size, own, at in columns]
 
 
 def _calls(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[AttentionCall]:

@@ -82,7 +82,7 @@ class SpeechLLMModule(nn.Module):
         return self.llm.get_input_embeddings()(token_ids)
 
     def train(self, mode: bool = True) -> SpeechLLMModule:
-        """Frozen parts stay in evaluation mode. Only a frozen LLM that recomputes activations does not: transformers needs that."""
+        """Frozen parts stay in evaluation mode, but for an LLM that recomputes activations: transformers needs that."""
         super().train(mode)
         self.encoder.train(mode and self.encoder_trains)
         self.llm.train(mode and (self.llm_trains or self.llm.is_gradient_checkpointing))
