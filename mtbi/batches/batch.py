@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtbi.batches import interleave
 from mtbi.batches.plan import Group, Plan, Row
-from mtbi.shards.shards import Sample
+from mtbi.shards.record import StoredUtterance
 
 
 @dataclass
@@ -97,7 +97,7 @@ class RowBuilder:
         self.clips.append(wave)
         return len(self.clips) - 1
 
-    def cut_speech(self, group: Group, sample: Sample) -> list[Span]:
+    def cut_speech(self, group: Group, sample: StoredUtterance) -> list[Span]:
         """The utterance, as sound or interleaved."""
         geometry, config = self.plan.geometry, self.plan.interleave
         samples = int(self.plan.index.utterances[group.utterance]["samples"])
@@ -132,7 +132,7 @@ class RowBuilder:
                 position += len(span)
         return position
 
-    def put_group(self, group: Group, sample: Sample, number: int) -> None:
+    def put_group(self, group: Group, sample: StoredUtterance, number: int) -> None:
         """Prefix and branches of one utterance."""
         prefix, prompt_first = self.plan.index.prefix_ids, self.plan.index.prompt_first
         spans = self.cut_speech(group, sample)
@@ -167,7 +167,7 @@ def stack_clips(clips: list[np.ndarray], shortest: int) -> Tensor:
     return stacked
 
 
-def build(rows: list[Row], read: Callable[[int], Sample | None], plan: Plan) -> Batch:
+def build(rows: list[Row], read: Callable[[int], StoredUtterance | None], plan: Plan) -> Batch:
     """The tensors of `rows`, as wide as the fullest row needs; `read` gives an utterance by its number in the plan's index.
 
     An utterance that reads as None is left out. Raises ValueError where a group does not take the slots that the plan

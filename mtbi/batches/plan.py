@@ -21,7 +21,7 @@ from mtbi.batches import interleave
 from mtbi.batches.interleave import Segment
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Index
+from mtbi.shards.index import Index
 
 
 class Geometry(Protocol):

@@ -20,8 +20,10 @@ from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.llm.chat_format import ChatFormat
-from mtbi.shards import shards
-from mtbi.shards.shards import INDEX_NAME, Shards
+from mtbi.shards import read
+from mtbi.shards.index import INDEX_NAME
+from mtbi.shards.read import Shards
+from mtbi.shards.write import write_shards
 
 
 def test_what_was_written_is_read(
@@ -140,7 +142,7 @@ def test_a_bad_recording_is_named(
     folder = Path(shutil.copytree(corpus[0], tmp_path / "corpus"))
     (folder / "3.flac").write_bytes((folder / "3.flac").read_bytes()[:200])
     with pytest.raises(UserError, match=r"3\.flac \(utterance u03\): truncated"):
-        shards.write(corpus[1], folder, BehaviourStore(answers), chat, str(tmp_path / "out"))
+        write_shards(corpus[1], folder, BehaviourStore(answers), chat, str(tmp_path / "out"))
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def test_a_folder_with_other_things_is_not_touched(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not empty"):
-        shards.write(corpus[1], corpus[0], BehaviourStore(answers), chat, str(tmp_path))
+        write_shards(corpus[1], corpus[0], BehaviourStore(answers), chat, str(tmp_path))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -215,7 +217,7 @@ def test_answers_of_another_llm_are_refused(
     corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
-        shards.write(corpus[1], corpus[0], BehaviourStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
+        write_shards(corpus[1], corpus[0], BehaviourStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
 
 
 def test_none_of_the_streaming_packages_traps(shard_folder: Path, tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ print(samples, sorted(name for name in set(os.listdir("/dev/shm")) - before if n
 def failing_reader(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> None:
     """Reads of samples raise these errors one after the other, then succeed."""
     left, real = list(errors), MDSReader.get_item
-    monkeypatch.setattr(shards, "READ_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(read, "READ_PAUSE_SECONDS", 0.0)
 
     def get_item(self: MDSReader, place: int) -> dict:
         if left:
