@@ -21,7 +21,7 @@ from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches import interleave
 from mtbi.batches.draw import Geometry, Group, GroupDrawer, LeftOut
 from mtbi.errors import UserError
-from mtbi.recipe import Recipe
+from mtbi.recipe import LossConfig, Recipe
 from mtbi.shards.index import Index
 
 
@@ -135,11 +135,22 @@ def task_weights(weights: dict[str, float], tasks: list[str]) -> np.ndarray:
     return np.array([weights.get(task, 1.0) for task in tasks])
 
 
+def check_teacher(index: Index, loss: LossConfig) -> None:
+    """Raises UserError where some answers have a teacher and the loss teaches nothing from the others."""
+    gold_weight = loss.ce or getattr(loss, "gold_ce", 0.0)
+    if index.top_k and index.without_teacher and not gold_weight:
+        raise UserError(
+            "data.shards: some answers are gold answers, without probabilities of the text LLM, and loss.ce is 0, so nothing "
+            "would be learnt from them; give the cross-entropy a weight with loss.ce."
+        )
+
+
 class Plan:
     """Steps of packed rows over an index. Raises UserError where the recipe's numbers make no sense or nothing fits."""
 
     def __init__(self, index: Index, recipe: Recipe, geometry: Geometry) -> None:
         interleave.check(recipe.interleave)
+        check_teacher(index, recipe.loss)
         self.index, self.config, self.interleave = index, recipe.plan, recipe.interleave
         self.seed, self.geometry = recipe.seed, geometry
         self.task_weights = task_weights(recipe.loss.task_weights, index.tasks)  #: (tasks,) of each answer token
