@@ -24,7 +24,8 @@ from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.generate import generate
 from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
 
 SHOWN_WORDS = 40  #: of an utterance's alignment: a picture that fits a screen
 
@@ -86,7 +87,7 @@ class Evaluation:
 
         Where a process cannot read them, `failure` is set on all.
         """
-        samples: list[Sample] = []
+        samples: list[StoredUtterance] = []
         try:
             samples = [self.shards[group.utterance] for group in self.shown]
         except Exception as error:
@@ -97,9 +98,9 @@ class Evaluation:
         for place, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
             stored = sample.behaviours[sorted(group.branches)[place % len(group.branches)]]
             prompt: list[torch.Tensor | np.ndarray] = [
-                torch.tensor([*self.chat.prefix_ids, *stored.lead_ids]),
+                torch.tensor([*self.chat.prefix_ids, *stored.before_speech_ids]),
                 sample.waveform,
-                torch.tensor(stored.prompt_ids),
+                torch.tensor(stored.after_speech_ids),
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.decode(ids)
