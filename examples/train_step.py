@@ -24,7 +24,8 @@ from mtbi.engine.schedule import learning_rate
 from mtbi.llm.chat_format import read_chat
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.shards import shards
+from mtbi.shards.read import Shards
+from mtbi.shards.write import write_shards
 from mtbi.use.open_run import TrainedRun
 
 recipe = recipes.load("demo", ["behaviour.per_utterance=4", "plan.rows_per_step=1", "plan.row_tokens=512"])
@@ -41,11 +42,11 @@ else:
     manifest = make_part(Part("few", "train", strings=8, seed=1), folder / "digits", folder)
     utterances = read_manifest(manifest)
     behaviour.generate(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
-    address = str(folder / "shards")
-    shards.write(utterances, folder, behaviour.BehaviourStore(folder / "answers"), chat, address)
+    place = str(folder / "shards")
+    write_shards(utterances, folder, behaviour.BehaviourStore(folder / "answers"), chat, place)
 
 # --- one packed batch: the first global step of the plan --------------------------------------------------------------
-data = shards.Shards(address, str(folder / "cache"))
+data = Shards(place, str(folder / "cache"))
 plan = Plan(data.index, recipe, FrameGeometry.from_config(recipe.model))
 step = next(plan.steps())
 packed = batch.build(step.rows, data.__getitem__, plan)

@@ -100,7 +100,7 @@ REFUSED = {
 
 
 def build(config: Any, name: str) -> Any:
-    """The LLM, as `SpeechLLM` has it, of weights so large that all parts of it matter. Raises UserError as it does."""
+    """The LLM, as `SpeechLLMModule` has it, of weights so large that all parts of it matter. Raises UserError as it does."""
     attention.register()
     torch.manual_seed(0)
     config.get_text_config().initializer_range = 0.2

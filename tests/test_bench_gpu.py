@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mtbi.llm import attention
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 
 TOOL = Path(__file__).parents[1] / "tools" / "bench_gpu.py"
 
@@ -34,7 +34,7 @@ def test_packed_gradients_are_the_padded_ones_and_every_case_runs(tmp_path: Path
 def test_the_gradient_through_8_bit_floats_is_near() -> None:
     tool, cpu = runpy.run_path(str(TOOL)), torch.device("cpu")
 
-    def make(name: str) -> SpeechLLM:
+    def make(name: str) -> SpeechLLMModule:
         return tool["build_model"]("tiny", "tiny", name, cpu, torch.float32)
 
     assert 0.001 < tool["check_fp8"](tool["Workload"](64, 2.0, 512, 256), make, cpu, attention.DENSE) < 0.2

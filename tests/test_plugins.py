@@ -24,7 +24,7 @@ from mtbi.model.adapter import KINDS
 from mtbi.model.encoders.build import describe_encoder, empty_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.open_run import open_run
 
 EXAMPLE = Path(__file__).with_name("plugin") / "example_package"

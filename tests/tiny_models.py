@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
-from mtbi.batches.batch import Batch
+from mtbi.batches.batch import Batch, RowBuilder, clip_tensors, target_tensors, token_tensors
 from mtbi.llm import attention
 from mtbi.model.adapter import build_adapter
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import AdapterConfig, LossConfig
 
 VOCABULARY = 61
@@ -61,15 +65,15 @@ def make_llm(kind: str, back_end: str) -> nn.Module:
 
 
 @pytest.fixture
-def make_model() -> Callable[..., SpeechLLM]:
+def make_model() -> Callable[..., SpeechLLMModule]:
     """`make_model(kind, back_end, loss)`: the same random weights for the same kind every time."""
 
-    def make(kind: str = "llama", back_end: str = attention.DENSE, loss: LossConfig | None = None) -> SpeechLLM:
+    def make(kind: str = "llama", back_end: str = attention.DENSE, loss: LossConfig | None = None) -> SpeechLLMModule:
         llm = make_llm(kind, back_end)
         torch.manual_seed(1)
         adapter = build_adapter(AdapterConfig(stack=2), ToyEncoder.width, 32, 0.5)
         encoder = ToyEncoder().requires_grad_(False)
-        return SpeechLLM(encoder, adapter, llm, loss or LossConfig(ce=1.0, kl=0.5, chunk=7), tasks=3)
+        return SpeechLLMModule(encoder, adapter, llm, loss or LossConfig(ce=1.0, kl=0.5, chunk=7), tasks=3)
 
     return make
 
@@ -77,58 +81,39 @@ def make_model() -> Callable[..., SpeechLLM]:
 def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, seed: int = 5) -> Batch:
     """A batch whose groups are (samples of the clip, lengths of the branches): 2 tokens, the clip's frames, 1 token, branches.
 
-    Half of each branch is its answer. The content of a group depends on its sizes alone.
+    Half of each branch is its answer. The content of a group depends on its sizes alone. Training's row builder fills the rows.
     """
-    ids, positions, group, branch = (torch.zeros(len(rows), tokens, dtype=torch.long) for _ in range(4))
-    group -= 1
-    waves: list[Tensor] = []
-    slots, clips, frames, targets = [], [], [], []
-    for row, groups in enumerate(rows):
-        at = 0
+    plan: Any = None  # of no use for rows whose content is given
+    clips: list[np.ndarray] = []
+    builders = [RowBuilder(plan, clips, base=row * tokens) for row in range(len(rows))]
+    for builder, groups in zip(builders, rows, strict=True):
         for number, (samples, branches) in enumerate(groups):
-            generator = torch.Generator().manual_seed(seed + samples)
-            waves.append(torch.randn(samples, generator=generator) * 0.3)
-            count = GEOMETRY.frames(samples)
-            prefix = 2 + count + 1
-            head = torch.randint(3, VOCABULARY, (3,), generator=generator)
-            ids[row, [at, at + 1, at + prefix - 1]] = head
-            slots += [row * tokens + at + 2 + frame for frame in range(count)]
-            clips += [len(waves) - 1] * count
-            frames += list(range(count))
-            positions[row, at : at + prefix] = torch.arange(prefix)
-            group[row, at : at + prefix + sum(branches)] = number
-            at += prefix
-            for which, length in enumerate(branches):
-                content = torch.Generator().manual_seed(1000 * samples + 10 * which + length)
-                text = torch.randint(3, VOCABULARY, (length + 1,), generator=content)
-                ids[row, at : at + length] = text[:-1]
-                positions[row, at : at + length] = prefix + torch.arange(length)
-                branch[row, at : at + length] = which + 1
-                targets += [(row * tokens + at + i, int(text[i + 1]), which % 3) for i in range(length // 2, length)]
-                at += length
-    columns = torch.tensor(targets, dtype=torch.long).reshape(-1, 3).T
+            put_group(builder, number, samples, branches, seed)
+    count = sum(len(builder.targets) for builder in builders)
+    index = SimpleNamespace(encoded="", feature_width=0, top_k=4)
+    batch = Batch(**token_tensors(builders, tokens), **clip_tensors(clips, index), **target_tensors(builders, index))
     teacher = torch.Generator().manual_seed(3)
-    top = torch.stack([torch.randperm(VOCABULARY, generator=teacher)[:4] for _ in targets] or [torch.zeros(4).long()])
+    top = [torch.randperm(VOCABULARY, generator=teacher)[:4] for _ in range(max(1, count))]
     logprobs = torch.randn(len(top), 4, generator=teacher).log_softmax(-1) - 0.2
-    return Batch(
-        token_ids=ids,
-        position_ids=positions,
-        group=group.int(),
-        branch=branch.int(),
-        waveforms=nn.utils.rnn.pad_sequence(waves or [torch.zeros(320)], batch_first=True),
-        waveform_lengths=torch.tensor([len(wave) for wave in waves or [torch.zeros(320)]]),
-        features=torch.zeros(0, 0, 0),
-        feature_lengths=torch.zeros(0, dtype=torch.int64),
-        audio_slot=torch.tensor(slots, dtype=torch.long),
-        audio_clip=torch.tensor(clips, dtype=torch.long),
-        audio_frame=torch.tensor(frames, dtype=torch.long),
-        target_slot=columns[0],
-        target_ids=columns[1],
-        target_weight=torch.linspace(0.5, 1.5, columns.shape[1]),
-        target_task=columns[2],
-        teacher_ids=top[: columns.shape[1]],
-        teacher_logprobs=logprobs[: columns.shape[1]],
-    )
+    weight = torch.linspace(0.5, 1.5, count)
+    return replace(batch, target_weight=weight, teacher_ids=torch.stack(top)[:count], teacher_logprobs=logprobs[:count])
+
+
+def put_group(builder: RowBuilder, number: int, samples: int, branches: list[int], seed: int) -> None:
+    """One group of random content; the tasks of its branches take turns."""
+    generator = torch.Generator().manual_seed(seed + samples)
+    clip = builder.add_clip((torch.randn(samples, generator=generator) * 0.3).numpy())
+    first, second, last = torch.randint(3, VOCABULARY, (3,), generator=generator).tolist()
+    frames = GEOMETRY.frames(samples)
+    builder.put([first, second], number, 0, 0)
+    builder.put_sound(clip, 0, frames, number, 0, 2)
+    builder.put([last], number, 0, 2 + frames)
+    for branch, length in enumerate(branches):
+        content = torch.Generator().manual_seed(1000 * samples + 10 * branch + length)
+        text = torch.randint(3, VOCABULARY, (length + 1,), generator=content).tolist()
+        start = builder.base + len(builder.tokens)
+        builder.put(text[:-1], number, branch + 1, 3 + frames)
+        builder.targets.extend((start + i, text[i + 1], 1.0, branch % 3) for i in range(length // 2, length))
 
 
 ROWS = [[(900, [6, 5, 4]), (320, [4])], [(2000, [8, 3]), (500, []), (640, [5, 5])]]

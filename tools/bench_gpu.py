@@ -48,16 +48,17 @@ from mtbi.batches.batch import Batch, build  # noqa: E402
 from mtbi.batches.plan import Group, Row  # noqa: E402
 from mtbi.llm import attention, fp8, kernels  # noqa: E402
 from mtbi.llm.back_end import NAMES, choose  # noqa: E402
+from mtbi.llm.load import compile_layers  # noqa: E402
 from mtbi.model.flops import LLMSize, size  # noqa: E402
 from mtbi.model.losses import liger  # noqa: E402
-from mtbi.model.speech_llm import SpeechLLM, compile_layers  # noqa: E402
+from mtbi.model.speech_llm import SpeechLLMModule  # noqa: E402
 from mtbi.recipe import LossConfig  # noqa: E402
 
 DIVERGENCE = LossConfig(ce=0.0, kl=1.0)
 WARM_UP, STEPS = 2, 6
 
 
-def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> torch.Tensor:
+def gradient(model: SpeechLLMModule, batches: list[Batch], device: torch.device) -> torch.Tensor:
     """The adapter's gradient of the summed loss, float32 `(parameters,)`."""
     model.zero_grad()
     for batch in batches:
@@ -66,7 +67,7 @@ def gradient(model: SpeechLLM, batches: list[Batch], device: torch.device) -> to
 
 
 def check_gradients(
-    workload: Workload, make: Callable[[str], SpeechLLM], device: torch.device, back_ends: list[str]
+    workload: Workload, make: Callable[[str], SpeechLLMModule], device: torch.device, back_ends: list[str]
 ) -> dict[str, Any]:
     """By back end: the relative difference between the gradients of packed rows and of one dialogue a row with `dense`."""
     plan = workload.plan(4, one_a_row=False)
@@ -89,7 +90,7 @@ def check_gradients(
     return differences
 
 
-def check_fp8(workload: Workload, make: Callable[[str], SpeechLLM], device: torch.device, back_end: str) -> float:
+def check_fp8(workload: Workload, make: Callable[[str], SpeechLLMModule], device: torch.device, back_end: str) -> float:
     """The relative difference between the gradients of packed rows with an LLM in 8-bit floats and with the LLM as it is."""
     plan = workload.plan(4, one_a_row=False)
     batch = build(next(plan.steps()).rows[:1], workload.sample, plan)
@@ -118,7 +119,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def without_deepspeed(model: SpeechLLM) -> Callable[[Batch], None]:
+def without_deepspeed(model: SpeechLLMModule) -> Callable[[Batch], None]:
     """A training step without DeepSpeed."""
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-4)
 
@@ -131,7 +132,7 @@ def without_deepspeed(model: SpeechLLM) -> Callable[[Batch], None]:
     return step
 
 
-def under_deepspeed(model: SpeechLLM, stage: int, half: bool) -> Callable[[Batch], None]:
+def under_deepspeed(model: SpeechLLMModule, stage: int, half: bool) -> Callable[[Batch], None]:
     """A training step with ZeRO on one process."""
     import deepspeed
 
@@ -234,7 +235,7 @@ def attempted(call: Callable[[], Any]) -> Any:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def run_case(case: Case, workload: Workload, make: Callable[[str], SpeechLLM], device: torch.device) -> dict:
+def run_case(case: Case, workload: Workload, make: Callable[[str], SpeechLLMModule], device: torch.device) -> dict:
     """Build the model of a case and time it."""
     model = make(case.back_end)
     model.head.config = case.loss
@@ -267,7 +268,7 @@ def main() -> int:
     back_ends = [attention.DENSE, attention.FLASH, *([attention.FLEX] if gpu else [])]
     has_fp8 = gpu and torch.cuda.get_device_capability() >= fp8.CAPABILITY
 
-    def make(name: str) -> SpeechLLM:
+    def make(name: str) -> SpeechLLMModule:
         model = build_model(options.llm, options.encoder, name, device, dtype)
         if options.checkpointing:
             model.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

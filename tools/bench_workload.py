@@ -22,9 +22,10 @@ from mtbi.llm import attention
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import Whisper
 from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import LossConfig
-from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index, Sample
+from mtbi.shards.index import BRANCH, UTTERANCE, WORD, Index
+from mtbi.shards.record import StoredUtterance
 
 LLAMA_8B = {
     "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
@@ -61,7 +62,7 @@ class Workload:
     vocabulary: int
     row_tokens: int
 
-    def sample(self, number: int) -> Sample:
+    def sample(self, number: int) -> StoredUtterance:
         """An utterance of random sound, and MOST_TASKS dialogues about it."""
         rng = np.random.default_rng(number)
         wave = (0.1 * rng.standard_normal(int(self.seconds * SAMPLE_RATE))).astype(np.float32)
@@ -72,7 +73,7 @@ class Workload:
             )
             for _ in range(MOST_TASKS)
         ]  # fmt: skip
-        return Sample(str(number), "", "", wave, np.zeros((0, 2)), [], behaviours)
+        return StoredUtterance(str(number), "", "", wave, np.zeros((0, 2)), [], behaviours)
 
     def teacher(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The likeliest tokens of an answer and their log-probabilities, `(ANSWER, TOP_K)` each."""
@@ -106,7 +107,7 @@ class Workload:
                 yield build(rows, self.sample, plan), sum(len(group.branches) for row in rows for group in row.groups)
 
 
-def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dtype: torch.dtype) -> SpeechLLM:
+def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dtype: torch.dtype) -> SpeechLLMModule:
     """A speech LLM with random weights, made on `device`."""
     kind, config = LLMS[llm]
     attention.register()
@@ -122,4 +123,4 @@ def build_model(llm: str, encoder: str, back_end: str, device: torch.device, dty
     filters = torch.as_tensor(WhisperFeatureExtractor(feature_size=128).mel_filters)
     recipe = recipes.load("demo", ["model.adapter.stack=8", "model.adapter.hidden=0"])
     adapter = build_adapter(recipe.model.adapter, settings.d_model, config.hidden_size, 0.02).to(device, dtype)
-    return SpeechLLM(Whisper(whisper, filters.to(device)), adapter, text, CROSS_ENTROPY).to(device)
+    return SpeechLLMModule(Whisper(whisper, filters.to(device)), adapter, text, CROSS_ENTROPY).to(device)

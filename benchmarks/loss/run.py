@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import header, peak_gib, save, timed
 
-from mtbi.model.losses.imitation import AnswerHead
+from mtbi.model.losses.head import build_head
 from mtbi.recipe import LossConfig
 
 VOCABULARY, HIDDEN = 151_936, 1024  # Qwen3 0.6B
@@ -91,7 +91,7 @@ def in_chunks(micro_batch: MicroBatch, config: LossConfig) -> Tensor:
         target_ids=micro_batch.ids, teacher_ids=micro_batch.teacher_ids, teacher_logprobs=micro_batch.teacher_logprobs,
         target_weight=torch.ones(ANSWERS), target_task=torch.zeros(ANSWERS, dtype=torch.long),
     )  # fmt: skip
-    return AnswerHead(micro_batch.output, config, 1, SimpleNamespace())(micro_batch.hidden[micro_batch.positions], batch).loss
+    return build_head(micro_batch.output, config, 1, SimpleNamespace())(micro_batch.hidden[micro_batch.positions], batch).loss
 
 
 CROSS_ENTROPY: dict[str, Callable[[MicroBatch], Tensor]] = {

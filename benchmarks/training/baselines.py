@@ -21,8 +21,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mtbi.model.adapter import frame_mask
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import SpeechLLM
-from mtbi.shards.shards import Shards
+from mtbi.model.speech_llm import SpeechLLMModule
+from mtbi.shards.read import Shards
 
 IGNORED = -100
 
@@ -46,7 +46,7 @@ class Dialogues(Dataset):
         sample = self.shards[utterance]
         asked = sample.behaviours[place]
         words = [int(i) for ids in sample.word_ids for i in ids]
-        return {"wave": sample.waveform, "words": words, "prompt": asked.prompt_ids, "answer": asked.answer_ids}
+        return {"wave": sample.waveform, "words": words, "prompt": asked.after_speech_ids, "answer": asked.answer_ids}
 
 
 def pad(sequences: list[list[int]], value: int) -> Tensor:
@@ -86,7 +86,7 @@ class Collator:
 class Padded(nn.Module):
     """Cross-entropy of the answer, by the LLM's own loss."""
 
-    def __init__(self, model: SpeechLLM) -> None:
+    def __init__(self, model: SpeechLLMModule) -> None:
         super().__init__()
         self.model = model
         self.answer_tokens, self.slots, self.real = 0, 0, 0

@@ -48,8 +48,8 @@ class Behaviour:
     wording: int  #: number among the task's wordings
     heldout: bool  #: the wording is kept out of training
     prompt: str
-    lead_ids: list[int]  #: between the opening of the user's turn and the transcript: the prompt, where it stands first
-    prompt_ids: list[int]  #: everything between the transcript and the answer
+    before_speech_ids: list[int]  #: between the opening of the user's turn and the speech: a prompt that comes first
+    after_speech_ids: list[int]  #: everything between the speech and the answer
     answer: str
     answer_ids: list[int]  #: with the end token unless the answer was cut off
     truncated: bool
@@ -147,8 +147,13 @@ def open_folder(out: Path, config: BehaviourConfig, chat: ChatFormat) -> None:
 
 
 def other_settings(found: dict[str, Any], note: dict[str, Any]) -> list[str]:
-    """In what two notes differ, but for the dialogues (`identity.difference`). The same LLM may lie in another folder."""
-    other = [key for key in note.keys() - identity.FACTS if found.get(key, FORMER.get(key)) != note[key]]
+    """The settings in which two notes differ, apart from the dialogues (`identity.difference`).
+
+    The same LLM may lie in another folder. Gold answers may lie beside the text LLM's, whose settings do not concern them.
+    """
+    gold = "gold" in (found.get("answers"), note.get("answers"))
+    compared = note.keys() - identity.FACTS - ({"answers", "top_k", "temperature"} if gold else set())
+    other = [key for key in compared if found.get(key, FORMER.get(key)) != note[key]]
     if Path(str(found["llm"])).name != Path(str(note["llm"])).name:
         other.append("llm")
     return sorted(other)
@@ -277,7 +282,7 @@ def with_gold(requests: list[Request], done: Mapping[tuple[str, str, int], str])
 
 def gold_answer(request: Request, chat: ChatFormat) -> Answer:
     """The corpus's right answer, as certain as can be: no other token has a probability."""
-    ids = [*chat.plain_ids(request.gold or ""), chat.end_id]
+    ids = [*chat.answer_ids(request.gold or ""), chat.end_id]
     none = np.zeros((len(ids), 0))
     return Answer(ids, False, none.astype(np.int32), none.astype(np.float16))
 
@@ -305,7 +310,7 @@ def ask(requests: list[Request], config: BehaviourConfig, teacher: Teacher | Non
                 answers = [gold_answer(request, chat) for request in batch]
             waiting += zip(batch, answers, strict=True)
             if len(waiting) >= CHUNK_BATCHES * batch_size or written + len(waiting) == len(requests):
-                texts = chat.tokenizer.batch_decode([answer.ids for _, answer in waiting], skip_special_tokens=True)
+                texts = [chat.decode(answer.ids) for _, answer in waiting]
                 write_chunk(out, number, waiting, texts)
                 number, written, waiting = number + 1, written + len(waiting), []
             bar.update(len(batch))

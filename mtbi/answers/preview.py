@@ -50,7 +50,7 @@ def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = F
     for batch in behaviour.make_batches(requests, config.batch_size):
         prompts = [chat.dialogue_ids(sentence, request.prompt, config.prompt_first) for request in batch]
         for request, answer in zip(batch, teacher.answer(prompts, batch[0].max_new_tokens), strict=True):
-            text = chat.tokenizer.decode(answer.ids, skip_special_tokens=True).strip()
+            text = chat.decode(answer.ids).strip()
             remarks = [f"cut off after {len(answer.ids)} tokens (max_new_tokens)"] if answer.truncated else []
             form = chosen[request.task].form
             if form and not metrics.follows(text, form):

@@ -83,7 +83,7 @@ class ConditionAsker:
         ids = [
             answer[:limit] for answer, limit in zip(ids, limits, strict=True)
         ]  # independent of the other dialogues in the batch
-        for turn, text in zip(turns, chat.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+        for turn, text in zip(turns, map(chat.decode, ids), strict=True):
             turn.dialogue.answers[source] = text
 
     def compare_tokens(self, turns: list[Turn]) -> None:

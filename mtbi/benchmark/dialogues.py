@@ -15,7 +15,8 @@ from mtbi.answers.task_library import Task
 from mtbi.audio import codec
 from mtbi.errors import UserError
 from mtbi.metrics import SCORERS, TEXT_LLM
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
 from mtbi.text_units import nfc
 
 #: Keys of an item in a JSONL file that a dialogue has a field for.
@@ -97,7 +98,7 @@ def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: i
         other = sample.waveform
 
 
-def stored_dialogue(group: str, sample: Sample, stored: Behaviour, task: Task | None, prompt_first: bool) -> Dialogue:
+def stored_dialogue(group: str, sample: StoredUtterance, stored: Behaviour, task: Task | None, prompt_first: bool) -> Dialogue:
     """A dialogue from a shard, with the text LLM's answer."""
     dialogue = Dialogue(
         group,

@@ -19,7 +19,7 @@ from mtbi.benchmark.judge import Judge
 from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
 from mtbi.shards.open_shards import open_shards as open_as_recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.open_run import TrainedRun
 
 MOVED_PROMPT_EVERY = 2  #: one utterance of so many is also asked with the prompt on the other side of the speech

@@ -33,14 +33,14 @@ def run_shard(options: Options) -> None:
     from mtbi.answers.behaviour import BehaviourStore
     from mtbi.corpus import manifest
     from mtbi.llm.chat_format import read_chat
-    from mtbi.shards import shards
+    from mtbi.shards.write import write_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     utterances = manifest.read_manifest(options.manifest)
     store = BehaviourStore(options.behaviour)
     other = recipe.behaviour.allow_other_teacher
     chat, folder = read_chat(recipe), options.manifest.parent
-    written = shards.write(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
+    written = write_shards(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
     print(f"{options.out}: {written} of {len(utterances)} utterances")
 
 

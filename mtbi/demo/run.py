@@ -29,7 +29,8 @@ from mtbi.errors import UserError
 from mtbi.llm.chat_format import read_chat
 from mtbi.metrics import SPEECH, TEXT_LLM
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.shards import shards
+from mtbi.shards.index import INDEX_NAME
+from mtbi.shards.write import write_shards
 
 if TYPE_CHECKING:
     from mtbi.benchmark.run import EvaluationReport
@@ -82,7 +83,7 @@ def import_digits(data: Path, speech: Path | None) -> Path:
 def prepare_part(part: corpus.Part, data: Path, digits: Path, recipe: Recipe) -> Path:
     """Strings, word times, the text LLM's answers and shards of one part; returns the folder of shards."""
     folder = data / part.name
-    if (folder / "shards" / shards.INDEX_NAME).exists():
+    if (folder / "shards" / INDEX_NAME).exists():
         return folder / "shards"
     manifest, aligned = folder / "manifest.jsonl", folder / "aligned.jsonl"
     if not manifest.exists():
@@ -98,7 +99,7 @@ def answer(utterances: list[Utterance], audio: Path, config: BehaviourConfig, re
     """The text LLM's answers about utterances, and shards with them, in a folder."""
     chat = read_chat(recipe)
     behaviour.generate(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
-    shards.write(utterances, audio, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
+    write_shards(utterances, audio, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
 
 
 def prepare(recipe: Recipe, speech: Path | None) -> Path:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from mtbi.engine.checkpoint import Snapshot, parameter_difference
 from mtbi.engine.ds_config import parameter_groups, read_ds_config
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
+from mtbi.engine.sums import StepSums, Sums
 from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
 from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
-from mtbi.model.losses.imitation import LossOutput
-from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -60,23 +59,8 @@ def decided_attention(model: ModelConfig, device: torch.device, dtype: torch.dty
     return replace(model, attention=chosen)
 
 
-@dataclass
-class StepSums:
-    """Sums over all processes of one global step."""
-
-    loss: float  #: weight * loss of every target
-    weight: float  #: of every target that counted
-    skipped: int  #: micro-batches left out because a loss was not finite
-    stop: bool  #: some process was asked to stop
-    unreadable: int  #: utterances of the step left out as lost or damaged
-    failed: bool  #: some process had no data, so that no weight was changed
-    lost: bool  #: the gradient was not finite although the losses were: so are the weights now
-    tasks: Tensor  #: (4, tasks): weighted loss, weight, top-1 hits, targets
-    gradient_norm: float  #: before clipping
-
-
 class Engine:
-    """A SpeechLLM inside DeepSpeed, on all processes of `ranks`."""
+    """A SpeechLLMModule inside DeepSpeed, on all processes of `ranks`."""
 
     def __init__(
         self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, ranks: Ranks, snapshot: Snapshot | None,
@@ -103,7 +87,7 @@ class Engine:
         built = attempt(lambda: build_speech_llm(model, recipe.loss, self.dtype, device, tasks, partitioned, longest_tokens))
         # Under ZeRO-3 the processes exchange weights while they build, so they cannot settle a failure here. The launcher and
         # the watchdog end the others.
-        self.model: SpeechLLM = built.get() if self.stage == 3 else settle(ranks, built)
+        self.model: SpeechLLMModule = built.get() if self.stage == 3 else settle(ranks, built)
         if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
         self.parameters = self.model.trainable_parameters()
@@ -138,7 +122,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
         scale = self.world / step.weight_total if step.weight_total else 0.0
-        total, used = Sums(self.tasks, self.device), 0
+        total, used = Sums(self.device), 0
         for index, micro_batch in enumerate(step.micro_batches):
             batch, last = micro_batch.to(self.device), index == step.micro_batch_count - 1
             seed_micro_batch(self.recipe.seed, number, step.first_row(index))
@@ -164,7 +148,7 @@ class Engine:
     def evaluate_step(self, step: LoadedStep) -> StepSums:
         """The same sums without training. All count as the first task, because evaluation shards may have other tasks."""
         self.ds.eval()
-        total = Sums(self.tasks, self.device)
+        total = Sums(self.device)
         for micro_batch in step.micro_batches:
             batch = micro_batch.to(self.device)
             batch = replace(batch, target_task=torch.zeros_like(batch.target_task))
@@ -248,41 +232,3 @@ def full(value: Tensor, parameter: Tensor) -> Tensor:
     """A gathered value in the parameter's shape, float32, as a new tensor on the CPU."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return value.detach().float().reshape(shape).to("cpu", copy=True).contiguous()
-
-
-class Sums:
-    """Adds up a step's results over micro-batches and processes: one small all-reduce a micro-batch."""
-
-    def __init__(self, tasks: int, device: torch.device) -> None:
-        self.total = torch.zeros(6 + 4 * tasks, dtype=torch.float64, device=device)
-        self.skipped = 0
-
-    @property
-    def failed(self) -> bool:
-        """Some process had no data."""
-        return bool(self.total[3] > 0)
-
-    def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0, failed: bool = False) -> bool:
-        """Returns whether the micro-batch counts: its loss is finite on all processes, and some process has a target."""
-        import deepspeed.comm as dist
-
-        bad = not bool(torch.isfinite(out.loss.detach()))
-        values = torch.cat([torch.stack([out.loss.detach(), out.weight]).double(), torch.stack([*out[2:]]).double().flatten()])
-        flags = torch.tensor(
-            [float(stop), float(bad), float(unreadable), float(failed)], dtype=torch.float64, device=values.device
-        )
-        shared = torch.cat([flags, values.nan_to_num(0.0, 0.0, 0.0)])
-        dist.all_reduce(shared)
-        if shared[1] > 0:
-            self.skipped += 1
-            self.total[:4] += shared[:4]
-            return False
-        self.total += shared
-        return bool(shared[5] > 0)
-
-    def result(self, gradient_norm: float) -> StepSums:
-        """The sums as numbers."""
-        stop, _, unreadable, _, loss, weight = self.total[:6].tolist()
-        tasks = self.total[6:].reshape(4, -1).cpu()
-        lost = not math.isfinite(gradient_norm)
-        return StepSums(loss, weight, self.skipped, stop > 0, int(unreadable), self.failed, lost, tasks, gradient_norm)

@@ -7,7 +7,7 @@ from collections import deque
 from statistics import median
 from typing import Any
 
-from mtbi.engine.engine import StepSums
+from mtbi.engine.sums import StepSums
 from mtbi.recipe import TrainConfig
 
 REMEMBERED_STEPS = 100

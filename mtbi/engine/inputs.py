@@ -35,7 +35,7 @@ from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
 from mtbi.shards import features
 from mtbi.shards.open_shards import open_shards
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.versions import commit, installed
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", "flash-attn")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.plan import Step
-from mtbi.engine.engine import StepSums
+from mtbi.engine.sums import Means, StepSums, add
 from mtbi.model.flops import LLMSize
 from mtbi.recipe import Recipe
 
@@ -114,26 +114,35 @@ class Interval:
 
     began: float = field(default_factory=time.perf_counter)
     steps: int = 0
-    loss: float = 0.0
-    weight: float = 0.0
+    means: Means = field(default_factory=dict)
     tokens: int = 0
     targets: int = 0
     audio_seconds: float = 0.0
     data_wait_seconds: float = 0.0
     used_share: float = 0.0
-    tasks: torch.Tensor | None = None
 
     def add(self, plan: Step, sums: StepSums, data_wait_seconds: float) -> None:
         """Add a step."""
         self.steps += 1
-        self.loss += sums.loss
-        self.weight += sums.weight
+        self.means = add(self.means, sums.means)
         self.tokens += plan.tokens
         self.targets += plan.target_tokens
         self.audio_seconds += plan.audio_seconds
         self.data_wait_seconds += data_wait_seconds
         self.used_share += plan.used_share
-        self.tasks = sums.tasks if self.tasks is None else self.tasks + sums.tasks
+
+    def values(self, tasks: list[str]) -> dict[str, float]:
+        """Every mean by its name in TensorBoard: `train/NAME`, or `NAME/TASK` for the tasks that had a target."""
+        values = {}
+        for name, mean in self.means.items():
+            if mean.dim() == 1:
+                total, weight = mean.tolist()
+                values[f"train/{name}"] = total / weight if weight else float("nan")
+                continue
+            for task, (total, weight) in zip(tasks, mean.T.tolist(), strict=True):
+                if weight:
+                    values[f"{name}/{task}"] = total / max(weight, 1e-9)
+        return values
 
 
 def never_ends_the_run(write: Callable[..., None]) -> Callable[..., None]:
@@ -204,9 +213,7 @@ class Metrics:
             return
         one, self.interval = self.interval, Interval()
         seconds = time.perf_counter() - one.began
-        loss = one.loss / one.weight if one.weight else float("nan")
-        values = {
-            "train/loss": loss,
+        values = one.values(self.tasks) | {
             "train/learning_rate": rate,
             "train/gradient_norm": sums.gradient_norm,
             "speed/step_seconds": seconds / one.steps,
@@ -220,15 +227,10 @@ class Metrics:
         values |= {f"health/{what}": float(count) for what, count in self.counts.items()}
         if self.peak:
             values["speed/mfu"] = self.llm_size.computed_flops(one.tokens, one.targets) / seconds / self.world / self.peak
-        assert one.tasks is not None
-        for name, (task_loss, weight, hits, count) in zip(self.tasks, one.tasks.T.tolist(), strict=True):
-            if count:
-                values[f"task_loss/{name}"] = task_loss / max(weight, 1e-9)
-                values[f"task_agreement/{name}"] = hits / count
         self.scalars(values, number)
         mfu = f" mfu {values['speed/mfu']:.1%}" if "speed/mfu" in values else ""
         self.write_line(
-            f"step {number}/{self.steps} loss {loss:.4f} lr {rate:.2e} grad {sums.gradient_norm:.3f} "
+            f"step {number}/{self.steps} loss {values['train/loss']:.4f} lr {rate:.2e} grad {sums.gradient_norm:.3f} "
             f"{1000 * seconds / one.steps:.0f} ms/step {values['speed/tokens_per_second']:.0f} tok/s "
             f"{values['speed/answer_tokens_per_second']:.0f} answer tok/s wait {values['speed/data_wait_share']:.1%}{mfu} "
             f"epoch {plan.position.epoch} data step {plan.position.step}"

@@ -19,12 +19,13 @@ from mtbi.batches.plan import Geometry, Group, Plan
 from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.engine import Engine
 from mtbi.engine.log import Metrics
+from mtbi.engine.sums import Means, add
 from mtbi.errors import ElsewhereError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.generate import generate
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 SHOWN_WORDS = 40  #: of an utterance in the picture of its alignment, so that it fits a screen
 
@@ -46,7 +47,7 @@ class Evaluation:
         If a process cannot read its data, `failure` is set on all processes. `report_activity` is called now and then, for the
         watchdog.
         """
-        loss = weight = hits = count = 0.0
+        means: Means = {"loss": torch.zeros(2), "task_agreement": torch.zeros(2, 1)}
         utterances = 0
         rows, data = self.recipe.plan.rows_per_micro_batch, self.recipe.data
         with Loader(self.shards, self.plan, self.ranks.rank, self.ranks.world, rows, data.workers, data.prefetch) as loader:
@@ -56,15 +57,16 @@ class Evaluation:
                 if sums.failed:
                     self.failure = loader.failure or ElsewhereError()
                     return 0.0
-                loss, weight = loss + sums.loss, weight + sums.weight
-                hits, count = hits + float(sums.tasks[2].sum()), count + float(sums.tasks[3].sum())
+                means = add(means, sums.means)
                 utterances += sum(len(row.groups) for row in loaded.step.rows)
                 if utterances >= self.recipe.train.eval_utterances:
                     break
+        hits, count = means["task_agreement"].sum(1).tolist()
         agreement = hits / max(count, 1)
-        metrics.scalars({"eval/loss": loss / max(weight, 1e-9), "eval/agreement": agreement}, step)
+        losses = {f"eval/{name}": float(mean[0] / mean[1].clamp(min=1e-9)) for name, mean in means.items() if mean.dim() == 1}
+        metrics.scalars({**losses, "eval/agreement": agreement}, step)
         metrics.write_line(
-            f"eval at step {step}: loss {loss / max(weight, 1e-9):.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
+            f"eval at step {step}: loss {losses['eval/loss']:.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
         report_activity()
         self.show_dialogues(engine.model, metrics, step)
@@ -81,7 +83,7 @@ class Evaluation:
         groups = {group.utterance: group for row in self.plan.window_rows(0, 0) for group in row.groups}
         return [groups[utterance] for utterance in sorted(groups)][: self.recipe.train.sample_dialogues]
 
-    def show_dialogues(self, model: SpeechLLM, metrics: Metrics, step: int) -> None:
+    def show_dialogues(self, model: SpeechLLMModule, metrics: Metrics, step: int) -> None:
         """Write a few dialogues and alignments to TensorBoard, the same ones at every evaluation.
 
         All processes generate them together, as ZeRO-3 requires. If a process cannot read them, `failure` is set on all.
@@ -95,12 +97,12 @@ class Evaluation:
         for index, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
             stored = sample.behaviours[sorted(group.branches)[index % len(group.branches)]]
             prompt: list[torch.Tensor | np.ndarray] = [
-                torch.tensor([*self.chat.prefix_ids, *stored.lead_ids]),
+                torch.tensor([*self.chat.prefix_ids, *stored.before_speech_ids]),
                 sample.waveform,
-                torch.tensor(stored.prompt_ids),
+                torch.tensor(stored.after_speech_ids),
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
-            answer = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
+            answer = self.chat.decode(ids)
             parts = {"transcript": sample.text, "prompt": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{title}** {part}" for title, part in parts.items())
             metrics.dialogue(index, text, sample.waveform, step)
@@ -111,12 +113,12 @@ class Evaluation:
 
 
 @torch.no_grad()
-def similarity(model: SpeechLLM, wave: np.ndarray, word_ids: list[list[int]]) -> np.ndarray:
+def similarity(model: SpeechLLMModule, wave: np.ndarray, word_ids: list[list[int]]) -> np.ndarray:
     """Cosine similarities `(frames, words)` between adapter frames and words. A word is the mean of its tokens' embeddings."""
     training = model.training
     model.eval()
     try:
-        frames = model.hear_one(wave)
+        frames = model.encode_waveform(wave)
     finally:
         model.train(training)
     embedded = model.embed(torch.tensor([token for ids in word_ids for token in ids], device=frames.device)).float()

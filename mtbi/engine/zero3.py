@@ -10,12 +10,12 @@ from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor
 from torch.nn import functional
 
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 
 _torch_linear = torch._C._nn.linear  # torch.nn.functional.linear before DeepSpeed replaces it
 
 
-def prepare(model: SpeechLLM) -> None:
+def prepare(model: SpeechLLMModule) -> None:
     """Make ZeRO-3 fetch and free each layer of the LLM in one piece, and keep a frozen encoder whole on each process.
 
     By default ZeRO-3 fetches each linear layer and norm by itself: a dozen collectives and some 50 Python hooks per layer. The

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from mtbi.hf.configuration import MtbiConfig
-from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import LossConfig, in_use
 
 WEIGHTS = "model.safetensors"
@@ -66,7 +66,7 @@ def load(cls: Any, path: Any, config: MtbiConfig, arguments: dict[str, Any]) -> 
     return (model.eval(), loaded) if info else model.eval()
 
 
-def put_weights(model: SpeechLLM, path: Any, hub: dict[str, Any]) -> None:
+def put_weights(model: SpeechLLMModule, path: Any, hub: dict[str, Any]) -> None:
     """Load the weights of an export. Raises ValueError if a trained weight is missing, or if one is not in the model."""
     absent, unexpected = model.load_state_dict(read_weights(path, hub), strict=False)
     missing = sorted(set(absent) & set(model.trainable_parameters()))

@@ -14,7 +14,7 @@ from mtbi.hf.configuration import MtbiConfig
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import empty_encoder, restore_filters
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 
 
 class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -27,7 +27,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
     _supports_flash_attn = True
     _supports_flex_attn = True
 
-    def __init__(self, config: MtbiConfig, trained: SpeechLLM | None = None) -> None:
+    def __init__(self, config: MtbiConfig, trained: SpeechLLMModule | None = None) -> None:
         """Use the modules of `trained`, or without it build empty ones, whose weights are loaded later."""
         super().__init__(config)
         self.encoder: Any

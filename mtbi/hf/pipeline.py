@@ -13,6 +13,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from mtbi.audio.waveforms import listed
 from mtbi.hf import parts
+from mtbi.llm.vocabulary import DECODING
 
 TASK = "audio-text-to-text"
 QUESTION = "a question is {'audio': RECORDING, 'text': PROMPT}, {'messages': MESSAGES} or MESSAGES"
@@ -89,7 +90,7 @@ class AudioTextToTextPipeline(Pipeline):
 
     def postprocess(self, model_outputs: Tensor) -> dict[str, str] | list[dict[str, str]]:
         """The answers as text."""
-        texts = self.processor.batch_decode(model_outputs.flatten(0, 1), skip_special_tokens=True)
+        texts = self.processor.batch_decode(model_outputs.flatten(0, 1), **DECODING)
         answers = [{"generated_text": text.strip()} for text in texts]
         return answers[0] if len(answers) == 1 else answers
 

@@ -15,12 +15,12 @@ from mtbi.errors import UserError
 from mtbi.hf import ultravox_processing
 from mtbi.model.adapter import GatedMlp
 from mtbi.model.encoders.whisper import Whisper
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 
 PROCESSING = "ultravox_processing"
 
 
-def parts(model: SpeechLLM) -> tuple[Whisper, GatedMlp, Any]:
+def parts(model: SpeechLLMModule) -> tuple[Whisper, GatedMlp, Any]:
     """Encoder, adapter and LLM. Raises UserError where the model has another encoder or adapter than Ultravox."""
     encoder, adapter = model.encoder, model.adapter.kind
     if not isinstance(encoder, Whisper):
@@ -30,7 +30,7 @@ def parts(model: SpeechLLM) -> tuple[Whisper, GatedMlp, Any]:
     return encoder, adapter, model.llm
 
 
-def write(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write(model: SpeechLLMModule, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write configuration, weights (several files above 5 GB), tokenizer and processor. Low-rank updates must be merged."""
     (folder / "config.json").write_text(json.dumps(config(model, tokenizer), indent=1) + "\n")
     save_torch_state_dict(weights(model), folder)
@@ -43,7 +43,7 @@ def write(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
 
 
-def config(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> dict:
+def config(model: SpeechLLMModule, tokenizer: PreTrainedTokenizerBase) -> dict:
     """Ultravox's configuration."""
     encoder, adapter, llm = parts(model)
     return {
@@ -62,7 +62,7 @@ def config(model: SpeechLLM, tokenizer: PreTrainedTokenizerBase) -> dict:
     }
 
 
-def weights(model: SpeechLLM) -> dict[str, Tensor]:
+def weights(model: SpeechLLMModule) -> dict[str, Tensor]:
     """The weights under Ultravox's names. The adapter's scale is multiplied into its last layer."""
     encoder, adapter, llm = parts(model)
     named = {

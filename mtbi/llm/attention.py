@@ -1,12 +1,16 @@
 """Attention over rows of packed groups, as three back ends of transformers' attention interface.
 
-A token sees the earlier tokens of its group's prefix and of its own branch. `dense` is scaled-dot-product attention, group
-after group, with a mask; where that spares enough, the prefix apart from the branches and causally. `flash` is two
-variable-length kernel calls (every prefix and every branch causally on itself; every branch on its prefix) merged by their
-log-sum-exp. `flex` is PyTorch's FlexAttention (arXiv 2412.05496), one compiled kernel over whole rows that skips the blocks
-where nothing is seen. All compute the same function, attention sinks (gpt-oss) among it. The packing reaches them as the
-forward keyword `packing`; without one (generation) they are transformers' own `sdpa`, with the sinks that it leaves out.
-Attention dropout is not applied in packed rows.
+A token attends to the earlier tokens of its group's prefix and of its own branch. All back ends compute the same function,
+attention sinks (gpt-oss) included:
+
+- `dense` is scaled-dot-product attention with a mask, one group after the other. Where it saves enough, the prefix has a causal
+  call of its own.
+- `flash` is two variable-length kernel calls: every prefix and every branch causally on itself, and every branch on its prefix.
+  Their results are merged by their log-sum-exp.
+- `flex` is PyTorch's FlexAttention (arXiv 2412.05496): one compiled kernel over whole rows, which skips masked blocks.
+
+The packing is passed as the forward keyword `packing`. Without one (generation) the back ends are transformers' own `sdpa`,
+with sinks added. Attention dropout is not applied in packed rows.
 """
 
 from __future__ import annotations
@@ -24,38 +28,39 @@ from mtbi.errors import UserError
 from mtbi.llm import kernels
 from mtbi.llm.kernels import Sequences
 
-#: Names in transformers. Its version 5 takes any name with "flash" in it for a kernel of its own.
+#: Names in transformers. No name contains "flash": transformers 5 would look for a kernel of its own.
 DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
-#: Scores that must be spared for a second call of dense attention (about what one costs on two CPU cores).
+#: Scores that a second call of dense attention must save: about what a call costs on two CPU cores.
 WORTH_A_CALL = 10_000
-#: What models hand to every attention call and what changes nothing about it. All else that has a value is refused.
+#: Arguments of attention calls that do not change the result. Others are refused if they have a value.
 NEUTRAL = {"position_ids", "cache_position", "use_cache", "return_dict", "is_causal"}
 NEUTRAL |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 
 _attend = functional.scaled_dot_product_attention
 
 
-class Part(NamedTuple):
-    """One call of dense attention: the next so many queries of a group on the group's first so many keys."""
+class AttentionCall(NamedTuple):
+    """One call of dense attention: a group's next `queries` queries on the group's first `keys` keys."""
 
     queries: int
     keys: int
-    mask: Tensor | None  #: (queries, keys) added to the scores: 0 where a query sees a key, else -inf; None = causal
+    mask: Tensor | None  #: (queries, keys) added to the scores: 0 where a query attends to a key, else -inf; None = causal
 
 
 class Stretch(NamedTuple):
-    """Neighbouring slots of a row: a group, or padding, which has no parts."""
+    """Neighbouring slots of a row: a group, or padding, which has no calls."""
 
     size: int
-    parts: list[Part]
+    calls: list[AttentionCall]
 
 
 class Packing:
-    """Where the groups and branches of a batch are. Made once a batch; the masks are made on first use and kept."""
+    """The positions of groups and branches in a batch. Masks are made on first use and kept for the whole batch."""
 
     def __init__(self, group: Tensor, branch: Tensor, position_ids: Tensor, read: Tensor | None = None) -> None:
-        """Each `(rows, tokens)`, as in `mtbi.batches.batch.Batch`. `read`: the flat positions (n,) whose last hidden state is
-        used, where not all are (`mtbi.llm.last_layer`).
+        """`group`, `branch` and `position_ids` are `(rows, tokens)`, as in `mtbi.batches.batch.Batch`.
+
+        `read` holds the flat positions (n,) whose last hidden state is used (`mtbi.llm.last_layer`); None = all.
         """
         self.read = read
         rows, tokens = group.shape
@@ -68,26 +73,26 @@ class Packing:
         self.position = position_ids.flatten()[self.slots]
 
     def stretches(self, window: int | None, dtype: torch.dtype) -> list[list[Stretch]]:
-        """Of each row, from left to right. `window` is the reach of sliding-window layers in positions, None for none."""
+        """The stretches of each row, left to right. `window` is the reach of a sliding window in positions, None = none."""
         known: dict = self.__dict__.setdefault("_stretches", {})
         if (window, dtype) not in known:
             known[window, dtype] = [_stretches(*row, window, dtype) for row in zip(*self.layout, strict=True)]
         return known[window, dtype]
 
     def blocks(self, window: int | None) -> BlockMask:
-        """The same over whole rows, as FlexAttention wants it; a padding slot sees nothing."""
+        """The mask of whole rows for FlexAttention. A padding slot attends to nothing."""
         masks: dict = self.__dict__.setdefault("_blocks", {})
         if window not in masks:
             group, branch, position = self.layout
             rows, tokens = self.shape
 
-            def seen(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                theirs, own = branch[row, key], branch[row, query]
-                found = (group[row, query] == group[row, key]) & (group[row, key] >= 0) & (key <= query)
-                found &= (theirs == 0) | (theirs == own)
-                return found if window is None else found & (position[row, query] - position[row, key] < window)
+            def attends(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                key_branch, query_branch = branch[row, key], branch[row, query]
+                allowed = (group[row, query] == group[row, key]) & (group[row, key] >= 0) & (key <= query)
+                allowed &= (key_branch == 0) | (key_branch == query_branch)
+                return allowed if window is None else allowed & (position[row, query] - position[row, key] < window)
 
-            masks[window] = create_block_mask(seen, rows, None, tokens, tokens, group.device)
+            masks[window] = create_block_mask(attends, rows, None, tokens, tokens, group.device)
         return masks[window]
 
     @cached_property
@@ -113,25 +118,25 @@ class Packing:
 
 
 def _stretches(group: Tensor, branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[Stretch]:
-    """From the columns (tokens,) of a row."""
-    numbers, sizes = (found.tolist() for found in group.unique_consecutive(return_counts=True))
-    places = zip(numbers, sizes, branch.split(sizes), position.split(sizes), strict=True)
-    return [Stretch(size, _parts(own, at, window, dtype) if number >= 0 else []) for number, size, own, at in places]
+    """The stretches of a row, from its columns (tokens,)."""
+    numbers, sizes = (column.tolist() for column in group.unique_consecutive(return_counts=True))
+    columns = zip(numbers, sizes, branch.split(sizes), position.split(sizes), strict=True)
+    return [Stretch(size, _calls(own, at, window, dtype) if number >= 0 else []) for number, size, own, at in columns]
 
 
-def _parts(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[Part]:
-    """From the columns (size,) of a group."""
+def _calls(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[AttentionCall]:
+    """The calls for a group, from its columns (size,)."""
     size, prefix = len(branch), int((branch == 0).sum())
-    seen = (branch == 0) | (branch == branch[:, None])
-    seen &= torch.ones(size, size, dtype=torch.bool, device=branch.device).tril()
+    allowed = (branch == 0) | (branch == branch[:, None])
+    allowed &= torch.ones(size, size, dtype=torch.bool, device=branch.device).tril()
     if window is not None:
-        seen &= position[:, None] - position < window
-    mask = torch.zeros(size, size, dtype=dtype, device=branch.device).masked_fill_(~seen, -torch.inf)
+        allowed &= position[:, None] - position < window
+    mask = torch.zeros(size, size, dtype=dtype, device=branch.device).masked_fill_(~allowed, -torch.inf)
     if prefix == size and window is None:
-        return [Part(size, size, None)]
+        return [AttentionCall(size, size, None)]
     if window is not None or prefix * (size - prefix // 2) < WORTH_A_CALL:
-        return [Part(size, size, mask)]
-    return [Part(prefix, prefix, None), Part(size - prefix, size, mask[prefix:])]
+        return [AttentionCall(size, size, mask)]
+    return [AttentionCall(prefix, prefix, None), AttentionCall(size - prefix, size, mask[prefix:])]
 
 
 def dense_attention(
@@ -140,24 +145,25 @@ def dense_attention(
 ) -> Tensor:  # fmt: skip
     """`query` is (rows, heads, tokens, size), `key` and `value` have key-value heads. Returns (rows, tokens, heads, size).
 
-    `window` is the reach of a sliding window in positions, None where it hides nothing. `sinks` (heads,) are the scores of
-    one more key for each head, whose value is zero. Values may be narrower than queries and keys.
+    `window` is the reach of a sliding window in positions, None where it masks nothing. `sinks` (heads,) are the scores of one
+    more key for each head, whose value is zero. Values may be narrower than queries and keys.
     """
     if query.device.type != "cpu":  # the fast kernels for GPUs that take a mask want a key head for each query head
-        key, value = (one.repeat_interleave(query.shape[1] // key.shape[1], 1) for one in (key, value))
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
     rows = []
-    whole = (one.split(1) for one in (query, key, value))  # slices would fill a whole tensor with zeros in the backward pass
-    for stretches, *row in zip(packing.stretches(window, query.dtype), *whole, strict=True):
-        sizes, found = [stretch.size for stretch in stretches], []
-        for stretch, q, k, v in zip(stretches, *(one.split(sizes, 2) for one in row), strict=True):
-            if not stretch.parts:
+    # split, because the backward pass of a slice would fill a whole tensor with zeros
+    columns = (states.split(1) for states in (query, key, value))
+    for stretches, *row in zip(packing.stretches(window, query.dtype), *columns, strict=True):
+        sizes, outputs = [stretch.size for stretch in stretches], []
+        for stretch, q, k, v in zip(stretches, *(states.split(sizes, 2) for states in row), strict=True):
+            if not stretch.calls:
                 unread = q.mean(-1, keepdim=True) + (k.mean(-1, keepdim=True) + v).mean(1, keepdim=True)
-                found.append(0 * unread)  # part of the graph also where all is padding
+                outputs.append(0 * unread)  # the tensors stay in the graph even if everything is padding
                 continue
-            for part, own in zip(stretch.parts, q.split([part.queries for part in stretch.parts], 2), strict=True):
-                seen = (k, v) if part.keys == stretch.size else (k[:, :, : part.keys], v[:, :, : part.keys])
-                found.append(_attend_with_sinks(own, *seen, part.mask, part.mask is None, scaling, sinks))
-        rows.append(torch.cat(found, 2))
+            for call, own in zip(stretch.calls, q.split([call.queries for call in stretch.calls], 2), strict=True):
+                keys = (k, v) if call.keys == stretch.size else (k[:, :, : call.keys], v[:, :, : call.keys])
+                outputs.append(_attend_with_sinks(own, *keys, call.mask, call.mask is None, scaling, sinks))
+        rows.append(torch.cat(outputs, 2))
     return torch.cat(rows).transpose(1, 2)
 
 
@@ -167,22 +173,22 @@ def _attend_with_sinks(
     """Scaled-dot-product attention; `mask` is boolean or added to the scores. Returns (rows, heads, tokens, value size)."""
     if sinks is None:
         return _attend(query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=True)
-    seen = query.new_zeros(query.shape[2], key.shape[2]) if mask is None else mask
-    if seen.dtype == torch.bool:
-        seen = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)
+    added = query.new_zeros(query.shape[2], key.shape[2]) if mask is None else mask
+    if added.dtype == torch.bool:
+        added = torch.zeros_like(added, dtype=query.dtype).masked_fill(~added, -torch.inf)
     if causal:
-        seen = seen.masked_fill(torch.ones_like(seen, dtype=torch.bool).triu(1), -torch.inf)
-    seen = seen.expand(len(query), query.shape[1], -1, -1)
-    sink = sinks.to(seen.dtype)[None, :, None, None].expand(*seen.shape[:3], 1)
-    key, value = (functional.pad(states, (0, 0, 0, 1)) for states in (key, value))  # a key of zeros: its score is the mask's
-    return _attend(query, key, value, torch.cat([seen, sink], -1), scale=scaling, enable_gqa=True)
+        added = added.masked_fill(torch.ones_like(added, dtype=torch.bool).triu(1), -torch.inf)
+    added = added.expand(len(query), query.shape[1], -1, -1)
+    sink = sinks.to(added.dtype)[None, :, None, None].expand(*added.shape[:3], 1)
+    key, value = (functional.pad(states, (0, 0, 0, 1)) for states in (key, value))  # the score of a key of zeros is the mask's
+    return _attend(query, key, value, torch.cat([added, sink], -1), scale=scaling, enable_gqa=True)
 
 
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
     sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """As `dense_attention`. Raises UserError where a sliding window would hide something: the two calls have none."""
+    """As `dense_attention`. Raises UserError where a sliding window would mask something, which the two calls cannot do."""
     if value.shape[-1] != query.shape[-1]:
         raise UserError(
             f"model.attention=flash: the LLM's value heads have {value.shape[-1]} numbers, its query heads "
@@ -205,7 +211,7 @@ def flexible_attention(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None, scaling: float | None,
     sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """As `dense_attention`, which also stands in for the backward pass that FlexAttention does not have on CPUs."""
+    """As `dense_attention`, which replaces it where a gradient is needed on a CPU: FlexAttention has none there."""
     if query.device.type == "cpu" and (query.requires_grad or key.requires_grad or value.requires_grad):
         return dense_attention(query, key, value, packing, window, scaling, sinks)
     kernel = _flex_kernel(query.device.type)
@@ -219,7 +225,7 @@ def flexible_attention(
 
 @cache
 def _flex_kernel(device: str) -> Callable[..., Any]:
-    """FlexAttention is fast when compiled; the CPU has it for tests, uncompiled."""
+    """FlexAttention, compiled for speed on a GPU. On a CPU, where only tests use it, it is not compiled."""
     kernel: Callable[..., Any] = flex_attention
     return torch.compile(kernel) if device == "cuda" else kernel
 
@@ -280,7 +286,7 @@ class SharedPrefixAttention(torch.autograd.Function):
 
 
 def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
-    """What transformers calls: `packed` where there is a packing, else its own `sdpa`."""
+    """The function that transformers calls: `packed` where there is a packing, else its own `sdpa`."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def attend(
@@ -316,7 +322,7 @@ def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
 
 
 def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    """Raises UserError for arguments of an attention call that would be left out: they change what it computes."""
+    """Raises UserError for arguments of an attention call that are not supported: ignoring them would change the result."""
     unknown = [name for name, value in kwargs.items() if name not in NEUTRAL and value is not None]
     if kwargs.get("is_causal") is False:
         unknown.append("is_causal=False")
@@ -328,12 +334,12 @@ def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 def register() -> None:
-    """Make the back ends known to transformers (again, if they already are)."""
+    """Register the back ends with transformers. It may be called again."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     for name, function in ((DENSE, dense_attention), (FLASH, flash_attention), (FLEX, flexible_attention)):
-        # Packings differ in every batch: a compiled layer (model.compile) calls attention as it is.
+        # Packings differ in every batch, so a compiled layer (model.compile) calls attention uncompiled.
         AttentionInterface.register(name, torch.compiler.disable(_as_back_end(function)))
         AttentionMaskInterface.register(name, sdpa_mask)  # for generation: packed calls bring a mask of their own
 

@@ -1,6 +1,6 @@
-"""Which LLMs packed rows can be trained with, and which of the attention back ends computes theirs.
+"""Which LLMs can be trained in packed rows, and which attention back end computes them.
 
-Both are read from the LLM's configuration, before its weights. `mtbi.model.self_test` then holds the model itself to it.
+Both follow from the LLM's configuration, before its weights are read. `mtbi.model.self_test` then checks the model itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLASH_HEAD_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class LLMShape:
-    """What a configuration says about an LLM's attention."""
+    """An LLM's attention, from its configuration."""
 
     name: str
     heads: int
@@ -43,11 +43,11 @@ class LLMShape:
 
     @classmethod
     def of(cls, config: Any) -> LLMShape:
-        """From a configuration of transformers; that of a multi-modal model holds its text model's."""
+        """From a configuration of transformers. For a multi-modal model the text model counts."""
         config = config.get_text_config()
 
         def value(*names: str) -> Any:
-            return next((found for name in names if (found := getattr(config, name, None)) is not None), None)
+            return next((given for name in names if (given := getattr(config, name, None)) is not None), None)
 
         heads = value("num_attention_heads", "n_head") or 1
         size = value("head_dim") or (value("hidden_size", "n_embd") or heads) // heads
@@ -88,7 +88,7 @@ def read_config(model: ModelConfig) -> Any:
 
 
 def check_config(shape: LLMShape) -> None:
-    """Raises UserError for an LLM that packed rows would be wrong for, by what its configuration says."""
+    """Raises UserError for an LLM that cannot be computed in packed rows, by its configuration."""
     if shape.others:
         raise UserError(
             f"model.llm: {shape.name} has layers that are no attention ({', '.join(shape.others)}): they would carry one "
@@ -99,7 +99,7 @@ def check_config(shape: LLMShape) -> None:
 
 
 def check_lengths(shape: LLMShape, longest_tokens: int) -> None:
-    """Raises UserError where the plan's longest dialogue, in LLM positions, is longer than the LLM can take in a packed row."""
+    """Raises UserError if the plan's longest dialogue, in LLM positions, is too long for the LLM in a packed row."""
     remedy = "lower plan.max_audio_seconds or plan.row_tokens, leave long answers out, or choose another LLM"
     if shape.positions and longest_tokens > shape.positions:
         raise UserError(
@@ -119,12 +119,12 @@ def check_lengths(shape: LLMShape, longest_tokens: int) -> None:
 
 
 def check_model(llm: Any) -> None:
-    """Raises UserError for an LLM of a class that packed rows cannot be computed with. It may be without weights (`meta`)."""
+    """Raises UserError for an LLM whose class cannot be computed in packed rows. It may have no weights (`meta`)."""
     name = type(llm).__name__
-    found = {type(module).__name__ for module in llm.get_decoder().modules() if isinstance(module, nn.Conv1d)}
-    if found:
+    kinds = {type(module).__name__ for module in llm.get_decoder().modules() if isinstance(module, nn.Conv1d)}
+    if kinds:
         raise UserError(
-            f"model.llm: {name} has convolutions over tokens ({', '.join(sorted(found))}): they would carry one dialogue "
+            f"model.llm: {name} has convolutions over tokens ({', '.join(sorted(kinds))}): they would carry one dialogue "
             "of a packed row into the next. Choose an LLM of attention layers only (docs/your-models.md)"
         )
     if not llm._supports_attention_backend:
@@ -135,11 +135,11 @@ def check_model(llm: Any) -> None:
 def choose(
     attention: str, device: torch.device, dtype: torch.dtype, shape: LLMShape | None = None, longest_tokens: int | None = None
 ) -> tuple[str, str]:
-    """The recipe's `model.attention` with `auto` decided, and why: flash for half precision on a GPU where its kernels can do
-    what the LLM asks for, else flex there; dense for float32 and on CPUs.
+    """The recipe's `model.attention` with `auto` decided, and the reason.
 
-    `longest_tokens` is the plan's longest dialogue in LLM positions; None = any length. Raises UserError for flash where
-    it cannot compute the LLM's attention.
+    `auto` is flash for half precision on a GPU if its kernels can compute the LLM's attention, else flex. It is dense for
+    float32 and on CPUs. `longest_tokens` is the plan's longest dialogue in LLM positions; None = any length. Raises UserError
+    for flash if it cannot compute the LLM's attention.
     """
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     obstacle = _obstacle(shape, longest_tokens) if shape else ""
@@ -156,7 +156,7 @@ def choose(
 
 
 def _obstacle(shape: LLMShape, longest_tokens: int | None) -> str:
-    """Why the variable-length kernels cannot compute an LLM's attention; empty where they can."""
+    """Why the variable-length kernels cannot compute an LLM's attention; empty if they can."""
     if shape.window is not None and (longest_tokens is None or longest_tokens > shape.window):
         length = "dialogues of any length" if longest_tokens is None else f"the longest dialogue ({longest_tokens} tokens)"
         return f"the sliding window of {shape.name} ({shape.window} tokens) is shorter than {length}"
@@ -168,9 +168,9 @@ def _obstacle(shape: LLMShape, longest_tokens: int | None) -> str:
 
 
 def decide(model: ModelConfig, device: torch.device, dtype: torch.dtype, longest_tokens: int | None) -> tuple[str, str]:
-    """`choose` for a recipe's LLM, after its kernels were tried on heads like the LLM's; checks kind and lengths before.
+    """`choose` for a recipe's LLM. The LLM's kind and lengths are checked first, and flash kernels are tried on its heads.
 
-    Raises UserError for an LLM or lengths that packed rows cannot do, and for flash where no kernel is right.
+    Raises UserError for an LLM or lengths that packed rows cannot do, and for flash if no kernel is right.
     """
     shape = LLMShape.of(read_config(model))
     check_config(shape)

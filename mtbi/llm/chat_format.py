@@ -1,15 +1,15 @@
-"""How a dialogue becomes token ids: one builder for the text LLM that teaches and for the speech LLM that learns.
+"""Dialogues as token ids, by the LLM's own chat template, for the text LLM that teaches and the speech LLM that learns.
 
-A dialogue about a transcript is `prefix_ids + transcript_ids + suffix_ids(prompt)`, then the answer; about speech, adapter
-frames stand in the place of the transcript. With the prompt first it is `prefix_ids + lead_ids(prompt) + transcript_ids +
-suffix_ids("")`.
-All of them come from the LLM's own chat template.
+A dialogue about a transcript is `prefix_ids + transcript_ids + suffix_ids(prompt)`, then the answer. In a dialogue about speech
+adapter frames replace the transcript. With the prompt first, a dialogue is `prefix_ids + lead_ids(prompt) + transcript_ids +
+suffix_ids("")`, then the answer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -22,27 +22,27 @@ from jinja2 import TemplateError
 
 from mtbi import text_units
 from mtbi.errors import UserError
-from mtbi.llm import identity
-from mtbi.llm.control_tokens import Tokens
+from mtbi.llm import identity, vocabulary
+from mtbi.llm.control_tokens import CUT, Tokens
 
 if TYPE_CHECKING:
     from mtbi.recipe import Recipe
 
-#: Stands for the user's words while the template is rendered: with noncharacters, which are dropped from every text, and with
-#: letters and signs that no template can rewrite unnoticed.
+#: Placeholder of the user's words while the template is rendered. Its noncharacters occur in no text, and a template that
+#: rewrites letters or signs is noticed.
 MARK = "\ufdd1mtBI <&> heard\ufdd1"
 ANSWER_MARK = "\ufdd2answer\ufdd2"
-TODAY = datetime(2024, 7, 26)  # of every dialogue, whenever it is made
-#: Variables that templates ask for: no reasoning before the answer (Qwen3), and a date that is the same tomorrow.
+TODAY = datetime(2024, 7, 26)  # the date in every dialogue
+#: Variables for templates: no reasoning before the answer (Qwen3), and a fixed date.
 TEMPLATE_VARIABLES: dict[str, Any] = {"enable_thinking": False, "date_string": TODAY.strftime("%d %b %Y")}
-#: What a recipe cannot set: arguments of `apply_chat_template`, and what a template is given for the dialogue itself.
+#: Variables that a recipe cannot set: arguments of `apply_chat_template`, and those of the dialogue itself.
 RESERVED = {
     "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "tokenizer_kwargs", "strftime_now", "raise_exception",
 }  # fmt: skip
 PROBE = "Repeat it."  # a prompt whose token ids are in the fingerprint
-KEPT_PROMPTS = 4096  # prompts whose token ids are remembered
+KEPT_PROMPTS = 4096  # prompts whose token ids are cached
 
 
 def resolve_llm(path: str) -> str:
@@ -56,7 +56,7 @@ def load_llm_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(resolve_llm(path), trust_remote_code=trust_remote_code)
-    except Exception as error:  # of a folder without a tokenizer transformers raises whatever its converters do
+    except Exception as error:  # for a folder without a tokenizer transformers may raise anything
         raise UserError(
             f"model.llm: no tokenizer can be read from {path!r} ({error}); give a Hugging Face name, or a folder that holds one"
         ) from error
@@ -65,14 +65,19 @@ def load_llm_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
 class ChatFormat:
     """Token ids of the parts of a dialogue, by the chat template of `tokenizer`. Raises UserError where it has no template.
 
-    `variables` are given to the template beside those of `TEMPLATE_VARIABLES`; `llm_size` is that of `identity.llm_size`,
-    read from the tokenizer's folder where it is not given.
+    `variables` are given to the template beside those of `TEMPLATE_VARIABLES`. `llm_size` is that of `identity.llm_size`, read
+    from the tokenizer's folder where it is not given. `new_tokens` names what was added to the LLM's own tokenizer.
     """
 
     today = TODAY
 
     def __init__(
-        self, tokenizer: Any, system_prompt: str = "", variables: Mapping[str, Any] | None = None, llm_size: str | None = None
+        self,
+        tokenizer: Any,
+        system_prompt: str = "",
+        variables: Mapping[str, Any] | None = None,
+        llm_size: str | None = None,
+        new_tokens: Sequence[str] = (),
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             name = getattr(tokenizer, "name_or_path", "the LLM")
@@ -87,18 +92,19 @@ class ChatFormat:
             raise UserError(f"behaviour.template_variables: {reserved[0]} cannot be set; leave it out")
         self.tokens = Tokens(tokenizer)
         self._llm_size = llm_size
+        self.new_tokens = list(new_tokens)  #: names of the tokens that `mtbi.llm.vocabulary` has added to the tokenizer
         self._kept: dict[tuple[str, bool], list[int]] = {}
-        # Some SentencePiece tokenizers put a space before every text by themselves; a second one would be a token of its own.
+        # Some SentencePiece tokenizers add a space before every text. A second one would be a token of its own.
         self._space = "" if self.tokens.prefixes_space else " "
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the template is given beside the messages; plain values only."""
+        """The template's variables besides the messages; plain values only."""
         return TEMPLATE_VARIABLES | self.own_variables
 
     def _render(self, messages: list[dict[str, str]], ask: bool) -> str:
-        said = self.tokens.harmless(self.system_prompt)
-        system = [{"role": "system", "content": said}] if said else []
+        system_prompt = self.tokens.harmless(self.system_prompt)
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [*system, *messages],
@@ -110,7 +116,7 @@ class ChatFormat:
         except TemplateError as error:
             hint = " Leave behaviour.system_prompt empty for this LLM." if "system" in str(error).lower() else ""
             raise UserError(f"{self.tokenizer.name_or_path}: its chat template refuses the dialogue: {error}.{hint}") from error
-        if said.strip() not in rendered:
+        if system_prompt.strip() not in rendered:
             raise UserError(
                 f"the chat template of {self.tokenizer.name_or_path} drops or rewrites the system message; leave "
                 "behaviour.system_prompt empty for this LLM."
@@ -118,15 +124,27 @@ class ChatFormat:
         return rendered
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of a template's text, control tokens in it included, none added."""
+        """Token ids of a template's text with its control tokens. None are added."""
         return self.tokens.ids(text)
 
     def plain_ids(self, text: str) -> list[int]:
-        """Token ids of what a user or the corpus wrote: no control token, whatever it spells."""
+        """Token ids of text by a user or a corpus, without control tokens, even if the text spells one."""
         return self.tokens.plain_ids(text)
 
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of an answer: as `plain_ids`, but new tokens may be spelt in it."""
+        if not self.new_tokens:
+            return self.plain_ids(text)
+        pieces = re.split(f"({'|'.join(map(re.escape, self.new_tokens))})", text)
+        harmless = (piece if piece in self.new_tokens else self.tokens.harmless(piece) for piece in pieces if piece)
+        return self.text_ids(CUT.join(harmless))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return vocabulary.decode(self.tokenizer, ids)
+
     def _around(self, before: str, after: str) -> tuple[str, str]:
-        """The template's text around `MARK`, where a user says the texts `before` and `after` it."""
+        """The template's text around `MARK` in a user's message, with the texts `before` and `after` the mark."""
         content = f"{self.tokens.harmless(before)}{MARK}{self.tokens.harmless(after)}"
         rendered = self._render([{"role": "user", "content": content}], ask=True)
         if rendered.count(MARK) != 1 or content.strip() not in rendered:
@@ -139,19 +157,19 @@ class ChatFormat:
 
     @cached_property
     def prefix_ids(self) -> list[int]:
-        """Everything before the user's first word: start token, system message, opening of the user's turn."""
+        """Token ids before the user's first word: start token, system message, opening of the user's turn."""
         return self.text_ids(self._around("", "")[0])
 
     def suffix_ids(self, prompt: str) -> list[int]:
-        """Everything after the user's speech: the prompt on a line of its own, end of the turn, opening of the answer."""
+        """Token ids after the user's speech: the prompt on a line of its own, end of the turn, opening of the answer."""
         return self._remembered(prompt, first=False)
 
     def lead_ids(self, prompt: str) -> list[int]:
-        """Where the prompt stands before the user's speech: the prompt, on a line of its own."""
+        """Token ids of a prompt before the user's speech, on a line of its own."""
         return self._remembered(prompt, first=True)
 
     def _remembered(self, prompt: str, first: bool) -> list[int]:
-        """Token ids of a prompt before or after the speech; the same few are asked for again and again."""
+        """Token ids of a prompt before or after the speech, from a cache: there are only a few prompts."""
         ids = self._kept.get((prompt, first))
         if ids is None:
             if first:
@@ -166,13 +184,13 @@ class ChatFormat:
 
     @cached_property
     def _after_answer(self) -> list[int]:
-        """What the template writes after an answer, up to the end of the conversation."""
+        """Token ids after an answer, up to the end of the conversation."""
         talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER_MARK}]
         return self.text_ids(self._render(talk, ask=False).partition(ANSWER_MARK)[2])
 
     @cached_property
     def end_id(self) -> int:
-        """The token that ends an answer: the first special token that the template writes after one, else the end token."""
+        """The token that ends an answer: the first special token after it in the template, else the tokenizer's end token."""
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         return next((i for i in self._after_answer if i in special), self.tokenizer.eos_token_id)
 
@@ -192,7 +210,7 @@ class ChatFormat:
         return rendered.partition(ANSWER_MARK)[2]
 
     def _after_end(self, ids: list[int]) -> list[int]:
-        """What follows the end token of an answer."""
+        """The ids after the end token of an answer."""
         return ids[ids.index(self.end_id) + 1 :] if self.end_id in ids else ids
 
     def turn_ids(self, prompt: str) -> list[int]:
@@ -208,52 +226,52 @@ class ChatFormat:
         """The shortest stretches of neighbouring units (`mtbi.text_units`) that are whole tokens: (units, token ids).
 
         With spaces between words every word is a stretch, tokenised alone with the space before it. In other scripts a token
-        may span several characters. `continues`: the units follow speech or other text.
+        may span several characters. With `continues` the units follow speech or other text.
         """
         pieces = text_units.pieces(words)
-        starts = [place for place, piece in enumerate(pieces) if place == 0 or piece.startswith(" ")]
-        found = []
+        starts = [number for number, piece in enumerate(pieces) if number == 0 or piece.startswith(" ")]
+        stretches = []
         for first, stop in pairwise([*starts, len(pieces)]):
             spaced = first > 0 or (continues and not text_units.unspaced(pieces[0]))
-            found += self._cut_at_tokens([piece.lstrip() for piece in pieces[first:stop]], self._space if spaced else "")
-        return found
+            stretches += self._cut_at_tokens([piece.lstrip() for piece in pieces[first:stop]], self._space if spaced else "")
+        return stretches
 
     def _cut_at_tokens(self, units: list[str], space: str) -> list[tuple[int, list[int]]]:
-        """The stretches of units that no space divides."""
+        """The stretches in units without spaces between them."""
         text = space + "".join(units)
         ids = self.plain_ids(text)
-        if len(units) == 1 or not self.tokenizer.is_fast:  # the tokenizers written in Python tell no offsets
+        if len(units) == 1 or not self.tokenizer.is_fast:  # tokenizers written in Python have no offsets
             return [(len(units), ids)]
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if encoded.input_ids != ids:  # the text spells a control token
             return [(len(units), ids)]
         offsets = encoded.offset_mapping
-        inside = {place for start, end in offsets for place in range(start + 1, end)}
+        inside = {index for start, end in offsets for index in range(start + 1, end)}
         begins = list(accumulate(map(len, units[:-1]), initial=len(space)))
         firsts = [number for number, begin in enumerate(begins) if number == 0 or begin not in inside]
-        found: list[tuple[int, list[int]]] = [(stop - first, []) for first, stop in pairwise([*firsts, len(units)])]
+        stretches: list[tuple[int, list[int]]] = [(stop - first, []) for first, stop in pairwise([*firsts, len(units)])]
         edges = [begins[first] for first in firsts]
         for token, (start, _) in zip(ids, offsets, strict=True):
-            found[max(0, bisect(edges, start) - 1)][1].append(token)
-        return found
+            stretches[max(0, bisect(edges, start) - 1)][1].append(token)
+        return stretches
 
     def word_ids(self, words: Sequence[str], continues: bool = False) -> list[list[int]]:
-        """Token ids of each stretch: of each word, where the script has spaces."""
+        """Token ids of each stretch. In scripts with spaces each word is one."""
         return [ids for _, ids in self.stretches(words, continues)]
 
     def timed_ids(self, words: Sequence[tuple[str, float, float]]) -> tuple[list[list[int]], list[tuple[float, float]]]:
-        """Token ids of each stretch of `(unit, start, end)`, and when it starts and ends."""
-        found = self.stretches([word for word, _, _ in words])
-        stops = list(accumulate(count for count, _ in found))
-        spans = [(words[stop - count][1], words[stop - 1][2]) for stop, (count, _) in zip(stops, found, strict=True)]
-        return [ids for _, ids in found], spans
+        """Token ids of each stretch of `(unit, start, end)`, and the start and end of each stretch, in the units' own unit."""
+        stretches = self.stretches([word for word, _, _ in words])
+        stops = list(accumulate(count for count, _ in stretches))
+        spans = [(words[stop - count][1], words[stop - 1][2]) for stop, (count, _) in zip(stops, stretches, strict=True)]
+        return [ids for _, ids in stretches], spans
 
     def transcript_ids(self, text: str) -> list[int]:
         """Token ids of a transcript, stretch by stretch."""
         return [i for ids in self.word_ids(text_units.units(text)) for i in ids]
 
     def around_speech(self, prompt: str, prompt_first: bool) -> tuple[list[int], list[int]]:
-        """What stands between `prefix_ids` and the speech, and between the speech and the answer."""
+        """Token ids between `prefix_ids` and the speech, and between the speech and the answer."""
         if prompt_first:
             return self.lead_ids(prompt) if prompt else [], self.suffix_ids("")
         return [], self.suffix_ids(prompt)
@@ -265,16 +283,16 @@ class ChatFormat:
 
     @cached_property
     def llm_size(self) -> str:
-        """The size of the LLM by its configuration (`identity.llm_size`); empty where that is not known."""
+        """The size of the LLM by its configuration (`identity.llm_size`); empty if it is not known."""
         if self._llm_size is None:
             return identity.llm_size(str(self.tokenizer.name_or_path), local=True)
         return self._llm_size
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the vocabulary, the chat template, the system prompt, the template's variables and what is rendered.
+        """A digest of the vocabulary, the chat template with its variables, the system prompt and rendered dialogues.
 
-        Shards, answers and recipe must agree on it (`mtbi.llm.identity`).
+        Shards, answers and recipe must agree on it (`mtbi.llm.identity`). New tokens are not part of it: they change no id.
         """
         rendered = [self.prefix_ids, self.lead_ids(PROBE), self.suffix_ids(PROBE), self.suffix_ids(""), self.end_id]
         facts = [self._basic_facts, self.own_variables, rendered]
@@ -282,24 +300,26 @@ class ChatFormat:
 
     @cached_property
     def first_fingerprint(self) -> str:
-        """The fingerprint by the rule of the first version, which shards and answers of that time hold."""
+        """The fingerprint by the rule of version 1, which old shards and answers hold."""
         return hashlib.sha256(json.dumps(self._basic_facts, ensure_ascii=False).encode()).hexdigest()[:16]
 
     @cached_property
     def _basic_facts(self) -> list[Any]:
-        return [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
+        own = {token: number for token, number in self.tokenizer.get_vocab().items() if token not in self.new_tokens}
+        return [sorted(own.items()), self.tokenizer.chat_template, self.system_prompt, self.end_id]
 
     @cached_property
     def reads_clock(self) -> bool:
-        """Whether the template would write another text tomorrow, if the day were not fixed."""
-        tomorrow = ChatFormat(self.tokenizer, self.system_prompt, self.own_variables, self.llm_size)
+        """Whether the template's text depends on the current date, which is fixed here."""
+        tomorrow = ChatFormat(self.tokenizer, self.system_prompt, self.own_variables, self.llm_size, self.new_tokens)
         tomorrow.today = self.today + timedelta(days=400, hours=1, minutes=1)
         return tomorrow._around("", "") != self._around("", "")
 
 
 def read_chat(recipe: Recipe) -> ChatFormat:
     """The chat format of a recipe's LLM."""
-    tokenizer = load_llm_tokenizer(recipe.model.llm, recipe.model.trust_remote_code)
-    behaviour = recipe.behaviour
-    size = identity.llm_size(resolve_llm(recipe.model.llm))
-    return ChatFormat(tokenizer, behaviour.system_prompt, behaviour.template_variables, size)
+    model, behaviour = recipe.model, recipe.behaviour
+    tokenizer = load_llm_tokenizer(model.llm, model.trust_remote_code)
+    vocabulary.add_new_tokens(tokenizer, model.new_tokens, model.hidden_tokens)
+    size = identity.llm_size(resolve_llm(model.llm))
+    return ChatFormat(tokenizer, behaviour.system_prompt, behaviour.template_variables, size, model.new_tokens)

@@ -1,8 +1,8 @@
-"""Token ids of text, in which nothing that a user wrote becomes a control token.
+"""Token ids of text in which nothing that a user wrote becomes a control token.
 
-Control tokens (end of turn, roles, reasoning, padding) belong to the chat template. Where a transcript, a prompt or an
-answer spells one, it is cut inside and its two parts are tokenised apart: the model reads the characters. All other text is
-tokenised whole. The tokenizer's own settings stay as they are, since several threads use it at once.
+Control tokens (end of turn, roles, reasoning, padding) belong to the chat template. If a transcript or a prompt spells one, the
+spelling is cut in two, and both parts are tokenised separately, so that the model reads its characters. All other text is
+tokenised whole. The tokenizer's settings are not changed, since several threads use it at once.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 from mtbi import text_units
 
-CUT = "\ufdd0"  # a Unicode noncharacter: no text holds it
-APART = "\ufdd3"  # another: what stands before it and after it is tokenised by itself
+CUT = "\ufdd0"  # a Unicode noncharacter, which no text contains
+APART = "\ufdd3"  # another one: the texts before and after it are tokenised separately
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
-#: How an added token looks that means something to the template; others (`\n\n` of Gemma, a name of the user's) are words.
+#: The spelling of added tokens that are control tokens. Others (`\n\n` of Gemma, a name that a user added) are words.
 MARKUP = re.compile(r"▁?[<\[{].*[>\]}]", re.DOTALL)
 
 
 class Tokens:
-    """Token ids by a tokenizer, with or without its control tokens."""
+    """A tokenizer's token ids of text, with or without its control tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -43,7 +43,7 @@ class Tokens:
 
     @cached_property
     def prefixes_space(self) -> bool:
-        """Whether the tokenizer puts a space before every text by itself, as some SentencePiece ones do."""
+        """Whether the tokenizer adds a space before every text, as some SentencePiece tokenizers do."""
         return self._encode("a a") == 2 * self._encode("a")
 
     def _encode(self, text: str) -> list[int]:
@@ -58,26 +58,26 @@ class Tokens:
         return self._encode(text)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a template's text, its control tokens included; what `harmless` has cut is tokenised apart."""
-        found = []
+        """Token ids of a template's text, control tokens included. Parts that `harmless` has cut are tokenised separately."""
+        ids = []
         for stretch in text.split(APART):
             first, *others = stretch.split(CUT)
-            found += self._encode(first) + [i for other in others if other for i in self._continued(other)]
-        return found
+            ids += self._encode(first) + [i for other in others if other for i in self._continued(other)]
+        return ids
 
     def _forged(self, ids: list[int], text: str) -> bool:
-        """Whether control tokens are among the ids of a user's text. The unknown token is one where the text spells it."""
+        """Whether control tokens are among the ids of a user's text. The unknown token counts only if the text spells it."""
         unknown = self.tokenizer.unk_token_id
-        found = self.control.keys() & set(ids)
-        return bool(found - {unknown}) or (unknown in found and str(self.tokenizer.unk_token) in text)
+        forged = self.control.keys() & set(ids)
+        return bool(forged - {unknown}) or (unknown in forged and str(self.tokenizer.unk_token) in text)
 
     def harmless(self, text: str) -> str:
         """A user's text for `ids`, in NFC, cut wherever it would become a control token."""
         text = NONCHARACTERS.sub("", text_units.nfc(text))
         if not self._forged(self._encode(text), text):
             return text
-        cut = self._spelt.sub(lambda found: f"{found[0][0]}{CUT}{found[0][1:]}", text)
-        # A tokenizer may find one in other spellings too, for example in capitals.
+        cut = self._spelt.sub(lambda match: f"{match[0][0]}{CUT}{match[0][1:]}", text)
+        # A tokenizer may accept other spellings too, for example capitals.
         return CUT.join(text) if self._forged(self.ids(cut), cut) else cut
 
     def plain_ids(self, text: str) -> list[int]:

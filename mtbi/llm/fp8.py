@@ -1,8 +1,8 @@
 """The frozen LLM's linear layers as 8-bit floats (`model.llm_fp8`).
 
-Weights and activations become float8 E4M3 (Micikevicius et al. 2022, arXiv 2209.05433) with one scale for each row: for an
-output of the layer, and for a token. The gradient of the input comes from the same rounded weights, in its own precision;
-rounding counts as the identity in it. The weights, being frozen, have none.
+Weights and activations become float8 E4M3 (Micikevicius et al. 2022, arXiv 2209.05433). Each row has a scale of its own: a row
+is an output of the layer, or a token. The gradient of the input is computed in its own precision from the rounded weights, with
+rounding taken as the identity. The weights are frozen and have no gradient.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from mtbi.errors import UserError
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max  # 448
-SMALLEST = 1e-12  #: the largest value of a row is taken for at least this, so that rows of zeros have a scale
-CAPABILITY = (8, 9)  #: the first GPUs that compute in 8-bit floats
-MULTIPLE = 16  #: of which both sizes of a weight must be for the GPU's kernel
-ROUTERS = {"gate", "router", "shared_expert_gate"}  #: of mixtures of experts: small, and rounding them would choose others
+SMALLEST = 1e-12  #: smallest value that a row is scaled by, so that rows of zeros have a scale
+CAPABILITY = (8, 9)  #: compute capability of the first GPUs with 8-bit floats
+MULTIPLE = 16  #: both sizes of a weight must be multiples of this for the GPU's kernel
+#: Names of routers in mixtures of experts. They are small, and rounding would make them choose other experts.
+ROUTERS = {"gate", "router", "shared_expert_gate"}
 
 
 def scales(values: Tensor) -> Tensor:
-    """`(rows, 1)` float32 for `(rows, width)` of any float type: by what float8 values must be multiplied."""
+    """The factors (rows, 1) float32 by which float8 values must be multiplied, for `(rows, width)` of any float type."""
     return values.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST) / LARGEST
 
 
@@ -37,7 +38,7 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _one_kernel() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """`quantise` for a GPU: several kernels that each read and write all activations would cost what the product saves."""
+    """`quantise` in one kernel, for a GPU. Several kernels that all read the activations would cost as much as is saved."""
     return torch.compile(quantise)
 
 
@@ -52,9 +53,9 @@ class Product(torch.autograd.Function):
         rounded, own = _one_kernel()(x) if gpu and not torch.compiler.is_compiling() else quantise(x)
         if gpu and x.dtype == torch.bfloat16 and not any(size % MULTIPLE for size in weight.shape):
             return torch._scaled_mm(rounded, weight.t(), own, scale.t(), out_dtype=x.dtype, use_fast_accum=True)
-        # Float8 values are bfloat16 values too, so the operands are those of the kernel (the CPU's takes no scales of rows).
-        # The last operation must make a new tensor: after one that returns its input, such as a cast to the same type, torch
-        # 2.11 compiles this function to a gradient of zero.
+        # Every float8 value is a bfloat16 value, so these are the kernel's operands (the CPU's kernel takes no scales of rows).
+        # The last operation must make a new tensor. If it returns its input, as a cast to the same type does, torch 2.11
+        # compiles this function to a gradient of zero.
         return (rounded.to(x.dtype) @ weight.t().to(x.dtype)) * (own * scale.t()).to(x.dtype)
 
     @staticmethod
@@ -75,8 +76,8 @@ class Fp8Linear(nn.Module):
         """The weights of `linear`, rounded on `device`."""
         super().__init__()
         weight = linear.weight.detach().to(device)
-        # Numbers that bfloat16 has too, so that multiplying a bfloat16 gradient by them rounds once. A value of at most 1/256
-        # above 448, which a scale rounded down gives, still becomes 448.
+        # The scales are bfloat16 numbers, so that multiplying a bfloat16 gradient by them rounds once. If a scale is rounded
+        # down, the largest value is up to 1/256 above 448, and still becomes 448.
         scale = scales(weight).bfloat16().float()
         self.register_buffer("bits", (weight / scale).to(FORMAT).view(torch.uint8), persistent=False)
         self.register_buffer("scale", scale, persistent=False)
@@ -95,17 +96,17 @@ class Fp8Linear(nn.Module):
 
 def check(device: torch.device) -> None:
     """Raises UserError for a GPU without 8-bit floats."""
-    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < CAPABILITY:
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < CAPABILITY:
         raise UserError(
             f"model.llm_fp8 needs a GPU that computes in 8-bit floats (compute capability {'.'.join(map(str, CAPABILITY))} or "
-            f"higher, such as H100); this one has {'.'.join(map(str, found))}: leave it off"
+            f"higher, such as H100); this one has {'.'.join(map(str, capability))}: leave it off"
         )
 
 
 def convert(llm: Any, device: torch.device) -> None:
-    """Replace the frozen linear layers inside the LLM's decoder in place, one by one; what LoRA adds to them stays.
+    """Replace the frozen linear layers inside the LLM's decoder in place, one by one. LoRA's updates of them stay.
 
-    The rounded weights lie on `device`, wherever the others are. Raises UserError where there is none to replace.
+    The rounded weights are on `device`, wherever the others are. Raises UserError if there is no layer to replace.
     """
     decoder = llm.get_decoder()
     names = [name for name, module in decoder.named_modules() if type(module) is nn.Linear and not module.weight.requires_grad]
@@ -118,5 +119,5 @@ def convert(llm: Any, device: torch.device) -> None:
 
 
 def size(model: nn.Module) -> int:
-    """How many weights are 8-bit floats; they are not among the parameters."""
+    """The number of weights that are 8-bit floats. They are not among the model's parameters."""
     return sum(module.bits.numel() for module in model.modules() if isinstance(module, Fp8Linear))

@@ -1,8 +1,8 @@
-"""One variable-length attention kernel with its log-sum-exp, forward and backward.
+"""Variable-length attention with its log-sum-exp, forward and backward, by the best kernel that is installed.
 
-On a GPU: FlashAttention-3 or -4 (arXiv 2407.08608) where `choose_kernels` finds them, else flash-attn 2 where it is installed,
-else the copy of that inside PyTorch. On the CPU: a plain reference with the same signature, so that tests hold the formulation
-that uses it to account without a GPU, and new kernels before they are used.
+On a GPU that is FlashAttention-3 or -4 (arXiv 2407.08608) if `choose_kernels` finds them, else flash-attn 2 if it is installed,
+else PyTorch's own copy of flash-attn 2. On the CPU a plain reference stands in. Tests use it to verify shared-prefix attention
+without a GPU, and `check` compares GPU kernels with it before they are used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch.nn import attention, functional
 
 from mtbi.errors import UserError
 
-try:  # by its functions: the package of FlashAttention-4 has the same name
+try:  # these functions identify flash-attn 2: the package of FlashAttention-4 has the same name
     from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
-except Exception:  # also one that is built for another torch; PyTorch's own copy serves
+except Exception:  # not installed, or built for another torch: PyTorch's own copy is used
     _flash_attn_varlen_forward = None
 
 log = logging.getLogger(__name__)
-#: What PyTorch puts in the place of its own kernels where it is installed, by PyTorch's name, and the generations of GPUs
-#: (major compute capability) that it is for, in the order of trying.
+#: Newer kernels that PyTorch can use in place of its own, by PyTorch's name, in the order of trying. The numbers are the major
+#: compute capabilities of the GPUs that each is for.
 NEWER = {"FA3": (9,), "FA4": (9, 10)}
-_newer: str | None = None  #: which of them is in place
+_newer: str | None = None  #: the one in use
 
 
 class Sequences(NamedTuple):
@@ -44,18 +44,17 @@ class Sequences(NamedTuple):
 
 
 def has_flash_attn_2() -> bool:
-    """Whether the kernels of flash-attn 2 are installed, for this torch."""
+    """Whether flash-attn 2 is installed and built for this torch."""
     return _flash_attn_varlen_forward is not None
 
 
 @cache
 def choose_kernels(device: torch.device, heads: int = 4, key_heads: int = 2, size: int = 128) -> str:
-    """Put the newest kernels in place that are installed for a GPU and give the right numbers there; returns their name.
+    """Use the newest kernels that are installed for a GPU and compute the right numbers there. Returns their name.
 
-    All are tried on a little attention first, with the LLM's own numbers of heads and size of a head. Why an installed one is
-    passed over is logged. PyTorch's bridge to the newer ones puts them in the place of its own flash kernel for the whole
-    process; since the check covers packed rows alone, all else (encoder, adapter, answers) is then given other kernels.
-    Raises UserError where none is right.
+    Each is tried on a few sequences first, with the LLM's numbers of heads and size of a head. A warning says why an installed
+    one is not used. PyTorch replaces its flash kernel by a newer one for the whole process. The check covers packed rows only,
+    so everything else (encoder, adapter, answers) then uses other kernels. Raises UserError if no kernel is right.
     """
     global _newer, _flash_attn_varlen_forward
     shape = (heads, key_heads, size)
@@ -67,7 +66,7 @@ def choose_kernels(device: torch.device, heads: int = 4, key_heads: int = 2, siz
             check(device, *shape)
         except ModuleNotFoundError:
             _newer = None
-        except Exception as error:  # whatever a prototype raises: there are other kernels
+        except Exception as error:  # a prototype may raise anything, and there are other kernels
             _passed_over(name, shape, error)
             if attention.current_flash_attention_impl():
                 attention.restore_flash_attention_impl()
@@ -79,7 +78,7 @@ def choose_kernels(device: torch.device, heads: int = 4, key_heads: int = 2, siz
     if _flash_attn_varlen_forward is not None:
         try:
             check(device, *shape)
-        except Exception as error:  # a version with other arguments, say
+        except Exception as error:  # for example a version with other arguments
             _passed_over("flash-attn 2", shape, error)
             _flash_attn_varlen_forward = None
         else:
@@ -95,29 +94,30 @@ def choose_kernels(device: torch.device, heads: int = 4, key_heads: int = 2, siz
 
 
 def _passed_over(name: str, shape: tuple[int, int, int], error: Exception) -> None:
-    what = "%s is installed, but not used for %d query heads and %d key heads of %d numbers: %s: %s"
-    log.warning(what, name, *shape, type(error).__name__, error)
+    message = "%s is installed, but not used for %d query heads and %d key heads of %d numbers: %s: %s"
+    log.warning(message, name, *shape, type(error).__name__, error)
 
 
 def check(
     device: torch.device, heads: int = 4, key_heads: int = 2, size: int = 128, dtype: torch.dtype = torch.bfloat16
 ) -> None:
-    """Hold the kernels in use against the reference in float32, on a few sequences. Raises ArithmeticError where they differ by
-    over 2%.
+    """Compare the kernels in use with the float32 reference on a few sequences.
+
+    Raises ArithmeticError where they differ by more than 2%.
     """
     lengths, scale = torch.tensor([5, 130, 64]), size**-0.5
     generator = torch.Generator().manual_seed(0)
     for causal, key_lengths in ((True, lengths), (False, lengths + 40)):
         shapes = [(lengths, heads), (key_lengths, key_heads), (key_lengths, key_heads), (lengths, heads)]
         states = [torch.randn(int(n.sum()), count, size, generator=generator).to(dtype) for n, count in shapes]
-        found, expected = (
+        results, references = (
             _forward_and_backward(
-                [one.to(*kind) for one in states], lengths.to(kind[0]), key_lengths.to(kind[0]), causal, scale
+                [tensor.to(*kind) for tensor in states], lengths.to(kind[0]), key_lengths.to(kind[0]), causal, scale
             )
             for kind in ((device, dtype), ("cpu", torch.float32))
         )
-        for name, mine, right in zip(("output", "log-sum-exp", "dq", "dk", "dv"), found, expected, strict=True):
-            error = float((mine.cpu().float() - right).norm() / right.norm())
+        for name, result, reference in zip(("output", "log-sum-exp", "dq", "dk", "dv"), results, references, strict=True):
+            error = float((result.cpu().float() - reference).norm() / reference.norm())
             if not error < 0.02:
                 raise ArithmeticError(f"{name} of attention is {error:.1%} off")
 
@@ -165,7 +165,7 @@ def backward(
             grad, query, key, value, out, lse, dq, dk, dv, *lengths, 0.0, scale, causal, -1, -1, 0.0, None, False
         )
         return dq, dk, dv
-    seed, offset = (query.new_empty(shape, dtype=torch.uint64) for shape in (2, ()))  # of the dropout that there is not
+    seed, offset = (query.new_empty(shape, dtype=torch.uint64) for shape in (2, ()))  # of dropout, which is 0
     return torch.ops.aten._flash_attention_backward(
         grad, query, key, value, out, lse, *lengths, 0.0, causal, seed, offset, scale=scale
     )

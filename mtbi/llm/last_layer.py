@@ -1,9 +1,8 @@
-"""The LLM's last layer computes only what is read.
+"""The LLM's last layer computes only the hidden states that predict a target.
 
-Of the last hidden states only those that predict a target are used. All other positions are still keys and values in the last
-layer, but their queries, what attention gives them and their part of the feed-forward layer reach nothing: with answers at a
-quarter of the positions that is two thirds of the layer, forwards and backwards. The parts that treat each position by itself
-get those that are read, and what they give is put back among zeros, which nothing sees.
+Elsewhere the last layer's keys and values are still needed, but its queries, attention outputs and MLP outputs are never read.
+With answers at a quarter of the positions, skipping them saves two thirds of the layer, forward and backward. The parts of the
+layer that treat each position alone get the positions that are read, and their outputs are put back among zeros.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from mtbi.errors import UserError
 
 
 class LastLayer:
-    """Hooks on an LLM's last decoder layer; they do something only where the forward keyword `packing` names what is read.
+    """Hooks on an LLM's last decoder layer. They act only if the forward keyword `packing` names the positions that are read.
 
-    Hooks, because then no model's code is copied and no weight changes its name. A layer whose parts have other names is left
-    as it is: it computes everything.
+    With hooks, no model's code is copied and no weight changes its name. A layer whose parts have other names computes all
+    positions, as before.
     """
 
     def __init__(self, llm: Any) -> None:
-        """Put the hooks on the layer."""
+        """Register the hooks on the last layer of `llm`."""
         self.read: Tensor | None = None
         self.shape = torch.Size()
         layer = decoder_layers(llm)[-1]
@@ -35,7 +34,7 @@ class LastLayer:
             part.register_forward_hook(self._put)
 
     def _enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Recomputed activations pass here too, with the packing of their own forward pass."""
+        """Activation checkpointing calls this too, with the packing of the forward pass that it repeats."""
         packing = kwargs.get("packing")
         self.read = None if packing is None else packing.read
 
@@ -52,8 +51,8 @@ class LastLayer:
     def _put(self, part: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         if self.read is None:
             return None
-        whole = output.new_zeros(self.shape.numel(), output.shape[-1])
-        return whole.index_copy(0, self.read, output[0]).view(*self.shape, -1)
+        zeros = output.new_zeros(self.shape.numel(), output.shape[-1])
+        return zeros.index_copy(0, self.read, output[0]).view(*self.shape, -1)
 
 
 def decoder_layers(llm: Any) -> nn.ModuleList:
@@ -68,11 +67,12 @@ def decoder_layers(llm: Any) -> nn.ModuleList:
 
 
 def parts(layer: nn.Module) -> list[nn.Module]:
-    """The parts of a decoder layer that treat each position by itself and are not needed for keys and values.
+    """The parts of a decoder layer that treat each position alone and do not compute keys or values.
 
-    Those of Llama, Qwen, Mistral, Gemma and their like. A mixture of experts, whose router reports all positions, is not one.
+    They are found by the names that Llama, Qwen, Mistral, Gemma and similar models use. A mixture of experts is not among them,
+    because its router reports all positions.
     """
     attention, feed_forward = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    found = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
-    found.append(feed_forward if hasattr(feed_forward, "down_proj") else None)
-    return [part for part in found if part is not None]
+    named = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
+    named.append(feed_forward if hasattr(feed_forward, "down_proj") else None)
+    return [part for part in named if part is not None]

@@ -1,4 +1,4 @@
-"""The precision of a run: what the recipe says, or the device suggests."""
+"""The precision of a run, from the recipe or by the device."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def of(precision: str, device: torch.device | str) -> torch.dtype:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The recipe's word for one of the two."""
+    """The name in the recipe: `bf16` or `fp32`."""
     return next(name for name, known in NAMES.items() if known == dtype)

@@ -1,4 +1,4 @@
-"""Reading an LLM straight into ZeRO-3 partitions by transformers."""
+"""A fix for transformers: loading an LLM straight into ZeRO-3 partitions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 @contextmanager
 def loaded_weights_only() -> Iterator[None]:
-    """For a while, transformers gives no random values to modules whose weights the checkpoint holds.
+    """A context in which transformers initialises no module whose weights the checkpoint holds.
 
-    Before reading a checkpoint, transformers 4.57 gives some of them random values that the checkpoint's then replace: those
-    with a buffer beside their weights, such as Gemma 3's embedding. Partitioned weights cannot be filled (IndexError).
+    Before loading, transformers 4.57 initialises modules that have a buffer beside their weights, such as Gemma 3's embedding.
+    Partitioned weights cannot be initialised (IndexError), and the checkpoint would replace the values anyway.
     """
     from transformers import PreTrainedModel
 

@@ -1,7 +1,7 @@
-"""How much a token costs in a frozen LLM: four operations a parameter, two forwards and two for the gradient of activations.
+"""Operations of a frozen LLM: four a parameter and token, two forward and two for the gradient of activations.
 
-Frozen weights have no gradient of their own (with one it would be six: Kaplan et al., arXiv 2001.08361). Attention scores are
-not counted, nor are the second forward pass of activation checkpointing and the updates of LoRA.
+Frozen weights have no gradient; with one there would be six operations (Kaplan et al., arXiv 2001.08361). Attention scores,
+the second forward pass of activation checkpointing and LoRA's updates are not counted.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from mtbi.llm.last_layer import decoder_layers, parts
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
-    """Numbers in all of them, wherever ZeRO-3 keeps them."""
-    return sum(getattr(one, "ds_numel", one.numel()) for one in parameters)
+    """The total size of parameters, also if ZeRO-3 has split them."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
 
 
 def size(module: nn.Module) -> int:
-    """Parameters of a module, 8-bit floats among them."""
+    """The number of parameters of a module, 8-bit floats included."""
     return count(module.parameters()) + fp8.size(module)
 
 
 class LLMSize(NamedTuple):
-    """Parameters of an LLM, by what is multiplied with them. Embeddings are only looked up."""
+    """An LLM's number of parameters, by the tokens that are multiplied with them. Embeddings are only looked up."""
 
     all: int
-    per_token: int  #: the layers, but for what only answers see
-    per_answer: int  #: the output layer, and the last layer's parts that only positions with a target see
+    per_token: int  #: of the layers, without those in `per_answer`
+    per_answer: int  #: of the output layer, and of the last layer's parts that only positions with a target pass
 
     @classmethod
     def of(cls, llm: Any) -> LLMSize:
-        """Count them."""
+        """The sizes of an LLM of transformers."""
         decoder = llm.get_decoder()
         last = sum(size(part) for part in parts(decoder_layers(llm)[-1]))
         layers = size(decoder) - size(llm.get_input_embeddings())
         return cls(size(llm), layers - last, size(llm.get_output_embeddings()) + last)
 
     def computed_flops(self, tokens: int, answers: int) -> int:
-        """What a step computes for so many tokens, padding left out, of which so many answer tokens are learnt."""
+        """Operations of a step with `tokens` tokens, padding left out, of which `answers` are answer tokens to learn."""
         return 4 * (self.per_token * tokens + self.per_answer * answers)

@@ -1,4 +1,4 @@
-"""Answers to prompts of text and sound: greedy, or drawn."""
+"""Answers of the speech LLM to prompts of text and audio: greedy or sampled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mtbi.answers.teacher import all_end_ids
 from mtbi.errors import UserError
-from mtbi.model.speech_llm import SpeechLLM, is_partitioned
+from mtbi.llm.load import is_partitioned
+from mtbi.model.speech_llm import SpeechLLMModule
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -24,20 +25,20 @@ Piece = Tensor | np.ndarray  #: token ids (tokens,) int64, or a waveform (sample
 
 
 class ContextError(UserError):
-    """A prompt is longer than what the LLM can read."""
+    """A prompt is longer than the LLM's context."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the tokens of an answer are chosen, and what ends it besides the end token and its longest length."""
+    """How the tokens of an answer are chosen, and what ends it besides the end token and the longest length."""
 
-    temperature: float = 0.0  #: 0: each is the most probable one
-    top_p: float = 1.0  #: drawn from the most probable tokens that hold this share (arXiv 1904.09751)
-    seed: int = 0  #: of the draws; torch's own random state is left as it is
-    stop: Callable[[], bool] | None = None  #: asked after each token
+    temperature: float = 0.0  #: 0 = greedy: the top-1 token
+    top_p: float = 1.0  #: sample from the most probable tokens with this total probability (arXiv 1904.09751)
+    seed: int = 0  #: of the samples; torch's own random state does not change
+    stop: Callable[[], bool] | None = None  #: called after each token; True ends the answer
 
     def settings(self) -> dict[str, Any]:
-        """What transformers' `generate` is told."""
+        """Arguments of transformers' `generate`."""
         chosen: dict[str, Any] = {"do_sample": self.temperature > 0}
         if self.temperature > 0:
             chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
@@ -46,7 +47,7 @@ class Decoding:
         return chosen
 
     def randomness(self, device: torch.device) -> AbstractContextManager[None]:
-        """Seeds torch while an answer is drawn."""
+        """A context in which torch is seeded, if tokens are sampled."""
         return _seeded(self.seed, device) if self.temperature > 0 else nullcontext()
 
 
@@ -61,12 +62,12 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def context_length(llm: Any) -> int | None:
-    """Positions that an LLM can read and write together; None where its configuration does not say."""
+    """The LLM's context in positions, prompt and answer together; None if its configuration has no such number."""
     return getattr(llm.config.get_text_config(), "max_position_embeddings", None)
 
 
 def room_for_answer(llm: Any, positions: int, wanted: int) -> int:
-    """Up to `wanted` new tokens, as many as the context leaves after `positions`. Raises ContextError where it leaves none."""
+    """Up to `wanted` new tokens, as many as the context has room for after `positions`. Raises ContextError if it has none."""
     longest = context_length(llm)
     if longest is None:
         return wanted
@@ -79,19 +80,18 @@ def room_for_answer(llm: Any, positions: int, wanted: int) -> int:
 
 @torch.no_grad()
 def generate(
-    model: SpeechLLM,
+    model: SpeechLLMModule,
     prompts: Sequence[Sequence[Piece]],
     max_new_tokens: int,
     end_id: int,
     streamer: BaseStreamer | None = None,
     decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
-    """Token ids of each answer, without the end token: `end_id`, or another at which the LLM may end an answer.
+    """Token ids of each answer, without the end token: `end_id`, or another one of the LLM's.
 
-    Raises ContextError for prompts that are longer than the LLM's context; an answer ends where the context does.
-
-    A streamer (one prompt only) gets tokens as they come.
-    Under ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ.
+    A streamer (one prompt only) gets each token as it is made. An answer ends at the latest where the context does. Under
+    ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ. Raises ContextError for
+    prompts that are longer than the LLM's context.
     """
     training = model.training
     model.eval()
@@ -104,7 +104,7 @@ def generate(
 
 @torch.no_grad()
 def complete(
-    model: SpeechLLM,
+    model: SpeechLLMModule,
     embeddings: Tensor,
     mask: Tensor,
     max_new_tokens: int,
@@ -112,7 +112,7 @@ def complete(
     streamer: BaseStreamer | None = None,
     decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
-    """Answers as `generate`, to prompts that are embedded: `(prompts, tokens, hidden)`, their mask `(prompts, tokens)`."""
+    """`generate` for embedded prompts: `embeddings` (prompts, tokens, hidden), their `mask` (prompts, tokens)."""
     max_new_tokens = room_for_answer(model.llm, embeddings.shape[1], max_new_tokens)
     ends = all_end_ids(model.llm.generation_config, end_id)
     with decoding.randomness(embeddings.device):
@@ -123,7 +123,7 @@ def complete(
             eos_token_id=ends,
             pad_token_id=end_id,
             streamer=streamer,
-            # Every rank computes until the last one has its answer: ZeRO-3 gathers each layer from all of them.
+            # Every rank computes until the last one has its answer, since ZeRO-3 gathers each layer from all ranks.
             synced_gpus=is_partitioned(model.llm) and torch.distributed.get_world_size() > 1,
             **decoding.settings(),
         ).tolist()
@@ -131,8 +131,8 @@ def complete(
 
 
 @torch.no_grad()
-def answer_logits(model: SpeechLLM, prompts: Sequence[Sequence[Piece]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
-    """For each prompt the float32 logits (answer tokens, vocabulary) that predict a given answer, token by token."""
+def answer_logits(model: SpeechLLMModule, prompts: Sequence[Sequence[Piece]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+    """For each prompt the float32 logits (answer tokens, vocabulary) that predict the given answer."""
     embeddings, mask = embed_prompts(model, [[*p, torch.tensor(a)] for p, a in zip(prompts, answers, strict=True)])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     hidden = model.llm.get_decoder()(
@@ -141,15 +141,15 @@ def answer_logits(model: SpeechLLM, prompts: Sequence[Sequence[Piece]], answers:
     return [model.head.logits(row[-len(ids) - 1 : -1]) for row, ids in zip(hidden, answers, strict=True)]
 
 
-def embed_prompts(model: SpeechLLM, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
+def embed_prompts(model: SpeechLLMModule, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
     """Left-padded embeddings (prompts, tokens, hidden) and their mask (prompts, tokens)."""
     device = next(model.adapter.parameters()).device
-    sounds = {id(piece): piece for prompt in prompts for piece in prompt if isinstance(piece, np.ndarray)}  # each is heard once
+    sounds = {id(piece): piece for prompt in prompts for piece in prompt if isinstance(piece, np.ndarray)}  # each only once
     waves = [torch.from_numpy(piece).float() for piece in sounds.values()]
     lengths = torch.tensor([len(wave) for wave in waves or [torch.zeros(1)]])
-    # The encoder and the adapter run even where all is text: ZeRO-3 needs the same calls on every rank.
-    frames, counts = model.hear(pad_sequence(waves or [torch.zeros(1)], True).to(device), lengths.to(device))
-    clips = {place: clip[:count] for place, clip, count in zip(sounds, frames, counts.tolist(), strict=False)}
+    # The encoder and the adapter run even if there is only text: ZeRO-3 needs the same calls on every rank.
+    frames, counts = model.encode_speech(pad_sequence(waves or [torch.zeros(1)], True).to(device), lengths.to(device))
+    clips = {key: clip[:count] for key, clip, count in zip(sounds, frames, counts.tolist(), strict=False)}
     ids = [piece.long() for prompt in prompts for piece in prompt if not isinstance(piece, np.ndarray)]
     embedded = model.embed(torch.cat(ids or [torch.zeros(1, dtype=torch.long)]).to(device))
     texts = iter(embedded.split([len(piece) for piece in ids]) if ids else [])

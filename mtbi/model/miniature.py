@@ -1,4 +1,4 @@
-"""An LLM's architecture without its weights: two narrow layers of random numbers, for a trial of packed rows."""
+"""A trial of packed rows through an LLM's architecture without its weights: two narrow layers of random numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mtbi.model import self_test
 
 VOCABULARY = 128
 NARROW = {"intermediate_size": 64, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
-WINDOW = 4  #: tokens: shorter than the dialogues of the trial
-SPREAD = 0.2  #: of the random weights: so large that every part of the model matters
+WINDOW = 4  #: tokens, shorter than the dialogues of the trial
+SPREAD = 0.2  #: standard deviation of the random weights: so large that every part of the model matters
 
 
 def shrunk(config: Any) -> Any:
@@ -35,10 +35,10 @@ def shrunk(config: Any) -> Any:
 
 
 def try_packed_row(config: Any, chosen: str, name: str) -> str:
-    """Try a packed row in float32 on the CPU through such a model; returns what was found.
+    """Compute a packed row in float32 on the CPU by a miniature of the LLM `config`, which `name` names. Returns the finding.
 
-    `chosen` is the recipe's `model.attention`; short windows, which flash does not have, are tried with dense. Raises UserError
-    where the row is not its dialogues alone. A model that cannot be made so small is left to the test at the start of training.
+    `chosen` is the recipe's `model.attention`. Short windows, which flash does not have, are tried with dense. Raises UserError
+    if the row differs from its dialogues computed alone. A model that cannot be shrunk is tried when training starts.
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,8 +1,7 @@
-"""Does an LLM compute in packed rows what it computes for each dialogue alone? Tried on the model itself, with a few tokens.
+"""Test of a loaded LLM: does it compute the same in packed rows as for each dialogue alone?
 
-Configurations and class flags say only what somebody thought of. An argument of attention that a back end does not know, a
-layer that mixes neighbouring tokens, a kernel that is wrong for some size of head: all show here, before training, evaluation
-or serving.
+Configurations and class flags do not show everything. This test finds an argument of attention that a back end ignores, a layer
+that mixes neighbouring tokens, or a kernel that is wrong for some size of head, before training, evaluation or serving.
 """
 
 from __future__ import annotations
@@ -20,43 +19,45 @@ from mtbi.llm import fp8
 from mtbi.llm.attention import Packing
 from mtbi.model.speech_llm import NO_MASK_SHAPE
 
-#: Of the packed row: tokens of each group's prefix, and of each of its branches.
+#: The packed row: for each group the tokens of its prefix, and of each of its branches.
 GROUPS = ((5, (4, 6, 3)), (3, (5, 2, 4)))
-#: Largest relative difference of hidden states. Rounding gives about 1e-6 and 1e-2; what was wrong gave 0.1 and more.
+#: Largest relative difference of hidden states. Rounding gives about 1e-6 and 1e-2, errors have given 0.1 and more.
 BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 FP8_BOUND = 0.2  #: two roundings of an activation may fall to neighbouring 8-bit floats
 
 
 def check(llm: Any, name: str, device: torch.device | None = None) -> None:
-    """Hold the LLM's packed rows, and what its answers are generated with, against transformers' eager attention.
+    """Compare packed rows, and the attention that generates answers, with transformers' eager attention.
 
-    Under ZeRO-3 all ranks must call it together. Nothing random is drawn. `name` is the recipe's; `device` where it computes,
-    by default where its embeddings are. Raises UserError where hidden states at the answers differ by more than rounding.
+    Under ZeRO-3 all ranks must call it together. Nothing random is drawn. `name` is the recipe's name of the LLM. `device` is
+    where it computes, by default where its embeddings are. Raises UserError if hidden states at the answers differ by more than
+    rounding.
     """
     dtype = next(parameter.dtype for parameter in llm.parameters() if parameter.dtype.is_floating_point)
     bound = FP8_BOUND if fp8.size(llm) else BOUNDS.get(dtype, BOUNDS[torch.bfloat16])
     how = f"attention {llm.get_decoder().config._attn_implementation}, {str(dtype).removeprefix('torch.')}, bound {bound:.1%}"
     packed, alone = differences(llm, device)
-    for what, found in (("packed rows", packed), ("answers alone", alone)):
-        if not found < bound:
+    for case, difference in (("packed rows", packed), ("answers alone", alone)):
+        if not difference < bound:
             raise UserError(
-                f"model.llm: {name!r} ({type(llm).__name__}) gives hidden states {found:.1%} off for {what} ({how}): what is "
-                "learnt and answered would be wrong. Choose another LLM, or try model.attention=dense"
+                f"model.llm: {name!r} ({type(llm).__name__}) gives hidden states {difference:.1%} off for {case} ({how}): what "
+                "is learnt and answered would be wrong. Choose another LLM, or try model.attention=dense"
             )
 
 
 @torch.no_grad()
 def differences(llm: Any, device: torch.device | None = None) -> tuple[float, float]:
-    """How much (`_relative`) hidden states at the answers differ from those of each dialogue alone under transformers' eager
-    attention: in a packed row, and in dialogues alone under the LLM's own back end.
+    """Relative differences of hidden states at the answers, from each dialogue alone under transformers' eager attention.
+
+    The first is that of a packed row, the second that of each dialogue alone under the LLM's own back end.
     """
     device = device or llm.get_input_embeddings().weight.device
     builder = row(llm.get_input_embeddings().num_embeddings)
     ids, positions, group, branch = (
         torch.tensor(column, device=device) for column in (builder.tokens, builder.positions, builder.groups, builder.branches)
     )
-    wanted = (branch > 0).nonzero()[:, 0]
-    modes, decoder = {module: module.training for module in llm.modules()}, llm.get_decoder()  # those of LoRA's may differ
+    answers = (branch > 0).nonzero()[:, 0]
+    modes, decoder = {module: module.training for module in llm.modules()}, llm.get_decoder()  # LoRA's modules may differ
     llm.eval()
     try:
         embeddings = llm.get_input_embeddings()(ids)
@@ -69,8 +70,8 @@ def differences(llm: Any, device: torch.device | None = None) -> tuple[float, fl
                 attention_mask=embeddings.new_zeros(NO_MASK_SHAPE),
                 position_ids=positions[None],
                 use_cache=False,
-                packing=Packing(group[None], branch[None], positions[None], wanted),
-            ).last_hidden_state[0, wanted]
+                packing=Packing(group[None], branch[None], positions[None], answers),
+            ).last_hidden_state[0, answers]
     finally:
         for module, training in modes.items():
             module.training = training
@@ -78,28 +79,28 @@ def differences(llm: Any, device: torch.device | None = None) -> tuple[float, fl
 
 
 def row(vocabulary: int) -> RowBuilder:
-    """The packed row, built as those of training are; its tokens are spread over the vocabulary."""
-    plan: Any = None  # what is put here needs none
+    """The packed row, built by the builder that training uses. Its tokens are spread over the vocabulary."""
+    plan: Any = None  # only text is added, which needs no plan
     builder = RowBuilder(plan, clips=[], base=0)
     for number, (prefix, branches) in enumerate(GROUPS):
-        for place, length in enumerate((prefix, *branches)):
+        for branch, length in enumerate((prefix, *branches)):
             ids = [7919 * (len(builder.tokens) + token + 1) % vocabulary for token in range(length)]
-            builder.put(ids, number, place, prefix if place else 0)
+            builder.put(ids, number, branch, prefix if branch else 0)
     return builder
 
 
 def _alone(decoder: Any, embeddings: Tensor, group: Tensor, branch: Tensor) -> Tensor:
-    """Hidden states `(answer tokens of all branches, hidden)` of a batch of dialogues, padded on the left as for answers."""
+    """Hidden states `(answer tokens of all branches, hidden)` of the dialogues in a batch, padded on the left."""
     sequences = []
     for number, (_, branches) in enumerate(GROUPS):
-        for place in range(1, len(branches) + 1):
-            sequences.append(((group == number) & ((branch == 0) | (branch == place))).nonzero()[:, 0])
+        for own in range(1, len(branches) + 1):
+            sequences.append(((group == number) & ((branch == 0) | (branch == own))).nonzero()[:, 0])
     longest = max(map(len, sequences))
     rows = embeddings.new_zeros(len(sequences), longest, embeddings.shape[-1])
     mask = torch.zeros(len(sequences), longest, dtype=torch.long, device=embeddings.device)
-    for place, sequence in enumerate(sequences):
-        rows[place, longest - len(sequence) :] = embeddings[sequence]
-        mask[place, longest - len(sequence) :] = 1
+    for row_number, sequence in enumerate(sequences):
+        rows[row_number, longest - len(sequence) :] = embeddings[sequence]
+        mask[row_number, longest - len(sequence) :] = 1
     hidden = decoder(
         inputs_embeds=rows, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False
     ).last_hidden_state
@@ -109,7 +110,7 @@ def _alone(decoder: Any, embeddings: Tensor, group: Tensor, branch: Tensor) -> T
 
 @contextmanager
 def _eager(llm: Any) -> Iterator[None]:
-    """transformers' own attention, which knows all that a model asks of it, for a while."""
+    """A context with transformers' eager attention, which supports every argument of a model."""
     configs = {id(module.config): module.config for module in llm.modules() if hasattr(module, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]
     for config, _ in before:
@@ -121,9 +122,10 @@ def _eager(llm: Any) -> Iterator[None]:
             config._attn_implementation = name
 
 
-def _relative(found: Tensor, right: Tensor) -> float:
-    """Of `(tokens, hidden)`: the largest relative difference of a token, in half precision the median over tokens, since there
-    rounding sends a token to another expert now and then.
+def _relative(states: Tensor, right: Tensor) -> float:
+    """The largest relative difference of a token between two `(tokens, hidden)`.
+
+    In half precision it is the median over tokens: rounding sometimes sends a token to another expert.
     """
-    by_token = (found.float() - right.float()).norm(dim=-1) / right.float().norm(dim=-1)
-    return float(by_token.max() if found.dtype == torch.float32 else by_token.median())
+    by_token = (states.float() - right.float()).norm(dim=-1) / right.float().norm(dim=-1)
+    return float(by_token.max() if states.dtype == torch.float32 else by_token.median())

@@ -97,6 +97,8 @@ class ModelConfig:
     trust_remote_code: bool = setting(
         False, "run Python code that comes with the LLM or encoder; leave off unless you have read it"
     )
+    new_tokens: list[str] = setting([], "tokens to add to the LLM with trainable rows, such as <speaker1>")
+    hidden_tokens: list[str] = setting([], "those of new_tokens that the text of answers leaves out")
 
 
 def in_use(model: ModelConfig) -> ModelConfig:
@@ -203,6 +205,8 @@ class LossConfig:
         choices=("auto", "chunked"),
     )
     task_weights: dict[str, float] = setting({}, "weight of each answer token by task; 1 for tasks that are not named")
+    later_tokens: int = setting(0, "how many tokens after the next one are predicted too, by small trained heads; 0 = none")
+    gold_ce: float = setting(0.0, "weight of the cross-entropy of answers without a stored teacher; 0 = that of ce")
 
 
 @dataclass

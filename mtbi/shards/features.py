@@ -19,13 +19,15 @@ from tqdm import tqdm
 
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
-from mtbi.shards import shards
-from mtbi.shards.shards import COLUMNS, INDEX_NAME, TABLES, Shards, unpack
+from mtbi.shards.index import INDEX_NAME, TABLES, Index, write_index
+from mtbi.shards.read import Shards
+from mtbi.shards.record import COLUMNS, unpack
+from mtbi.shards.write import finish, partial_folder, refuse_filled
 
 Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def check(index: shards.Index, recipe: Recipe, output_name: str, encoder_trains: bool) -> None:
+def check(index: Index, recipe: Recipe, output_name: str, encoder_trains: bool) -> None:
     """Raises UserError where stored features are not those of the recipe's encoder, or the recipe needs audio.
 
     `output_name` names the output of the recipe's encoder; `encoder_trains` says whether any of its own weights train.
@@ -50,10 +52,8 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
 
     if source.index.encoded:
         raise UserError(f"these shards hold features already ({source.index.encoded})")
-    if Path(out).exists() and any(Path(out).iterdir()):
-        raise UserError(f"{out}: not empty; features go into a new folder. Choose another one, or delete it.")
-    partial = Path(f"{out.rstrip('/')}.partial")
-    shards.remove(partial)
+    refuse_filled(out, "features go")
+    partial = partial_folder(out)
     width = 0
     with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
@@ -67,8 +67,7 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
                 width = features.shape[1]
     for table in TABLES:
         np.save(partial / f"{table}.npy", getattr(source.index, table), allow_pickle=False)
-    shards.write_index(partial, {**source.index.facts(), "encoded": name, "feature_width": width})
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(out)
+    write_index(partial, {**source.index.facts(), "encoded": name, "feature_width": width})
+    finish(partial, out)
     assert (Path(out) / INDEX_NAME).exists()
     return len(source)

@@ -6,7 +6,7 @@ from mtbi.errors import UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 
 def open_shards(addresses: str | list[str], recipe: Recipe, chat: ChatFormat | None = None) -> Shards:

@@ -57,7 +57,7 @@ class SpeechLLM:
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
             found = generate(self.run.model, prompts[start : start + batch_size], max_new_tokens, chat.end_id)
-            answers += [chat.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in found]
+            answers += [chat.decode(answer).strip() for answer in found]
         return answers
 
     def _prompt(self, number: int, audio: Recording | None, prompt: str) -> list[Piece]:

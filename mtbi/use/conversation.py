@@ -20,6 +20,7 @@ from transformers import TextStreamer
 from mtbi.audio import codec
 from mtbi.audio.waveforms import Recording, listed, waveform
 from mtbi.errors import UserError
+from mtbi.llm.vocabulary import DECODING
 from mtbi.model.generate import GREEDY, Decoding, generate
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.turn import MessagePart, split_prompt, user_turn
@@ -73,7 +74,7 @@ class Conversation:
         [answer] = generate(self.run.model, [parts], self.max_new_tokens, chat.end_id, streamer, decoding)
         answer = [token for token in answer if token != chat.end_id]
         self.parts = [*parts, torch.tensor([*answer, chat.end_id])]
-        return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return chat.decode(answer).strip()
 
     def asked(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
         """The model's whole input for an answer to a prompt about `said`: token ids and waveforms, in order."""
@@ -82,7 +83,7 @@ class Conversation:
     def recall(self, said: Sequence[str | Recording], prompt: str, answer: str) -> None:
         """Add an earlier turn and the answer that was given in it."""
         chat = self.run.chat
-        self.parts = [*self.asked(said, prompt), torch.tensor([*chat.plain_ids(answer), chat.end_id])]
+        self.parts = [*self.asked(said, prompt), torch.tensor([*chat.answer_ids(answer), chat.end_id])]
 
     def _turn(self, said: Sequence[str | Recording], prompt: str) -> list[Tensor | np.ndarray]:
         """A user's turn, from its first token up to the first token of the answer."""
@@ -117,7 +118,7 @@ def talk(conversation: Conversation, recordings: Sequence[Path], prompt: str) ->
 
     The first of these lines is about the recordings.
     """
-    streamer = TextStreamer(conversation.run.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(conversation.run.chat.tokenizer, skip_prompt=True, **DECODING)
     if prompt:
         conversation.ask(prompt, streamer, recordings)
         return

@@ -25,9 +25,9 @@ from mtbi.hf.pipeline import TASK
 from mtbi.hf.processing import AUDIO_TOKEN, MtbiFeatureExtractor, MtbiProcessor
 from mtbi.llm.chat_format import TEMPLATE_VARIABLES, TODAY, load_llm_tokenizer
 from mtbi.llm.control_tokens import APART
+from mtbi.llm.load import embedding_rms
 from mtbi.model.encoders.build import describe_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import embedding_rms
 from mtbi.recipe import LoraConfig, Recipe
 from mtbi.use.layouts import LAYOUTS
 from mtbi.use.open_run import TrainedRun
@@ -81,6 +81,10 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; export to a new folder")
+    if run.recipe.model.new_tokens:
+        raise UserError(
+            "model.new_tokens: an LLM with new tokens cannot be exported yet; use the run itself (mtbi chat, mtbi serve)"
+        )
     if layout == "ultravox":
         ultravox.parts(run.model)
     folder = out.with_name(f".{out.name}.part")

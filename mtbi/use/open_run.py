@@ -14,7 +14,7 @@ from mtbi.errors import UserError
 from mtbi.llm import precision
 from mtbi.llm.chat_format import ChatFormat, read_chat
 from mtbi.model import self_test
-from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class TrainedRun:
     folder: Path
     checkpoint: Path
     recipe: Recipe
-    model: SpeechLLM  #: in evaluation mode, on `device`
+    model: SpeechLLMModule  #: in evaluation mode, on `device`
     chat: ChatFormat
     device: torch.device
 
@@ -88,7 +88,7 @@ def find_checkpoint(folder: Path, which: str) -> Path:
     return Path(checkpoint)
 
 
-def put_weights(model: SpeechLLM, checkpoint: Path) -> None:
+def put_weights(model: SpeechLLMModule, checkpoint: Path) -> None:
     """Load the trained parameters. Raises UserError if their names or shapes are not those of the model."""
     saved = checkpoints.load_trainable(checkpoint)
     for name, value in model.named_parameters():  # earlier versions trained Whisper's sinusoids with its weights

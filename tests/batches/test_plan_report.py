@@ -12,7 +12,7 @@ from mtbi.batches import plan_report
 from mtbi.batches.plan import Plan
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 
 def test_the_report_counts_the_first_epoch(shard_folder: Path, small_recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from launcher.distributed import start_distributed
 from launcher.ranks import find_ranks
 from mtbi import recipe as recipes
 from mtbi.engine.ds_config import read_ds_config
-from mtbi.model.speech_llm import load_llm
+from mtbi.llm.load import load_llm
 from mtbi.recipe import ModelConfig
 
 folder, ds_config = sys.argv[1:]

@@ -16,16 +16,16 @@ from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.encoders.build import encoder_facts
 from mtbi.model.flops import LLMSize
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import Recipe
 from mtbi.shards import features
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model() -> SpeechLLM:
+def model() -> SpeechLLMModule:
     """The miniature speech LLM with an untrained adapter."""
     recipe = recipes.load("demo")
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def events_of(run_dir: Path) -> EventAccumulator:
 
 
 def test_an_evaluation_leaves_dialogues_sound_and_pictures(
-    tmp_path: Path, model: SpeechLLM, chat: ChatFormat, shard_folder: Path
+    tmp_path: Path, model: SpeechLLMModule, chat: ChatFormat, shard_folder: Path
 ) -> None:
     recipe, metrics = start(tmp_path)
     shards = Shards(str(shard_folder))
@@ -62,7 +62,9 @@ def test_an_evaluation_leaves_dialogues_sound_and_pictures(
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
-def test_stored_features_have_no_sound_to_show(tmp_path: Path, model: SpeechLLM, chat: ChatFormat, shard_folder: Path) -> None:
+def test_stored_features_have_no_sound_to_show(
+    tmp_path: Path, model: SpeechLLMModule, chat: ChatFormat, shard_folder: Path
+) -> None:
     recipe, metrics = start(tmp_path / "run")
     features.write(
         Shards(str(shard_folder)), model.encoder, encoder_facts(recipe.model.encoder).output_name, str(tmp_path / "encoded")
@@ -75,11 +77,11 @@ def test_stored_features_have_no_sound_to_show(tmp_path: Path, model: SpeechLLM,
     assert events_of(tmp_path / "run").Tags()["images"] == []
 
 
-def test_frames_are_compared_with_words(model: SpeechLLM, shard_folder: Path) -> None:
+def test_frames_are_compared_with_words(model: SpeechLLMModule, shard_folder: Path) -> None:
     sample = Shards(str(shard_folder))[0]
     found = similarity(model, sample.waveform, [ids.tolist() for ids in sample.word_ids])
     with torch.no_grad():
-        frames, counts = model.hear(torch.from_numpy(sample.waveform)[None], torch.tensor([len(sample.waveform)]))
+        frames, counts = model.encode_speech(torch.from_numpy(sample.waveform)[None], torch.tensor([len(sample.waveform)]))
         word = model.embed(torch.from_numpy(sample.word_ids[1]).long()).mean(0)
     assert found.shape == (int(counts[0]), len(sample.word_ids))
     expected = float(frames[0, 2] @ word / frames[0, 2].norm() / word.norm())

@@ -18,7 +18,7 @@ BACK_ENDS = [attention.DENSE, attention.FLASH]  # FLEX, which trains on GPUs onl
 
 def separate_hidden(model, batch: Batch) -> Tensor:
     """Hidden states at the targets when every prefix + branch is a sequence of its own, padded, under plain sdpa."""
-    frames, _ = model.hear(batch.waveforms, batch.waveform_lengths)
+    frames, _ = model.encode_speech(batch.waveforms, batch.waveform_lengths)
     flat = model.embed(batch.token_ids).flatten(0, 1)
     flat = flat.index_put((batch.audio_slot,), frames[batch.audio_clip, batch.audio_frame])
     tokens = batch.token_ids.shape[1]
@@ -104,7 +104,7 @@ def test_dense_gives_the_same_in_one_call_a_group_and_in_two(make_model, packed,
     for worth in (0, 10**9):
         monkeypatch.setattr(attention, "WORTH_A_CALL", worth)
         packing = Packing(packed.group, packed.branch, packed.position_ids)
-        counts = [len(stretch.parts) for row in packing.stretches(None, torch.float32) for stretch in row if stretch.parts]
+        counts = [len(stretch.calls) for row in packing.stretches(None, torch.float32) for stretch in row if stretch.calls]
         assert counts == ([2, 2, 2, 1, 2] if worth == 0 else [1] * 5)  # one group has no branch
         model = make_model(kind)
         out = model(packed)

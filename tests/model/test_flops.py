@@ -13,7 +13,7 @@ from mtbi.model.flops import LLMSize
 def test_the_llms_matrix_products_are_counted(make_model, packed, kind):
     model = make_model(kind)
     with FlopCounterMode(display=False) as heard:  # all that is not the LLM
-        frames, _ = model.hear(packed.waveforms, packed.waveform_lengths)
+        frames, _ = model.encode_speech(packed.waveforms, packed.waveform_lengths)
         frames.sum().backward()
     with FlopCounterMode(display=False) as counter:
         model(packed).loss.backward()

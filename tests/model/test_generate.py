@@ -16,7 +16,7 @@ def slow_greedy(model, prompt, count: int) -> list[int]:
     parts = []
     for piece in prompt:
         if isinstance(piece, np.ndarray):
-            frames, _ = model.hear(torch.from_numpy(piece)[None], torch.tensor([len(piece)]))
+            frames, _ = model.encode_speech(torch.from_numpy(piece)[None], torch.tensor([len(piece)]))
             parts.append(frames[0])
         else:
             parts.append(model.embed(piece))

@@ -175,7 +175,7 @@ def test_bfloat16_keeps_buffers_in_full(folder, heard):
 
 def test_a_fresh_adapter_speaks_at_the_loudness_of_the_embeddings(folder, heard):
     model = build(folder)
-    frames, counts = model.hear(heard.waveforms, heard.waveform_lengths)
+    frames, counts = model.encode_speech(heard.waveforms, heard.waveform_lengths)
     rms = frames[0, : counts[0]].square().mean().sqrt() / model.llm.get_input_embeddings().weight.square().mean().sqrt()
     assert 0.5 < rms < 2
 

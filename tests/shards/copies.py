@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from mtbi.shards.shards import INDEX_NAME
+from mtbi.shards.index import INDEX_NAME
 
 
 def copy_of(shard_folder: Path, folder: Path, **facts: object) -> str:

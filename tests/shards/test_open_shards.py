@@ -12,7 +12,7 @@ from mtbi.engine.inputs import open_training_shards
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.shards.open_shards import open_shards
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 
 def test_shards_of_another_llm_are_refused(shard_folder: Path, chat: ChatFormat) -> None:

@@ -22,7 +22,7 @@ from mtbi.engine import checkpoint
 from mtbi.errors import UserError
 from mtbi.metrics import CASCADE, SPEECH, TEXT_LLM, score
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 #: The columns of each group of speakers: name → (part of the tasks, only held-out wordings, prompt before the speech).
 AXES = {

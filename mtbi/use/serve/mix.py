@@ -127,7 +127,7 @@ class Mixer:
         mask = torch.ones(batch.shape[:2], dtype=torch.long, device=batch.device)
         [answer] = complete(self.run.model, batch, mask, talk.max_new_tokens, chat.end_id, streamer, decoding)
         talk.parts = [torch.tensor([*answer, chat.end_id])]
-        return chat.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return chat.decode(answer).strip()
 
     @torch.no_grad()
     def embed(self, mix: Mix) -> list[Tensor]:
@@ -140,7 +140,7 @@ class Mixer:
         words = [mix.words[stop - count : stop] for stop, (count, _) in zip(stops, stretches, strict=True)]
         starts = np.array([stretch[0].start * SAMPLE_RATE for stretch in words])
         is_text = np.array([all(word.read for word in stretch) for stretch in words])
-        whole = self.run.model.hear_one(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
+        whole = self.run.model.encode_waveform(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
         all_audio = (Segment(0, len(words), False),)
         spans = []
         for segment in interleave.segments_of(is_text) or all_audio:
@@ -153,7 +153,7 @@ class Mixer:
             else:
                 begin, end = interleave.sound_bounds(segment, starts, samples)
                 if end > begin:
-                    spans.append(self.run.model.hear_one(mix.wave[begin:end]))
+                    spans.append(self.run.model.encode_waveform(mix.wave[begin:end]))
         return spans
 
     def _embed_text(self, ids: Tensor | np.ndarray) -> Tensor:

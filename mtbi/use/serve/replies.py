@@ -158,7 +158,7 @@ class ReplyBuilder:
         if system in ("", trained.system_prompt):
             return self.run
         try:
-            chat = ChatFormat(trained.tokenizer, system)
+            chat = ChatFormat(trained.tokenizer, system, new_tokens=trained.new_tokens)
             without = ChatFormat(trained.tokenizer).prefix_ids
             if MARK in system or chat.prefix_ids == without:
                 raise UserError("it ignores the system message")

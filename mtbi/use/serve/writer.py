@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from mtbi.llm.vocabulary import decode
 from mtbi.text_units import unspaced
 
 
@@ -46,7 +47,7 @@ class Writer(BaseStreamer):
                 self.finish = "stop"
             else:
                 self.tokens.append(token)
-        decoded = self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
+        decoded = decode(self.tokenizer, self.tokens).lstrip()
         cut = min((index for index in map(decoded.find, self.stops) if index >= 0), default=None)
         if cut is not None:
             self.finish, decoded = "stop", decoded[:cut]

@@ -19,7 +19,7 @@ from mtbi.model.encoders.several import at_frames
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import EncoderConfig, Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.export import export
 from mtbi.use.open_run import open_run
 

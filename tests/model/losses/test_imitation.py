@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import VOCABULARY
 from torch.nn import functional
 
 from mtbi.errors import UserError
-from mtbi.model.losses.imitation import AnswerHead, Imitation, teacher_divergence
+from mtbi.model.losses.imitation import Imitation, teacher_divergence
 from mtbi.recipe import LossConfig
-
-
-class NoConfig:
-    """An LLM configuration without logit scaling."""
 
 
 def divergence(logits, share, ids):
@@ -43,7 +41,9 @@ def test_loss_and_gradient_are_those_of_the_definition(ce, kl):
     named[0, 2:] = named[0, 0]  # what unused places hold does not matter
     stored = torch.tensor([int(named[0, 0]), int(named[1, 3]), 5, 2, 8])
     own, reference = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss, correct = Imitation.apply(own.clone(), stored, named, share.log(), ce, kl)
+    loss, correct = Imitation.apply(
+        own.clone(), stored, named, share.log(), *(torch.full((len(share),), part).double() for part in (ce, kl))
+    )
     expected = ce * functional.cross_entropy(reference, stored, reduction="none")
     expected = expected + kl * torch.stack([
         divergence(row, t[t > 0], i[t > 0]) for row, t, i in zip(reference, share, named, strict=True)
@@ -73,37 +73,28 @@ def test_divergence_is_finite_when_rounded_shares_exceed_one():
     assert logits.grad.isfinite().all()
 
 
-def test_chunks_do_not_change_the_loss(make_model, packed):
-    results = []
-    for chunk in (1, 5, 1000):
-        model = make_model(loss=LossConfig(ce=0.3, kl=1.0, chunk=chunk))
-        out = model(packed)
-        out.loss.backward()
-        results.append((*out, *(parameter.grad for parameter in model.trainable_parameters().values())))
-    for other in results[1:]:
-        torch.testing.assert_close(list(other), list(results[0]), rtol=1e-5, atol=1e-5)
+def test_gold_and_imitated_answers_lie_in_one_batch(make_model, packed):
+    """A target without a teacher has cross-entropy alone, and the others their own loss, to the last bit."""
+    gold = torch.arange(len(packed.target_ids)) % 3 == 0
+    mixed = replace(packed, teacher_logprobs=packed.teacher_logprobs.masked_fill(gold[:, None], -torch.inf))
+    both = make_model(loss=LossConfig(ce=0.0, kl=1.0, gold_ce=0.7)).head.token_loss
+    logits = torch.randn(len(gold), VOCABULARY)
+    losses, _ = both(logits.clone(), *both.columns(mixed))
+    imitated, _ = make_model(loss=LossConfig(ce=0.0, kl=1.0)).head.token_loss(logits.clone(), *both.columns(packed))
+    torch.testing.assert_close(losses[~gold], imitated[~gold], rtol=0, atol=0)
+    right = 0.7 * functional.cross_entropy(logits, packed.target_ids, reduction="none")
+    torch.testing.assert_close(losses[gold], right[gold])
 
 
-def test_sums_by_task(make_model, packed):
-    model, seen = make_model(loss=LossConfig(ce=1.0, kl=0.0)), []
-    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    out = model(packed)
-    logits = model.llm.lm_head(seen[0])
-    losses = functional.cross_entropy(logits, packed.target_ids, reduction="none") * packed.target_weight
-    for task in range(3):
-        mine = packed.target_task == task
-        torch.testing.assert_close(out.task_loss[task], losses[mine].sum())
-        torch.testing.assert_close(out.task_weight[task], packed.target_weight[mine].sum())
-        assert out.task_correct[task] == (logits.argmax(-1) == packed.target_ids)[mine].sum()
-        assert out.task_count[task] == mine.sum()
-    torch.testing.assert_close(out.loss, out.task_loss.sum())
+def test_only_gold_answers_need_no_teacher(make_model, packed):
+    gold = replace(packed, teacher_ids=packed.teacher_ids[:, :0], teacher_logprobs=packed.teacher_logprobs[:, :0])
+    plain = make_model(loss=LossConfig(ce=0.5, kl=0.0))(gold).loss
+    torch.testing.assert_close(make_model(loss=LossConfig(ce=0.0, kl=1.0, gold_ce=0.5))(gold).loss, plain)
 
 
-def test_mistakes_are_named(make_model, packed, pack_rows):
+def test_mistakes_are_named(make_model, packed):
     with pytest.raises(UserError, match="both 0"):
         make_model(loss=LossConfig(ce=0.0, kl=0.0))
     packed.teacher_ids, packed.teacher_logprobs = packed.teacher_ids[:, :0], packed.teacher_logprobs[:, :0]
     with pytest.raises(UserError, match="no teacher"):
         make_model(loss=LossConfig(ce=0.0, kl=1.0))(packed)
-    with pytest.raises(UserError, match="Identity"):
-        AnswerHead(torch.nn.Identity(), LossConfig(), 1, NoConfig())

@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from types import SimpleNamespace
 from mtbi.model.losses.liger import LigerCrossEntropy
-from mtbi.model.losses.imitation import AnswerHead
+from mtbi.model.losses.head import build_head
 from mtbi.recipe import LossConfig
 
 torch.manual_seed(0)
 for bias in (False, True):
     output = nn.Linear(32, 301, bias=bias).requires_grad_(False)
     ids, weight = torch.randint(301, (37,)), torch.linspace(0.5, 2, 37)
-    head = AnswerHead(output, LossConfig(ce=0.7, kl=0.0, chunk=10), 1, SimpleNamespace())
+    head = build_head(output, LossConfig(ce=0.7, kl=0.0, chunk=10), 1, SimpleNamespace())
     none = torch.zeros(37, 0)
     batch = SimpleNamespace(
         target_ids=ids, teacher_ids=none.long(), teacher_logprobs=none, target_weight=weight, target_task=torch.zeros(37).long()
@@ -32,11 +32,11 @@ for bias in (False, True):
     hidden = torch.randn(37, 32, requires_grad=True)
     expected = head(hidden, batch)
     [gradient] = torch.autograd.grad(expected.loss, hidden)
-    losses, correct = LigerCrossEntropy.apply(hidden, output.weight, output.bias, ids, 0.7)
+    losses, correct = LigerCrossEntropy.apply(hidden, output.weight, output.bias, ids, torch.full((37,), 0.7))
     [found] = torch.autograd.grad((losses * weight).sum(), hidden)
     torch.testing.assert_close((losses * weight).sum(), expected.loss)
     torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
-    assert correct.sum() == expected.task_correct[0]
+    assert correct.sum() == expected.means["task_agreement"][0, 0]
 print("same")
 """
 

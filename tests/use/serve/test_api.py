@@ -18,7 +18,7 @@ from http_call import call, post
 from use.serve.test_server import ask, client_of, heard, user, wav
 
 from mtbi.llm.chat_format import ChatFormat
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.server import ServerLimits, make_app
@@ -67,7 +67,7 @@ def test_tokens_are_counted(client: openai.OpenAI, run: TrainedRun) -> None:
 
 def test_adapter_frames_count_as_tokens_of_the_prompt(client: openai.OpenAI, run: TrainedRun) -> None:
     asked: Any = [user(heard(wav(1)), REPEAT)]
-    frames = len(run.model.hear_one(np.zeros(16_000, np.float32)))
+    frames = len(run.model.encode_waveform(np.zeros(16_000, np.float32)))
     usage = client.chat.completions.create(model="demo", messages=asked).usage
     assert usage is not None
     assert usage.prompt_tokens == len(run.chat.prefix_ids) + frames + len(run.chat.suffix_ids("repeat"))
@@ -211,7 +211,7 @@ def test_system_messages(client: openai.OpenAI, run: TrainedRun) -> None:
         answer = client.chat.completions.create(model="demo", messages=given)
         assert answer.choices[0].message.content == expected
         assert answer.usage is not None
-        frames = len(run.model.hear_one(wave))
+        frames = len(run.model.encode_waveform(wave))
         assert answer.usage.prompt_tokens == len(own.chat.prefix_ids) + frames + len(own.chat.suffix_ids("repeat"))
 
 
@@ -323,7 +323,7 @@ def test_a_failure_is_an_error_whole_or_streamed(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         with monkeypatch.context() as broken:
-            broken.setattr(SpeechLLM, "embed", fail)
+            broken.setattr(SpeechLLMModule, "embed", fail)
             with pytest.raises(openai.InternalServerError, match="its log says why"):
                 ask(client, QUESTION)
             with pytest.raises(openai.APIError, match="its log says why"):

@@ -18,7 +18,7 @@ from use.serve.test_server import ask, client_of, user
 
 from mtbi.errors import UserError
 from mtbi.model import generate as generating
-from mtbi.model.speech_llm import SpeechLLM
+from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve import middleware
 from mtbi.use.serve.limits import ServerLimits, read_api_key
@@ -89,7 +89,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     count = 0
     complete = generating.complete
 
-    def slow(model: SpeechLLM, embeddings: Any, mask: Any, most: int, end_id: int, streamer: Any, decoding: Any) -> Any:
+    def slow(model: SpeechLLMModule, embeddings: Any, mask: Any, most: int, end_id: int, streamer: Any, decoding: Any) -> Any:
         put = streamer.put
 
         def counted(value: Any) -> None:

@@ -15,7 +15,7 @@ from mtbi.demo.encoder import DemoAligner
 from mtbi.errors import UserError
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.mix import Mix, Mixer, Word, align_words, choose_aligner
@@ -62,7 +62,7 @@ def test_a_mix_is_what_training_cuts(run: TrainedRun, shard_folder: Path, small_
         ]
         batch = build([Row((group,))], shards.__getitem__, plan)
         with torch.no_grad():
-            frames, _ = run.model.hear(batch.waveforms, batch.waveform_lengths)
+            frames, _ = run.model.encode_speech(batch.waveforms, batch.waveform_lengths)
             trained = run.model.embed(batch.token_ids)[0]
         trained[batch.audio_slot] = frames[batch.audio_clip, batch.audio_frame]
         shared = trained[(batch.branch[0] == 0) & (batch.group[0] == 0)][len(plan.index.prefix_ids) :]
