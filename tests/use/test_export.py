@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +276,10 @@ def test_one_command_writes_the_folder_with_its_card(make: Make, tmp_path: Path,
     capsys.readouterr()
     assert main(command) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_new_tokens_are_refused(untrained_run, tmp_path):
+    model = replace(untrained_run.recipe.model, new_tokens=["<a>"])
+    with pytest.raises(UserError, match="new tokens cannot be exported"):
+        export(replace(untrained_run, recipe=replace(untrained_run.recipe, model=model)), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
