@@ -12,7 +12,8 @@ import torch
 
 from mtbi import SpeechLLM
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.batches import batch
 from mtbi.batches.plan import Plan
@@ -40,9 +41,9 @@ else:
     print(import_corpus("fsdd", folder / "recordings", folder / "digits"))
     manifest = make_part(Part("few", "train", strings=8, seed=1), folder / "digits", folder)
     utterances = read_manifest(manifest)
-    behaviour.generate(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
+    ask_unanswered(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
     place = str(folder / "shards")
-    shards.write(utterances, folder, behaviour.BehaviourStore(folder / "answers"), chat, place)
+    shards.write(utterances, folder, AnswerStore(folder / "answers"), chat, place)
 
 # --- one packed batch: the first global step of the plan --------------------------------------------------------------
 data = shards.Shards(place, str(folder / "cache"))

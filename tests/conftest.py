@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
@@ -71,7 +72,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[U
     """A folder of the text LLM's answers about the corpus: five tasks for each utterance."""
     out = tmp_path_factory.mktemp("answers")
     config = BehaviourConfig(library=["digits"], per_utterance=5, top_k=4, max_new_tokens=24)
-    behaviour.generate(corpus[1], config, build_teacher(recipes.load("demo").model, config), chat, out)
+    ask_unanswered(corpus[1], config, build_teacher(recipes.load("demo").model, config), chat, out)
     return out
 
 
@@ -81,7 +82,7 @@ def shard_folder(
 ) -> Path:
     """The same as shards, a few utterances in each."""
     out = tmp_path_factory.mktemp("shards") / "digits"
-    shards.write(corpus[1], corpus[0], behaviour.BehaviourStore(answers), chat, str(out), shard_bytes=1 << 19)
+    shards.write(corpus[1], corpus[0], AnswerStore(answers), chat, str(out), shard_bytes=1 << 19)
     return out
 
 

@@ -42,7 +42,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from mtbi import recipe as recipes  # noqa: E402
 from mtbi import versions  # noqa: E402
-from mtbi.answers.behaviour import Behaviour  # noqa: E402
+from mtbi.answers.store import StoredAnswer  # noqa: E402
 from mtbi.audio.codec import SAMPLE_RATE  # noqa: E402
 from mtbi.batches.batch import Batch, build  # noqa: E402
 from mtbi.batches.plan import Group, Plan, Row  # noqa: E402
@@ -98,7 +98,7 @@ class Work:
         rng = np.random.default_rng(number)
         wave = (0.1 * rng.standard_normal(int(self.seconds * SAMPLE_RATE))).astype(np.float32)
         asked = [
-            Behaviour(
+            StoredAnswer(
                 "task", 0, False, "", [], rng.integers(3, self.vocabulary, PROMPT).tolist(), "",
                 rng.integers(3, self.vocabulary, ANSWER).tolist(), False, *self.teacher(rng),
             )

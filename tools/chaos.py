@@ -37,7 +37,7 @@ from servers.swift import swift_server
 
 from launcher.distributed import build_collectives
 from mtbi import recipe as recipes
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.corpus.manifest import read_manifest
 from mtbi.demo import corpus
 from mtbi.demo import run as demo
@@ -251,7 +251,7 @@ def upload(data: Path) -> None:
     """Strings of digits, spoken by espeak-ng, with answers about them: small shards in the store."""
     recipe, digits = recipes.load("demo"), demo.import_digits(data, None)
     folder = demo.prepare_part(replace(corpus.PARTS[0], strings=STRINGS), data, digits, recipe).parent
-    utterances, answers = read_manifest(folder / "aligned.jsonl"), BehaviourStore(folder / "behaviour")
+    utterances, answers = read_manifest(folder / "aligned.jsonl"), AnswerStore(folder / "behaviour")
     shards.write(utterances, folder, answers, read_chat(recipe), PLACE, shard_bytes=SHARD_BYTES)
 
 

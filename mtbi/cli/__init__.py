@@ -91,14 +91,14 @@ def data_align(options: Options) -> None:
 def data_shard(options: Options) -> None:
     """Pack audio, word times and answers into MDS shards with an index."""
     from mtbi import recipe as recipes
-    from mtbi.answers.behaviour import BehaviourStore
+    from mtbi.answers.store import AnswerStore
     from mtbi.corpus import manifest
     from mtbi.llm.chat_format import read_chat
     from mtbi.shards import shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     utterances = manifest.read_manifest(options.manifest)
-    store = BehaviourStore(options.behaviour)
+    store = AnswerStore(options.behaviour)
     other = recipe.behaviour.allow_other_teacher
     chat, folder = read_chat(recipe), options.manifest.parent
     written = shards.write(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
@@ -141,7 +141,7 @@ def data_stats(options: Options) -> None:
 def behave(options: Options) -> None:
     """Ask the text LLM every chosen task about each transcript."""
     from mtbi import recipe as recipes
-    from mtbi.answers import behaviour
+    from mtbi.answers.ask import ask_unanswered
     from mtbi.answers.teacher import build_teacher
     from mtbi.corpus import manifest
     from mtbi.llm.chat_format import read_chat
@@ -152,7 +152,7 @@ def behave(options: Options) -> None:
         part = manifest.Part.parse(options.part)
         utterances, out = part.take(utterances), out / str(part)
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
-    behaviour.generate(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)
+    ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)
     print(f"{out}: answers about {len(utterances)} utterances")
 
 

@@ -18,7 +18,8 @@ import torch
 
 import mtbi
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.benchmark.dialogues import SPEECH, TEXT_LLM
 from mtbi.corpus import align, importers
@@ -97,8 +98,8 @@ def prepare_part(part: corpus.Part, data: Path, digits: Path, recipe: Recipe) ->
 def answer(utterances: list[Utterance], audio: Path, config: BehaviourConfig, recipe: Recipe, folder: Path) -> None:
     """The text LLM's answers about utterances, and shards with them, in a folder."""
     chat = read_chat(recipe)
-    behaviour.generate(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
-    shards.write(utterances, audio, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
+    ask_unanswered(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
+    shards.write(utterances, audio, AnswerStore(folder / "behaviour"), chat, str(folder / "shards"))
 
 
 def prepare(recipe: Recipe, speech: Path | None) -> Path:

@@ -27,7 +27,7 @@ from safetensors.numpy import save as save_tensors
 from tqdm import tqdm
 
 from mtbi import object_store
-from mtbi.answers.behaviour import Behaviour, BehaviourStore
+from mtbi.answers.store import AnswerStore, StoredAnswer
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance, refuse_other_duration
 from mtbi.errors import DamagedError, UnavailableError, UserError
@@ -84,11 +84,11 @@ class Sample:
     waveform: np.ndarray  #: (samples,) float32 at 16 kHz; no samples where features are stored
     word_times: np.ndarray  #: (words, 2) samples; empty where the utterance is not aligned
     word_ids: list[np.ndarray]  #: LLM token ids of each word; without spaces, of the shortest stretch that is whole tokens
-    behaviours: list[Behaviour]
+    behaviours: list[StoredAnswer]
     features: np.ndarray | None = None  #: (frames, width) float16, the encoder's output, where it is stored
 
 
-def pack(utterance: Utterance, behaviours: list[Behaviour], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
+def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
     """The columns of one utterance."""
     word_ids, word_times = chat.timed_ids(utterance.words or [])
     tensors = {
@@ -134,7 +134,7 @@ def unpack(columns: dict[str, Any]) -> Sample:
         strict=True,
     )
     behaviours = [
-        Behaviour(
+        StoredAnswer(
             **texts,
             lead_ids=lead.tolist(),
             prompt_ids=prompt.tolist(),
@@ -192,7 +192,7 @@ def remove(folder: Path) -> None:
 def write(
     utterances: Iterable[Utterance],
     folder: Path,
-    behaviours: BehaviourStore,
+    behaviours: AnswerStore,
     chat: ChatFormat,
     out: str,
     audio_kind: str = "flac",
@@ -241,7 +241,7 @@ def refuse_used(out: str, scratch: Path) -> None:
 def write_local(
     utterances: Iterable[Utterance],
     folder: Path,
-    behaviours: BehaviourStore,
+    behaviours: AnswerStore,
     chat: ChatFormat,
     local: Path,
     label: str,

@@ -15,7 +15,7 @@ from streaming import MDSWriter
 from streaming.base.format.mds.reader import MDSReader
 
 from mtbi import object_store
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import DamagedError, UnavailableError, UserError
@@ -27,7 +27,7 @@ from mtbi.shards.shards import INDEX_NAME, Shards
 def test_what_was_written_is_read(
     shard_folder: Path, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> None:
-    found, answered = Shards(str(shard_folder)), BehaviourStore(answers)
+    found, answered = Shards(str(shard_folder)), AnswerStore(answers)
     assert len(found) == 60
     assert len(found.index.shard_sizes) > 3
     for number, utterance in enumerate(corpus[1]):
@@ -140,7 +140,7 @@ def test_a_bad_recording_is_named(
     folder = Path(shutil.copytree(corpus[0], tmp_path / "corpus"))
     (folder / "3.flac").write_bytes((folder / "3.flac").read_bytes()[:200])
     with pytest.raises(UserError, match=r"3\.flac \(utterance u03\): truncated"):
-        shards.write(corpus[1], folder, BehaviourStore(answers), chat, str(tmp_path / "out"))
+        shards.write(corpus[1], folder, AnswerStore(answers), chat, str(tmp_path / "out"))
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_folder_with_other_things_is_not_touched(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not empty"):
-        shards.write(corpus[1], corpus[0], BehaviourStore(answers), chat, str(tmp_path))
+        shards.write(corpus[1], corpus[0], AnswerStore(answers), chat, str(tmp_path))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -215,7 +215,7 @@ def test_answers_of_another_llm_are_refused(
     corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
-        shards.write(corpus[1], corpus[0], BehaviourStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
+        shards.write(corpus[1], corpus[0], AnswerStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
 
 
 def test_none_of_the_streaming_packages_traps(shard_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import SETTINGS_FILE, AnswerStore, locked, read_lines
 from mtbi.answers.teacher import TransformersTeacher, build_teacher
 from mtbi.corpus.manifest import Part, Utterance, write_manifest
 from mtbi.demo import world
@@ -49,8 +50,8 @@ def teacher() -> TransformersTeacher:
 
 def test_answers_and_teacher_are_the_llms_own(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
     utterances = make_utterances(20)
-    assert behaviour.generate(utterances, CONFIG, teacher, chat, tmp_path) == 60
-    store = behaviour.BehaviourStore(tmp_path)
+    assert ask_unanswered(utterances, CONFIG, teacher, chat, tmp_path) == 60
+    store = AnswerStore(tmp_path)
     right = 0
     for utterance in utterances:
         found = store.get(utterance.id)
@@ -77,8 +78,8 @@ def test_cut_off_answers_are_tagged_and_have_no_end_token(
     tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
 ) -> None:
     config = dataclasses.replace(CONFIG, tasks=["twice"], max_new_tokens=3)
-    behaviour.generate(make_utterances(4), config, teacher, chat, tmp_path)
-    (one,) = behaviour.BehaviourStore(tmp_path).get("u0")
+    ask_unanswered(make_utterances(4), config, teacher, chat, tmp_path)
+    (one,) = AnswerStore(tmp_path).get("u0")
     assert one.truncated
     assert len(one.answer_ids) == len(one.topk_ids) == 3
     assert chat.end_id not in one.answer_ids
@@ -98,8 +99,8 @@ def test_each_task_keeps_its_own_limit_beside_others(tmp_path: Path, chat: ChatF
     library = "tasks: {short: {train: ['say every digit twice'], max_new_tokens: 2}, long: {train: ['repeat it']}}"
     (tmp_path / "tasks.yaml").write_text(library)
     config = dataclasses.replace(CONFIG, library=[str(tmp_path / "tasks.yaml")])
-    behaviour.generate(make_utterances(2), config, teacher, chat, tmp_path / "out")
-    long, short = behaviour.BehaviourStore(tmp_path / "out").get("u0")
+    ask_unanswered(make_utterances(2), config, teacher, chat, tmp_path / "out")
+    long, short = AnswerStore(tmp_path / "out").get("u0")
     assert (short.truncated, len(short.answer_ids)) == (True, 2)
     assert not long.truncated
     assert long.answer == make_utterances(1)[0].text
@@ -109,64 +110,64 @@ def test_tasks_without_heldout_wordings_are_not_asked_in_them(
     tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
 ) -> None:
     config = dataclasses.replace(CONFIG, library=["content"], tasks=["chat", "sentiment"], wordings="heldout")
-    assert behaviour.generate(make_utterances(1), config, teacher, chat, tmp_path) == 1
+    assert ask_unanswered(make_utterances(1), config, teacher, chat, tmp_path) == 1
     with pytest.raises(UserError, match="heldout wordings"):
-        behaviour.generate(make_utterances(1), dataclasses.replace(config, tasks=["chat"]), teacher, chat, tmp_path)
+        ask_unanswered(make_utterances(1), dataclasses.replace(config, tasks=["chat"]), teacher, chat, tmp_path)
 
 
 def test_nothing_is_asked_twice(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
-    behaviour.generate(make_utterances(10), CONFIG, teacher, chat, tmp_path)
-    assert behaviour.generate(make_utterances(10), CONFIG, teacher, chat, tmp_path) == 0
-    assert behaviour.generate(make_utterances(12), CONFIG, teacher, chat, tmp_path) == 6
-    assert len(behaviour.BehaviourStore(tmp_path).get("u11")) == 3
+    ask_unanswered(make_utterances(10), CONFIG, teacher, chat, tmp_path)
+    assert ask_unanswered(make_utterances(10), CONFIG, teacher, chat, tmp_path) == 0
+    assert ask_unanswered(make_utterances(12), CONFIG, teacher, chat, tmp_path) == 6
+    assert len(AnswerStore(tmp_path).get("u11")) == 3
 
 
 def test_other_settings_need_another_folder(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
-    behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path)
+    ask_unanswered(make_utterances(1), CONFIG, teacher, chat, tmp_path)
     with pytest.raises(UserError, match="other settings"):
-        behaviour.generate(make_utterances(1), dataclasses.replace(CONFIG, top_k=4), teacher, chat, tmp_path)
+        ask_unanswered(make_utterances(1), dataclasses.replace(CONFIG, top_k=4), teacher, chat, tmp_path)
     larger = ChatFormat(load_llm_tokenizer("demo"))  # another size of the same family: same vocabulary and template
     larger.tokenizer.name_or_path = "/models/larger-llm"
     with pytest.raises(UserError, match="llm: "):
-        behaviour.generate(make_utterances(1), CONFIG, teacher, larger, tmp_path)
+        ask_unanswered(make_utterances(1), CONFIG, teacher, larger, tmp_path)
     larger.tokenizer.name_or_path = f"/elsewhere/{Path(chat.tokenizer.name_or_path).name}"
-    assert behaviour.generate(make_utterances(1), CONFIG, teacher, larger, tmp_path) == 0
+    assert ask_unanswered(make_utterances(1), CONFIG, teacher, larger, tmp_path) == 0
     with pytest.raises(UserError, match="no answers there"):
-        behaviour.BehaviourStore(tmp_path / "nowhere")
+        AnswerStore(tmp_path / "nowhere")
 
 
 def test_a_folder_of_the_version_before_goes_on(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
     parts = [tmp_path / str(part) for part in Part(1, 2).siblings()]
     for number, part in enumerate(parts):
-        behaviour.generate(make_utterances(2)[number:], CONFIG, teacher, chat, part)
-    note = json.loads((parts[0] / behaviour.NOTE).read_text())
+        ask_unanswered(make_utterances(2)[number:], CONFIG, teacher, chat, part)
+    note = json.loads((parts[0] / SETTINGS_FILE).read_text())
     old = {"fingerprint": chat.first_fingerprint, **{key: note[key] for key in ("llm", "top_k")}}
-    (parts[0] / behaviour.NOTE).write_text(json.dumps(old))
-    assert behaviour.generate(make_utterances(3), CONFIG, teacher, chat, parts[0]) > 0
-    store = behaviour.BehaviourStore(tmp_path)  # one part of each version
+    (parts[0] / SETTINGS_FILE).write_text(json.dumps(old))
+    assert ask_unanswered(make_utterances(3), CONFIG, teacher, chat, parts[0]) > 0
+    store = AnswerStore(tmp_path)  # one part of each version
     assert [identity.difference(one, chat) for one in store.notes] == ["", ""]
-    (parts[0] / behaviour.NOTE).write_text(json.dumps({**note, "prefix_ids": [7]}))
+    (parts[0] / SETTINGS_FILE).write_text(json.dumps({**note, "prefix_ids": [7]}))
     with pytest.raises(UserError, match="made with other settings"):
-        behaviour.BehaviourStore(tmp_path)
+        AnswerStore(tmp_path)
     with pytest.raises(UserError, match="other settings: another beginning or end of the dialogues"):
-        behaviour.generate(make_utterances(1), CONFIG, teacher, chat, parts[0])
+        ask_unanswered(make_utterances(1), CONFIG, teacher, chat, parts[0])
 
 
 def test_answers_of_an_llm_of_another_size_need_another_folder(
     tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
 ) -> None:
-    behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path)
+    ask_unanswered(make_utterances(1), CONFIG, teacher, chat, tmp_path)
     larger = ChatFormat(load_llm_tokenizer("demo"), llm_size="hidden_size 4096")
     with pytest.raises(UserError, match="an LLM of another size"):
-        behaviour.generate(make_utterances(1), CONFIG, teacher, larger, tmp_path)
+        ask_unanswered(make_utterances(1), CONFIG, teacher, larger, tmp_path)
 
 
 def test_a_transcript_with_control_tokens_is_answered_as_text(
     tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
 ) -> None:
     utterance = Utterance("u", "u.wav", "one <|end|><|assistant|> two", answers={"repeat": "one <|end|> two"})
-    behaviour.generate([utterance], dataclasses.replace(CONFIG, tasks=["repeat"], answers="gold"), None, chat, tmp_path)
-    [one] = behaviour.BehaviourStore(tmp_path).get("u")
+    ask_unanswered([utterance], dataclasses.replace(CONFIG, tasks=["repeat"], answers="gold"), None, chat, tmp_path)
+    [one] = AnswerStore(tmp_path).get("u")
     assert one.answer_ids.count(chat.end_id) == 1
     prompt = chat.dialogue_ids(utterance.text, one.prompt)
     assert prompt.count(chat.end_id) == chat.dialogue_ids("one two", one.prompt).count(chat.end_id)
@@ -175,16 +176,16 @@ def test_a_transcript_with_control_tokens_is_answered_as_text(
 def test_a_folder_made_anew_is_read_anew(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
     for count in (20, 2):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        behaviour.generate(make_utterances(count), CONFIG, teacher, chat, tmp_path / "out")
-        store = behaviour.BehaviourStore(tmp_path / "out")
+        ask_unanswered(make_utterances(count), CONFIG, teacher, chat, tmp_path / "out")
+        store = AnswerStore(tmp_path / "out")
         for one in (found for utterance in make_utterances(count) for found in store.get(utterance.id)):
             assert chat.tokenizer.decode(one.answer_ids, skip_special_tokens=True) == one.answer
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
-    with behaviour.locked(tmp_path), pytest.raises(UserError, match="another `mtbi behave`"):
-        behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path)
-    assert behaviour.generate(make_utterances(1), CONFIG, teacher, chat, tmp_path) == 3
+    with locked(tmp_path), pytest.raises(UserError, match="another `mtbi behave`"):
+        ask_unanswered(make_utterances(1), CONFIG, teacher, chat, tmp_path)
+    assert ask_unanswered(make_utterances(1), CONFIG, teacher, chat, tmp_path) == 3
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert 3 <= len(list(out.glob("chunk-*.jsonl"))) < 22
     subprocess.run(command, check=True, capture_output=True)
     assert not list(out.glob(".chunk-*"))
-    asked = [(r["utterance"], r["task"]) for path in out.glob("chunk-*.jsonl") for r in behaviour.read_lines(path)]
+    asked = [(r["utterance"], r["task"]) for path in out.glob("chunk-*.jsonl") for r in read_lines(path)]
     assert len(asked) == len(set(asked)) == 2800
     whole = {path.name for path in out.glob("chunk-*.jsonl")} & before.keys()
     assert all((out / name).stat().st_mtime_ns == before[name] for name in whole)
@@ -216,9 +217,9 @@ def test_vllm_that_is_not_installed_is_a_clear_error() -> None:
 
 def test_parts_that_are_not_all_there_are_named(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
     part = Part.parse("2/3")
-    behaviour.generate(part.take(make_utterances(6)), CONFIG, teacher, chat, tmp_path / str(part))
+    ask_unanswered(part.take(make_utterances(6)), CONFIG, teacher, chat, tmp_path / str(part))
     with pytest.raises(UserError, match="part-1-of-3, part-3-of-3 are not finished"):
-        behaviour.BehaviourStore(tmp_path)
+        AnswerStore(tmp_path)
     for wrong in ("0/3", "4/3", "half"):
         with pytest.raises(UserError, match="a part has the form 3/8"):
             Part.parse(wrong)
@@ -227,22 +228,22 @@ def test_parts_that_are_not_all_there_are_named(tmp_path: Path, chat: ChatFormat
 def test_parts_of_two_divisions_are_not_mixed(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
     for text in ("1/2", "2/2", "1/1"):
         part = Part.parse(text)
-        behaviour.generate(part.take(make_utterances(2)), CONFIG, teacher, chat, tmp_path / str(part))
+        ask_unanswered(part.take(make_utterances(2)), CONFIG, teacher, chat, tmp_path / str(part))
     with pytest.raises(UserError, match=r"parts of different divisions, part-\*-of-1 and part-\*-of-2"):
-        behaviour.BehaviourStore(tmp_path)
+        AnswerStore(tmp_path)
 
 
 def test_answers_about_another_transcript_are_refused(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
     before = make_utterances(3)
-    behaviour.generate(before, CONFIG, teacher, chat, tmp_path)
+    ask_unanswered(before, CONFIG, teacher, chat, tmp_path)
     after = [*before[:2], dataclasses.replace(before[2], text="one")]
     with pytest.raises(UserError, match=r"answers about utterance u2 are about another transcript"):
-        behaviour.generate(after, CONFIG, teacher, chat, tmp_path)
-    store = behaviour.BehaviourStore(tmp_path)
+        ask_unanswered(after, CONFIG, teacher, chat, tmp_path)
+    store = AnswerStore(tmp_path)
     assert [len(store.get(one.id, one.text)) for one in before] == [3, 3, 3]
     with pytest.raises(UserError, match=r"answers about utterance u2 are about another transcript"):
         store.get("u2", "one")
     for path in tmp_path.glob("chunk-*.jsonl"):  # as versions wrote them that did not keep what an answer is about
-        lines = [{key: value for key, value in line.items() if key != "about"} for line in behaviour.read_lines(path)]
+        lines = [{key: value for key, value in line.items() if key != "about"} for line in read_lines(path)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert behaviour.generate(after, CONFIG, teacher, chat, tmp_path) == 0
+    assert ask_unanswered(after, CONFIG, teacher, chat, tmp_path) == 0
