@@ -30,6 +30,11 @@ MOVED = {
     "mtbi.tasks.registry": "mtbi.answers.task_library",
 }
 
+#: Documented names that left the module in which they were. Old module: {old name: "new module:new name"}.
+RENAMED = {
+    "mtbi.data.corpus": {"Limits": "mtbi.corpus.check:RecordingLimits"},
+}
+
 
 class MovedModules(MetaPathFinder, Loader):
     """Finds the old names, and gives the module of the new one."""
@@ -43,6 +48,9 @@ class MovedModules(MetaPathFinder, Loader):
         warnings.warn(f"{spec.name} moved to {new}; the old name goes with the next version", DeprecationWarning, stacklevel=2)
         module = ModuleType(spec.name)
         module.__dict__.update(import_module(new).__dict__)
+        for old_name, address in RENAMED.get(spec.name, {}).items():
+            new_module, new_name = address.split(":")
+            module.__dict__[old_name] = getattr(import_module(new_module), new_name)
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from mtbi import files
 from mtbi.answers.questions import Question
 from mtbi.answers.teacher import Answer
-from mtbi.corpus.manifest import Part
+from mtbi.corpus.manifest import ManifestSlice
 from mtbi.errors import UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
@@ -194,7 +194,7 @@ def parts_of(folder: Path) -> list[Path]:
     if len(totals) > 1:
         several = " and ".join(f"part-*-of-{total}" for total in totals)
         raise UserError(f"{folder}: holds parts of different divisions, {several}; delete those that are not meant.")
-    wanted = [str(part) for part in Part(1, totals[0]).siblings()]
+    wanted = [str(part) for part in ManifestSlice(1, totals[0]).siblings()]
     if missing := sorted(set(wanted) - finished):
         raise UserError(
             f"{folder}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; run `mtbi behave --part`."

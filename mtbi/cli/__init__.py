@@ -67,9 +67,10 @@ def data_import(options: Options) -> None:
 def data_check(options: Options) -> None:
     """Decode every recording of a manifest and list what cannot be used."""
     from mtbi.corpus import manifest
+    from mtbi.corpus.check import check
 
     utterances, rejected = manifest.scan_manifest(options.manifest)
-    good, unfit = manifest.check(utterances, options.manifest.parent)
+    good, unfit = check(utterances, options.manifest.parent)
     for record in [*rejected, *unfit]:
         print(f"{record['id']}: {record['reason']}")
     print(f"{len(good)} good, {len(rejected) + len(unfit)} rejected")
@@ -83,7 +84,7 @@ def data_align(options: Options) -> None:
     """Add the time of every word, by CTC forced alignment."""
     from mtbi.corpus import align, manifest
 
-    part = manifest.Part.parse(options.part) if options.part else None
+    part = manifest.ManifestSlice.parse(options.part) if options.part else None
     aligned, without = align.align_manifest(options.manifest, options.out, align.open_aligner(options.model), part)
     print(f"{options.out}: {aligned} utterances aligned, {without} kept without word times")
 
@@ -149,7 +150,7 @@ def behave(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     utterances, chat, out = manifest.read_manifest(options.manifest), read_chat(recipe), options.out
     if options.part:
-        part = manifest.Part.parse(options.part)
+        part = manifest.ManifestSlice.parse(options.part)
         utterances, out = part.take(utterances), out / str(part)
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
     ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mtbi import text_units
 from mtbi.audio import codec
-from mtbi.corpus.manifest import Part, Utterance, read_manifest, relocate, write_manifest
+from mtbi.corpus.manifest import ManifestSlice, Utterance, read_manifest, relocate, write_manifest
 from mtbi.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,9 @@ def _word_times(utterance: Utterance, folder: Path, aligner: CtcAligner) -> list
     return [(word, start, end) for word, (start, end) in zip(words, times, strict=True)]
 
 
-def align_manifest(manifest: Path | str, out: Path | str, aligner: CtcAligner, part: Part | None = None) -> tuple[int, int]:
+def align_manifest(
+    manifest: Path | str, out: Path | str, aligner: CtcAligner, part: ManifestSlice | None = None
+) -> tuple[int, int]:
     """Align a manifest into another, whose audio paths fit its own folder. Returns how many were aligned, and how many not.
 
     A `part` goes into a file of its own beside `out`, once; whoever finishes the last part joins them in `out`.
@@ -206,6 +208,6 @@ def check_same_utterances(path: Path, aligned: list[Utterance], wanted: list[Utt
         raise UserError(f"{path}: this part was aligned from another manifest; delete it, and run its `mtbi data align` again.")
 
 
-def part_file(target: Path, part: Part) -> Path:
+def part_file(target: Path, part: ManifestSlice) -> Path:
     """Where a part of the aligned manifest lies."""
     return target.with_name(f"{target.stem}.{part}{target.suffix}")

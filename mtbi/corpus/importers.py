@@ -16,11 +16,10 @@ from pathlib import Path
 
 from mtbi import plugins, text_units
 from mtbi.corpus import paths
+from mtbi.corpus.check import RecordingLimits, check
 from mtbi.corpus.manifest import (
-    Limits,
     Rejected,
     Utterance,
-    check,
     count_reasons,
     decode_text,
     relocate,
@@ -176,7 +175,7 @@ def import_corpus(
     source: Path | str,
     out: Path | str,
     text_style: str | None = None,
-    limits: Limits | None = None,
+    limits: RecordingLimits | None = None,
     allow_outside: bool = False,
     splits: Collection[str] = (),
     strip_tags: bool = False,

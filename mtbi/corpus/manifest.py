@@ -1,4 +1,4 @@
-"""The manifest: one JSON object a line for each utterance, and the checks that decide which utterances are fit for use."""
+"""The manifest: JSON lines, one object for each utterance. Reading, writing, and slices of it for array jobs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm.contrib.concurrent import thread_map
-
-from mtbi import files, text_units
-from mtbi.audio import codec
-from mtbi.corpus import records, text_style
+from mtbi import files
+from mtbi.corpus import records
 from mtbi.errors import UserError
 from mtbi.text_units import nfc
 
@@ -43,7 +39,6 @@ WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe":
 GZIP_MARK = b"\x1f\x8b"
 #: What files begin with that are no lines of text.
 OTHER_MARKS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zX": "xz", b"BZh": "bzip2", b"PK\3\4": "zip", b"PAR1": "Parquet"}
-CHECK_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter lock
 
 
 @dataclass
@@ -66,19 +61,6 @@ class Utterance:
         """The manifest line: empty fields left out, `extra` beside the others."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {key: value for key, value in known.items() if value or key in ("id", "audio", "text")} | self.extra
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What `check` accepts. FSDD's shortest digit lasts 0.14 s; LibriSpeech's longest utterance 35 s."""
-
-    min_duration_seconds: float = 0.1
-    max_duration_seconds: float = 60.0
-    min_sample_rate_hz: int = 8000  #: telephone speech
-    max_channels: int = 2  #: two are mixed down; more are a microphone array or one speaker a channel
-    min_peak_dbfs: float = -60.0  #: after mixing down; below it a recording is silence. `-inf` keeps silence
-    #: About 3 minutes of speech: a longer transcript belongs to another recording. Of scripts without spaces, characters.
-    max_words: int = 500
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -251,71 +233,15 @@ def relocate(utterance: Utterance, folder: Path, out: Path) -> Utterance:
     return replace(utterance, audio=os.path.relpath(path, base) if Path(path).is_relative_to(base) else path)
 
 
-def check(
-    utterances: Iterable[Utterance], folder: Path | str, limits: Limits | None = None
-) -> tuple[list[Utterance], list[Rejected]]:
-    """Decode each recording once and sort out what cannot be used; both lists keep the order given.
-
-    `folder` is what relative audio paths start from. The good ones have `duration_s` and `sample_rate` as measured.
-    """
-    limits, folder = limits or Limits(), Path(folder)
-
-    def measure(utterance: Utterance) -> Utterance | Rejected:
-        try:
-            return _measure(utterance, folder, limits)
-        except UserError as error:
-            return Rejected(id=utterance.id, audio=utterance.audio, reason=str(error))
-
-    results = thread_map(measure, list(utterances), max_workers=CHECK_THREADS, desc="check", unit="utterance", disable=None)
-    return [r for r in results if isinstance(r, Utterance)], [r for r in results if not isinstance(r, Utterance)]
-
-
-def refuse_other_duration(utterance: Utterance, seconds: float) -> None:
-    """Raises UserError where the record gives another duration than that of the recording: it is about a part of it."""
-    given = utterance.duration_s
-    if 0 < given < math.inf and not records.same_duration(given, seconds):
-        raise UserError(f"duration differs: {given:.2f} s in the record, {seconds:.2f} s in the file; cut the file first")
-
-
-def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
-    """The utterance with its measured duration and rate. Raises UserError with the reason why it is unfit."""
-    records.refuse_characters(utterance.to_json())
-    words = text_units.count(utterance.text)
-    if not re.search(r"\w", utterance.text):
-        keys = f"; other keys of the record: {', '.join(utterance.extra)}" if utterance.extra and not utterance.text else ""
-        raise UserError(f"no transcript: the text is empty or has no word{keys}")
-    if not re.search(r"\w", text_style.TAG.sub(" ", utterance.text)):
-        raise UserError("no transcript: the text has only tags, such as [noise]")
-    if words > limits.max_words:
-        raise UserError(f"transcript too long: {words} words, more than {limits.max_words}")
-    samples, rate_hz = codec.load(folder / utterance.audio, max_seconds=limits.max_duration_seconds)
-    duration = len(samples) / rate_hz
-    if duration < limits.min_duration_seconds:
-        raise UserError(f"too short: {duration:.3f} s, less than {limits.min_duration_seconds:g} s")
-    if rate_hz < limits.min_sample_rate_hz:
-        raise UserError(f"sampling rate too low: {rate_hz} Hz, less than {limits.min_sample_rate_hz} Hz")
-    if samples.shape[1] > limits.max_channels:
-        raise UserError(f"too many channels: {samples.shape[1]}, more than {limits.max_channels}")
-    if samples.shape[1] > 1 and "channel" in utterance.extra:
-        raise UserError(f"channel given: one of {samples.shape[1]} channels cannot be chosen; write the channels as files")
-    refuse_other_duration(utterance, duration)
-    records.refuse_times(utterance.words or [], duration)
-    peak = float(np.abs(samples.mean(axis=1)).max())
-    level = 20 * math.log10(peak) if peak else -math.inf
-    if level < limits.min_peak_dbfs:
-        raise UserError(f"silence: the peak is {level:.0f} dBFS, under {limits.min_peak_dbfs:g} dBFS")
-    return replace(utterance, duration_s=round(duration, 4), sample_rate=rate_hz)
-
-
 @dataclass(frozen=True)
-class Part:
-    """One of several equal stretches of a corpus, for array jobs: part 1 to `of`."""
+class ManifestSlice:
+    """One of several equal stretches of a manifest, for array jobs. Slices are numbered from 1 to `of`."""
 
     number: int
     of: int
 
     @classmethod
-    def parse(cls, text: str) -> Part:
+    def parse(cls, text: str) -> ManifestSlice:
         """`3/8`. Raises UserError for anything else."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         part = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
@@ -331,6 +257,6 @@ class Part:
         first, stop = (len(utterances) * edge // self.of for edge in (self.number - 1, self.number))
         return utterances[first:stop]
 
-    def siblings(self) -> list[Part]:
+    def siblings(self) -> list[ManifestSlice]:
         """All parts, this one included."""
-        return [Part(number, self.of) for number in range(1, self.of + 1)]
+        return [ManifestSlice(number, self.of) for number in range(1, self.of + 1)]

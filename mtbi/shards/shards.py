@@ -29,7 +29,8 @@ from tqdm import tqdm
 from mtbi import object_store
 from mtbi.answers.store import AnswerStore, StoredAnswer
 from mtbi.audio import codec
-from mtbi.corpus.manifest import Utterance, refuse_other_duration
+from mtbi.corpus.check import refuse_other_duration
+from mtbi.corpus.manifest import Utterance
 from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
