@@ -38,7 +38,7 @@ def online(run: TrainedRun, sample: Sample, branches: tuple[int, ...]) -> Tensor
     for number in branches:
         asked = sample.behaviours[number]
         words = [int(i) for i in np.concatenate(sample.word_ids)]
-        before = [*run.chat.prefix_ids, *words, *asked.prompt_ids]
+        before = [*run.chat.prefix_ids, *words, *asked.after_speech_ids]
         ids = torch.tensor([[*before, *asked.answer_ids]])
         logits.append(run.model.llm(input_ids=ids, use_cache=False).logits[0, len(before) - 1 : -1].float())
     return torch.cat(logits)

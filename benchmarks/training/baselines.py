@@ -46,7 +46,7 @@ class Dialogues(Dataset):
         sample = self.shards[utterance]
         asked = sample.behaviours[place]
         words = [int(i) for ids in sample.word_ids for i in ids]
-        return {"wave": sample.waveform, "words": words, "prompt": asked.prompt_ids, "answer": asked.answer_ids}
+        return {"wave": sample.waveform, "words": words, "prompt": asked.after_speech_ids, "answer": asked.answer_ids}
 
 
 def pad(sequences: list[list[int]], value: int) -> Tensor:

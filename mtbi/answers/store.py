@@ -44,8 +44,8 @@ class StoredAnswer:
     wording: int  #: number among the task's wordings
     heldout: bool  #: the wording is kept out of training
     prompt: str
-    lead_ids: list[int]  #: between the opening of the user's turn and the transcript: the prompt, where it stands first
-    prompt_ids: list[int]  #: everything between the transcript and the answer
+    before_speech_ids: list[int]  #: between the opening of the user's turn and the transcript: a prompt that comes first
+    after_speech_ids: list[int]  #: everything between the transcript and the answer
     answer: str
     answer_ids: list[int]  #: with the end token unless the answer was cut off
     truncated: bool

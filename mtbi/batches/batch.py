@@ -140,13 +140,13 @@ class RowBuilder:
         shared = len(prefix) if prompt_first else self.put_speech(spans, number, 0, len(prefix))
         for branch, place in enumerate(group.branches, start=1):
             behaviour = sample.behaviours[place]
-            prompt, answer = behaviour.prompt_ids, behaviour.answer_ids
+            prompt, answer = behaviour.after_speech_ids, behaviour.answer_ids
             task = self.plan.index.tasks.index(behaviour.task)
             weight = float(self.plan.task_weights[task])
             position = shared
             if prompt_first:
-                self.put(behaviour.lead_ids, number, branch, position)
-                position = self.put_speech(spans, number, branch, position + len(behaviour.lead_ids))
+                self.put(behaviour.before_speech_ids, number, branch, position)
+                position = self.put_speech(spans, number, branch, position + len(behaviour.before_speech_ids))
             first_target = self.base + len(self.tokens) + len(prompt) - 1
             self.put([*prompt, *answer[:-1]], number, branch, position)
             self.targets.extend((first_target + i, token, weight, task) for i, token in enumerate(answer))

@@ -95,9 +95,9 @@ class Evaluation:
         for place, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
             stored = sample.behaviours[sorted(group.branches)[place % len(group.branches)]]
             prompt: list[torch.Tensor | np.ndarray] = [
-                torch.tensor([*self.chat.prefix_ids, *stored.lead_ids]),
+                torch.tensor([*self.chat.prefix_ids, *stored.before_speech_ids]),
                 sample.waveform,
-                torch.tensor(stored.prompt_ids),
+                torch.tensor(stored.after_speech_ids),
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.tokenizer.decode(ids, skip_special_tokens=True)

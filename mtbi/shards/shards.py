@@ -96,10 +96,10 @@ def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray,
         "word_times": np.array(word_times, np.float64).reshape(-1, 2) * codec.SAMPLE_RATE,
         "word_ends": np.cumsum([len(ids) for ids in word_ids], dtype=np.int64),
         "word_ids": np.array([i for ids in word_ids for i in ids], np.int32),
-        "lead_ends": np.cumsum([len(b.lead_ids) for b in behaviours], dtype=np.int64),
-        "lead_ids": np.array([i for b in behaviours for i in b.lead_ids], np.int32),
-        "prompt_ends": np.cumsum([len(b.prompt_ids) for b in behaviours], dtype=np.int64),
-        "prompt_ids": np.array([i for b in behaviours for i in b.prompt_ids], np.int32),
+        "lead_ends": np.cumsum([len(b.before_speech_ids) for b in behaviours], dtype=np.int64),
+        "lead_ids": np.array([i for b in behaviours for i in b.before_speech_ids], np.int32),
+        "prompt_ends": np.cumsum([len(b.after_speech_ids) for b in behaviours], dtype=np.int64),
+        "prompt_ids": np.array([i for b in behaviours for i in b.after_speech_ids], np.int32),
         "answer_ends": np.cumsum([len(b.answer_ids) for b in behaviours], dtype=np.int64),
         "answer_ids": np.array([i for b in behaviours for i in b.answer_ids], np.int32),
         "topk_ids": np.concatenate([b.topk_ids for b in behaviours]).astype(np.int32),
@@ -137,8 +137,8 @@ def unpack(columns: dict[str, Any]) -> Sample:
     behaviours = [
         StoredAnswer(
             **texts,
-            lead_ids=lead.tolist(),
-            prompt_ids=prompt.tolist(),
+            before_speech_ids=lead.tolist(),
+            after_speech_ids=prompt.tolist(),
             answer_ids=answer.tolist(),
             topk_ids=ids,
             topk_logprobs=logprobs,
@@ -165,7 +165,7 @@ class IndexWriter:
         self.rows["utterances"].append((len(sample.waveform), *counts, len(branches), len(words)))
         for b in sample.behaviours:
             task = self.tasks.setdefault(b.task, len(self.tasks))
-            lengths = len(b.lead_ids), len(b.prompt_ids), len(b.answer_ids)
+            lengths = len(b.before_speech_ids), len(b.after_speech_ids), len(b.answer_ids)
             branches.append((task, b.wording, *lengths, b.heldout, b.truncated))
         words += [(start, end, len(ids)) for (start, end), ids in zip(sample.word_times, sample.word_ids, strict=True)]
 

@@ -53,12 +53,12 @@ def test_a_branch_reads_prompt_and_answer_and_predicts_the_answer(shard_folder: 
     start = prefix
     for place, number in enumerate(group.branches, start=1):
         one = sample.behaviours[number]
-        text = [*one.prompt_ids, *one.answer_ids]
+        text = [*one.after_speech_ids, *one.answer_ids]
         assert ids[start : start + len(text) - 1] == text[:-1]
         assert batch.branch[0, start : start + len(text) - 1].tolist() == [place] * (len(text) - 1)
         assert batch.position_ids[0, start : start + len(text) - 1].tolist() == list(range(prefix, prefix + len(text) - 1))
         for offset, token in enumerate(one.answer_ids):
-            assert next(targets) == (start + len(one.prompt_ids) - 1 + offset, token)
+            assert next(targets) == (start + len(one.after_speech_ids) - 1 + offset, token)
         start += len(text) - 1
     assert batch.audio_slot.tolist() == list(range(len(plan.index.prefix_ids), prefix))
     assert batch.audio_frame.tolist() == list(range(frames))
@@ -121,7 +121,7 @@ def test_with_the_prompt_first_each_branch_hears_the_speech_after_it(
                     one = sample.behaviours[at]
                     mine = (batch.group[place] == number) & (batch.branch[place] == branch)
                     ids, positions = batch.token_ids[place][mine].tolist(), batch.position_ids[place][mine].tolist()
-                    assert ids[: len(one.lead_ids)] == one.lead_ids
+                    assert ids[: len(one.before_speech_ids)] == one.before_speech_ids
                     assert ids[-len(one.answer_ids) + 1 :] == one.answer_ids[:-1] or len(one.answer_ids) == 1
                     first = len(plan.index.prefix_ids)
                     assert positions == list(range(first, first + len(positions)))

@@ -37,7 +37,7 @@ def test_what_was_written_is_read(
         for one, kept in zip(sample.behaviours, answered.get(utterance.id), strict=True):
             np.testing.assert_array_equal(one.topk_logprobs, kept.topk_logprobs)
             np.testing.assert_array_equal(one.topk_ids, kept.topk_ids)
-            assert (one.task, one.prompt_ids, one.answer_ids) == (kept.task, kept.prompt_ids, kept.answer_ids)
+            assert (one.task, one.after_speech_ids, one.answer_ids) == (kept.task, kept.after_speech_ids, kept.answer_ids)
         words = [] if utterance.words is None else utterance.text.split()
         assert [ids.tolist() for ids in sample.word_ids] == chat.word_ids(words)
 
@@ -51,7 +51,7 @@ def test_the_index_has_every_length(shard_folder: Path) -> None:
         words = index.words[row["first_word"] : row["first_word"] + row["words"]]
         assert row["samples"] == len(sample.waveform)
         assert [index.tasks[t] for t in branches["task"]] == [b.task for b in sample.behaviours]
-        assert branches["prompt_tokens"].tolist() == [len(b.prompt_ids) for b in sample.behaviours]
+        assert branches["prompt_tokens"].tolist() == [len(b.after_speech_ids) for b in sample.behaviours]
         assert branches["answer_tokens"].tolist() == [len(b.answer_ids) for b in sample.behaviours]
         assert words["tokens"].tolist() == [len(ids) for ids in sample.word_ids]
         assert words["start"].tolist() == sample.word_times[:, 0].tolist()
