@@ -33,6 +33,7 @@ MOVED = {
 #: Documented names that left the module in which they were. Old module: {old name: "new module:new name"}.
 RENAMED = {
     "mtbi.data.corpus": {"Limits": "mtbi.corpus.check:RecordingLimits"},
+    "mtbi.data.paths": {"is_sound": "mtbi.audio.sound_files:is_sound", "locate": "mtbi.audio.sound_files:locate"},
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -16,6 +17,19 @@ from mtbi.errors import UserError
 TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS = (
     "mtbi.text_styles", "mtbi.task_libraries", "mtbi.adapters", "mtbi.encoders", "mtbi.importers",
 )  # fmt: skip
+ALIGNERS = "mtbi.aligners"  #: shipped ones only
+#: Shipped parts by group and name, as "module:name". A part is imported when it is used, so a row may name a module of a
+#: folder above, such as `demo/`.
+SHIPPED = {
+    ALIGNERS: {"demo": "mtbi.demo.encoder:DemoAligner"},
+    IMPORTERS: {
+        "folder": "mtbi.corpus.importers:import_folder",
+        "librispeech": "mtbi.corpus.importers:import_librispeech",
+        "commonvoice": "mtbi.corpus.importers:import_commonvoice",
+        "fsdd": "mtbi.demo.importer:import_fsdd",
+        "jsonl": "mtbi.corpus.importers:import_jsonl",
+    },
+}
 
 
 def find(group: str, name: str, shipped: Mapping[str, Any], what: str) -> Any:
@@ -23,7 +37,15 @@ def find(group: str, name: str, shipped: Mapping[str, Any], what: str) -> Any:
 
     Raises UserError as `locate` and `load` do.
     """
-    return shipped[name] if name in shipped else load(locate(group, name, shipped, what), what)
+    if name not in shipped:
+        return load(locate(group, name, shipped, what), what)
+    return load_shipped(shipped[name]) if isinstance(shipped[name], str) else shipped[name]
+
+
+def load_shipped(address: str) -> Any:
+    """The object that a row of `SHIPPED` names."""
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)
 
 
 def locate(group: str, name: str, shipped: Iterable[str], what: str) -> EntryPoint:

@@ -19,8 +19,7 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from mtbi.audio import ffmpeg, lengths, mp3
-from mtbi.corpus import paths
+from mtbi.audio import ffmpeg, lengths, mp3, sound_files
 from mtbi.errors import UserError
 
 SAMPLE_RATE = 16_000
@@ -41,7 +40,7 @@ def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.
     libsndfile cannot read are decoded by ffmpeg where that is installed; bytes are not.
     Raises UserError when it cannot be opened or decoded, is empty, truncated or too long, or holds samples that are not finite.
     """
-    path = None if isinstance(source, bytes) else paths.locate(source)
+    path = None if isinstance(source, bytes) else sound_files.locate(source)
     with io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source) if path is None else path) as file:
         start, size = file.read(64), file.seek(0, io.SEEK_END)
         if size == 0:

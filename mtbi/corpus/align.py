@@ -21,7 +21,7 @@ from torch import Tensor
 from torchaudio.functional import forced_align, merge_tokens
 from tqdm import tqdm
 
-from mtbi import text_units
+from mtbi import plugins, text_units
 from mtbi.audio import codec
 from mtbi.corpus.manifest import ManifestSlice, Utterance, read_manifest, relocate, write_manifest
 from mtbi.errors import UserError
@@ -100,12 +100,9 @@ class HuggingFaceAligner:
 
 
 def open_aligner(name: str) -> CtcAligner:
-    """`demo`, or a CTC model of transformers by name or folder."""
-    if name == "demo":
-        from mtbi.demo.encoder import DemoAligner
-
-        return DemoAligner()
-    return HuggingFaceAligner(name)
+    """A shipped aligner (`demo`), or a CTC model of transformers by name or folder."""
+    shipped = plugins.SHIPPED[plugins.ALIGNERS]
+    return plugins.load_shipped(shipped[name])() if name in shipped else HuggingFaceAligner(name)
 
 
 def word_frames(log_probs: Tensor, words: list[list[int]], blank: int, delimiter: int | None) -> list[tuple[int, int]] | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mtbi import plugins, text_units
+from mtbi.audio.sound_files import is_sound, locate
 from mtbi.corpus import paths
 from mtbi.corpus.check import RecordingLimits, check
 from mtbi.corpus.manifest import (
@@ -30,15 +30,11 @@ from mtbi.corpus.manifest import (
 from mtbi.corpus.summary import Summary, counted, endings, summarise, unique, unlisted
 from mtbi.corpus.text_style import TAG, TextStyle, style
 from mtbi.corpus.text_style import strip_tags as without_tags
-from mtbi.demo.world import DIGITS
 from mtbi.errors import UserError
 
 Record = Utterance | Rejected
 #: Names of text files that are no transcripts.
 ABOUT_A_CORPUS = {"readme", "license", "licence", "copying", "changelog", "changes", "notice", "authors", "about", "speakers"}
-FSDD_NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.(?:wav|flac)")
-FSDD_UNSEEN_SPEAKER = "theo"
-FSDD_TEST_NUMBERS = range(40, 50)
 
 
 def import_folder(source: Path) -> Iterator[Record]:
@@ -50,7 +46,7 @@ def import_folder(source: Path) -> Iterator[Record]:
     texts = {path for path in files if path.suffix.lower() == ".txt"}
     by_name = {_same_name(path): path for path in sorted(texts)}
     used: set[Path] = set()
-    for path in filter(paths.is_sound, files):
+    for path in filter(is_sound, files):
         place, beside = path.relative_to(source), path.with_suffix(".txt")
         name = str(place.with_suffix(""))
         transcript = beside if beside in texts else by_name.get(_same_name(path))
@@ -80,7 +76,7 @@ def _same_name(path: Path) -> tuple[Path, str]:
 def import_librispeech(source: Path) -> Iterator[Record]:
     """`SPEAKER-CHAPTER.trans.txt` files at any depth with lines `ID TEXT`, and `ID.flac` (or another ending) beside them."""
     files = paths.walk(source).files
-    recordings = {(path.parent, path.stem): path for path in reversed(files) if paths.is_sound(path)}
+    recordings = {(path.parent, path.stem): path for path in reversed(files) if is_sound(path)}
     for transcript in (path for path in files if path.name.endswith(".trans.txt")):
         split = next((part for part in transcript.parts[::-1] if part.startswith(("train-", "dev-", "test-"))), "")
         try:
@@ -136,19 +132,6 @@ def import_commonvoice(source: Path) -> Iterator[Record]:
                 )
 
 
-def import_fsdd(source: Path) -> Iterator[Record]:
-    """The Free Spoken Digit Dataset, `{digit}_{speaker}_{n}.wav` or `.flac` at any depth.
-
-    Speaker theo is `test_unseen`; recordings 40 to 49 of the others are `test_known`; the rest is `train`.
-    """
-    for path in paths.walk(source).files:
-        if found := FSDD_NAME.fullmatch(path.name):
-            digit, speaker, number = found.groups()
-            known = "test_known" if int(number) in FSDD_TEST_NUMBERS else "train"
-            split = "test_unseen" if speaker == FSDD_UNSEEN_SPEAKER else known
-            yield Utterance(f"fsdd-{path.stem}", str(path), DIGITS[int(digit)], f"fsdd-{speaker}", language="en", split=split)
-
-
 def import_jsonl(source: Path) -> Iterator[Record]:
     """A manifest, or the folder that holds `manifest.jsonl`; also with NeMo's and lhotse's keys (`audio_filepath`)."""
     names = ("manifest.jsonl", "manifest.jsonl.gz")
@@ -161,13 +144,7 @@ def import_jsonl(source: Path) -> Iterator[Record]:
 
 
 Importer = Callable[[Path], Iterable[Record]]
-IMPORTERS: dict[str, Importer] = {
-    "folder": import_folder,
-    "librispeech": import_librispeech,
-    "commonvoice": import_commonvoice,
-    "fsdd": import_fsdd,
-    "jsonl": import_jsonl,
-}
+IMPORTERS = plugins.SHIPPED[plugins.IMPORTERS]
 
 
 def import_corpus(
@@ -252,7 +229,7 @@ def sort_out(
             rejected.append(record)
             continue
         there.add(record.split)
-        record = replace(record, audio=str(paths.locate(record.audio)))
+        record = replace(record, audio=str(locate(record.audio)))
         if not (allow_outside or Path(os.path.abspath(record.audio)).is_relative_to(base)):
             reason = f"outside: the audio does not lie in {base}; allow it with --allow-outside if you trust the manifest"
         elif splits and record.split not in splits:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtbi import text_units
+from mtbi.audio.sound_files import is_sound
 from mtbi.corpus import paths
 from mtbi.corpus.manifest import Rejected, Utterance, count_reasons
 
@@ -77,7 +78,7 @@ def unique(utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Rejec
 def unlisted(walk: paths.Walk, base: Path, named: Iterable[str]) -> list[Rejected]:
     """The sound files that no record names, and the folders that were not read. `named` are paths from `base`, or absolute."""
     known = _absolute(base, named)
-    missing = [path for path in walk.files if paths.is_sound(path) and str(path) not in known]
+    missing = [path for path in walk.files if is_sound(path) and str(path) not in known]
     if missing:  # a record may name the file by another way through links
         real = {os.path.realpath(path) for path in known}
         missing = [path for path in missing if os.path.realpath(path) not in real]
@@ -100,12 +101,12 @@ def summarise(
     left_out_files = [path for path in walk.files if str(path) in left_out - kept]
     named = {*kept_files, *left_out_files}
     others = [path for path in walk.files if path not in named]
-    if any(map(paths.is_sound, others)):  # named by another way through links, see `unlisted`
+    if any(map(is_sound, others)):  # named by another way through links, see `unlisted`
         real = {os.path.realpath(path) for path in kept}
-        linked = [path for path in others if paths.is_sound(path)]
+        linked = [path for path in others if is_sound(path)]
         kept_files += [path for path in linked if os.path.realpath(path) in real]
         left_out_files += [path for path in linked if os.path.realpath(path) not in real]
-        others = [path for path in others if not paths.is_sound(path)]
+        others = [path for path in others if not is_sound(path)]
     return Summary(
         kept=len(good),
         rejected=len(rejected),

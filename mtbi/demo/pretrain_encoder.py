@@ -29,11 +29,9 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from mtbi.demo.encoder import BLANK, HOP_SAMPLES, DemoEncoder, DemoEncoderConfig, frame_mask
+from mtbi.demo.importer import FILE_NAME, split_of
 from mtbi.demo.speech import ACCENTS, SAMPLE_RATE, VARIANTS, EspeakVoices, join
 from mtbi.demo.world import DIGITS, MAX_DIGITS, MIN_DIGITS
-
-UNSEEN_SPEAKER = "theo"
-FIRST_TEST_RECORDING = 40
 
 FRAMES_A_SECOND = SAMPLE_RATE / (4 * HOP_SAMPLES)
 LEARNING_RATE = 2e-3
@@ -54,13 +52,12 @@ def to_16k(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def read_recordings(folder: Path) -> dict[str, Pool]:
-    """The recordings by part: `train`, `known` (held-out recordings of training speakers) and `unseen`."""
-    parts: dict[str, Pool] = {part: defaultdict(lambda: defaultdict(list)) for part in ("train", "known", "unseen")}
-    for path in sorted(p for p in folder.rglob("*_*_*.*") if p.suffix in (".wav", ".flac")):
+    """The recordings by split: `train`, `test_known` (held-out recordings of training speakers) and `test_unseen`."""
+    splits: dict[str, Pool] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for path in sorted(path for path in folder.rglob("*") if FILE_NAME.fullmatch(path.name)):
         digit, speaker, number = path.stem.split("_")
-        part = "unseen" if speaker == UNSEEN_SPEAKER else "known" if int(number) >= FIRST_TEST_RECORDING else "train"
-        parts[part][speaker][int(digit)].append(to_16k(*soundfile.read(path)))
-    return parts
+        splits[split_of(speaker, int(number))][speaker][int(digit)].append(to_16k(*soundfile.read(path)))
+    return splits
 
 
 def speak_pool(voices: int, rng: random.Random) -> Pool:
@@ -244,11 +241,11 @@ def run(encoder: DemoEncoder, recordings: Pool, spoken: Pool, options: argparse.
 def train(options: argparse.Namespace) -> None:
     """Train, save, and measure on held-out recordings and on the unseen speaker."""
     torch.manual_seed(options.seed)
-    parts = read_recordings(options.recordings)
+    splits = read_recordings(options.recordings)
     spoken = speak_pool(options.voices, random.Random(options.seed))
-    run(DemoEncoder(DemoEncoderConfig()), parts["train"], spoken, options).save(options.out)
+    run(DemoEncoder(DemoEncoderConfig()), splits["train"], spoken, options).save(options.out)
     encoder = DemoEncoder.from_pretrained(options.out)
-    known, unseen = measure(encoder, parts["known"]), measure(encoder, parts["unseen"])
+    known, unseen = measure(encoder, splits["test_known"]), measure(encoder, splits["test_unseen"])
     print(f"{options.out}: strings wholly right, known speakers {known:.1%}, unseen {unseen:.1%}")
 
 

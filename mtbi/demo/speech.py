@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from mtbi.demo.importer import TEST_NUMBERS, UNSEEN_SPEAKER
 from mtbi.demo.world import DIGITS
 from mtbi.errors import UserError
 
@@ -67,16 +68,16 @@ class EspeakVoices:
 def speak_digits(folder: Path, voices: int, recordings: int, seed: int) -> None:
     """Make a folder in the layout of the Free Spoken Digit Dataset: `{digit}_{speaker}_{n}.flac`.
 
-    The last speaker is called `theo`, as the one that FSDD's importer keeps for test. Recordings of one digit differ in
-    rate and pitch; numbers 40 to 49 are always among them, because the importer keeps those for test as well.
+    The last speaker is called `theo`, because the importer keeps the recordings of that speaker for test. Recordings of one
+    digit differ in rate and pitch. Some have the numbers that the importer keeps for test as well, from 40 on.
     """
     espeak = EspeakVoices()
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     names = rng.sample([(accent, variant) for accent in ACCENTS for variant in VARIANTS], voices)
-    numbers = [*range(recordings), *range(40, 40 + max(2, recordings // 4))]
-    for place, (accent, variant) in enumerate(tqdm(names, desc="espeak-ng speaks", unit="voice")):
-        speaker = "theo" if place == voices - 1 else f"{accent}{variant}".replace("-", "")
+    numbers = [*range(recordings), *TEST_NUMBERS[: max(2, recordings // 4)]]
+    for index, (accent, variant) in enumerate(tqdm(names, desc="espeak-ng speaks", unit="voice")):
+        speaker = UNSEEN_SPEAKER if index == voices - 1 else f"{accent}{variant}".replace("-", "")
         base_pitch = rng.randint(25, 75)
         for digit, word in enumerate(DIGITS):
             for number in numbers:

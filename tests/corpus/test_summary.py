@@ -14,7 +14,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtbi.corpus import paths
+from mtbi.audio.sound_files import is_sound
 from mtbi.corpus.importers import IMPORTERS, import_corpus
 from mtbi.corpus.manifest import read_manifest
 from mtbi.errors import UserError
@@ -57,7 +57,7 @@ def test_each_file_is_accounted_for(
         named |= {os.path.realpath(source / record["audio"]) for record in rejected if record["audio"]}
         everything = [Path(place, name) for place, _, names in os.walk(source, followlinks=False) for name in names]
         for path in everything:
-            if paths.is_sound(path):
+            if is_sound(path):
                 assert os.path.realpath(path) in named
         assert len({utterance.id for utterance in kept}) == len(kept)
         if summary:
