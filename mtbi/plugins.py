@@ -17,10 +17,11 @@ from mtbi.errors import UserError
 TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS = (
     "mtbi.text_styles", "mtbi.task_libraries", "mtbi.adapters", "mtbi.encoders", "mtbi.importers",
 )  # fmt: skip
-ALIGNERS = "mtbi.aligners"  #: shipped ones only
-#: Shipped parts by group and name, as "module:name". A part is imported when it is used, so a row may name a module of a
-#: folder above, such as `demo/`.
-SHIPPED = {
+ALIGNERS = "aligners"  #: shipped ones only
+
+#: Shipped parts by kind and name, as "module:name". A part is imported when it is used, so its folder may stand above the code
+#: that uses it, as `demo/` does.
+SHIPPED: dict[str, dict[str, str]] = {
     ALIGNERS: {"demo": "mtbi.demo.encoder:DemoAligner"},
     IMPORTERS: {
         "folder": "mtbi.corpus.importers:import_folder",
@@ -32,6 +33,12 @@ SHIPPED = {
 }
 
 
+def import_part(address: str) -> Any:
+    """The object at "module:name"."""
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)
+
+
 def find(group: str, name: str, shipped: Mapping[str, Any], what: str) -> Any:
     """The shipped part of that name, else the installed one; `what` says in messages where the name stands.
 
@@ -39,13 +46,7 @@ def find(group: str, name: str, shipped: Mapping[str, Any], what: str) -> Any:
     """
     if name not in shipped:
         return load(locate(group, name, shipped, what), what)
-    return load_shipped(shipped[name]) if isinstance(shipped[name], str) else shipped[name]
-
-
-def load_shipped(address: str) -> Any:
-    """The object that a row of `SHIPPED` names."""
-    module, _, name = address.partition(":")
-    return getattr(import_module(module), name)
+    return import_part(shipped[name]) if isinstance(shipped[name], str) else shipped[name]
 
 
 def locate(group: str, name: str, shipped: Iterable[str], what: str) -> EntryPoint:

@@ -102,7 +102,7 @@ class HuggingFaceAligner:
 def open_aligner(name: str) -> CtcAligner:
     """A shipped aligner (`demo`), or a CTC model of transformers by name or folder."""
     shipped = plugins.SHIPPED[plugins.ALIGNERS]
-    return plugins.load_shipped(shipped[name])() if name in shipped else HuggingFaceAligner(name)
+    return plugins.import_part(shipped[name])() if name in shipped else HuggingFaceAligner(name)
 
 
 def word_frames(log_probs: Tensor, words: list[list[int]], blank: int, delimiter: int | None) -> list[tuple[int, int]] | None:
