@@ -27,6 +27,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "folder": "mtbi.corpus.importers:import_folder",
         "librispeech": "mtbi.corpus.importers:import_librispeech",
         "commonvoice": "mtbi.corpus.importers:import_commonvoice",
+        "kaldi": "mtbi.corpus.kaldi:import_kaldi",
         "fsdd": "mtbi.demo.importer:import_fsdd",
         "jsonl": "mtbi.corpus.importers:import_jsonl",
     },

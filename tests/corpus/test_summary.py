@@ -179,7 +179,7 @@ def test_other_layouts_are_named(name: str, layout: str, tmp_path: Path) -> None
 
 
 def test_every_importer_enters_linked_folders(tmp_path: Path) -> None:
-    assert set(IMPORTERS) == {"folder", "librispeech", "commonvoice", "fsdd", "jsonl"}
+    assert set(IMPORTERS) == {"folder", "librispeech", "commonvoice", "kaldi", "fsdd", "jsonl"}
     recordings(tmp_path, "real/7_anna_1.wav")
     (tmp_path / "real/1-2.trans.txt").write_text("7_anna_1 SEVEN")
     (tmp_path / "real/7_anna_1.txt").write_text("seven")
