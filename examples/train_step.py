@@ -19,7 +19,7 @@ from mtbi.batches import batch
 from mtbi.batches.plan import Plan
 from mtbi.corpus.importers import import_corpus
 from mtbi.corpus.manifest import read_manifest
-from mtbi.demo.corpus import Part, make_part
+from mtbi.demo.corpus import Split, make_split
 from mtbi.demo.speech import speak_digits
 from mtbi.engine.schedule import learning_rate
 from mtbi.llm.chat_format import read_chat
@@ -39,7 +39,7 @@ if sys.argv[1:]:
 else:
     speak_digits(folder / "recordings", voices=2, recordings=1, seed=1)
     print(import_corpus("fsdd", folder / "recordings", folder / "digits"))
-    manifest = make_part(Part("few", "train", strings=8, seed=1), folder / "digits", folder)
+    manifest = make_split(Split("few", "train", strings=8, seed=1), folder / "digits", folder)
     utterances = read_manifest(manifest)
     ask_unanswered(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
     place = str(folder / "shards")

@@ -250,7 +250,7 @@ def shared_memory() -> set[str]:
 def upload(data: Path) -> None:
     """Strings of digits, spoken by espeak-ng, with answers about them: small shards in the store."""
     recipe, digits = recipes.load("demo"), demo.import_digits(data, None)
-    folder = demo.prepare_part(replace(corpus.PARTS[0], strings=STRINGS), data, digits, recipe).parent
+    folder = demo.prepare_split(replace(corpus.SPLITS[0], strings=STRINGS), data, digits, recipe).parent
     utterances, answers = read_manifest(folder / "aligned.jsonl"), AnswerStore(folder / "behaviour")
     shards.write(utterances, folder, answers, read_chat(recipe), PLACE, shard_bytes=SHARD_BYTES)
 

@@ -1,4 +1,4 @@
-"""The training data of the generalisation benchmark in the miniature world: the same recordings with different answers."""
+"""The training data of the generalisation benchmark, in the miniature world: the same recordings with different answers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mtbi.shards.shards import Shards
 
 
 def variants(config: BehaviourConfig) -> dict[str, BehaviourConfig]:
-    """How each set of training data is asked for; `train` itself is made by the demo."""
+    """The settings by which each set of training data is asked for. The demo itself makes the set `train`."""
     main = questions("train", config)
-    one = dataclasses.replace(main, per_utterance=1, wordings_per_task=5)
+    one_task = dataclasses.replace(main, per_utterance=1, wordings_per_task=5)
     return {
-        "train_repeat": dataclasses.replace(one, tasks=["repeat"]),
-        "train_reverse": dataclasses.replace(one, tasks=["reverse"]),
+        "train_repeat": dataclasses.replace(one_task, tasks=["repeat"]),
+        "train_reverse": dataclasses.replace(one_task, tasks=["reverse"]),
         "train_gold": dataclasses.replace(main, answers="gold"),
-        "train_free": dataclasses.replace(one, library=["content"], tasks=["chat"]),
+        "train_free": dataclasses.replace(one_task, library=["content"], tasks=["chat"]),
         "train_prompt_first": dataclasses.replace(main, prompt_first=True),
     }
 
 
 def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
-    """Everything below OUT/data; what is there is kept."""
+    """Make all data below OUT/data. Folders that are complete are kept."""
     recipe = recipes.load(recipe_name, [f"run_dir={out}"])
     data = prepare(recipe, speech)
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
@@ -42,6 +42,6 @@ def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
 
 
 def encode(folder: Path, encoder: torch.nn.Module, recipe: Recipe) -> None:
-    """The frozen encoder's output, computed once for all runs."""
+    """Store the frozen encoder's output, which all runs share."""
     if not (folder / "features" / shards.INDEX_NAME).exists():
         features.write(Shards(str(folder / "shards")), encoder, features.encoder_name(recipe), str(folder / "features"))
