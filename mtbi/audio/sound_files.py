@@ -1,4 +1,4 @@
-"""Files of sound: which endings they have, and the file that a path means."""
+"""Audio files on disk: their endings, and the file that a path means in either Unicode form."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from mtbi.audio import ffmpeg
 
 # fmt: off
-#: Endings of what libsndfile reads.
+#: Endings of files that libsndfile reads.
 READABLE = frozenset({
     ".8svx", ".aif", ".aifc", ".aiff", ".au", ".avr", ".bw64", ".bwf", ".caf", ".flac", ".iff", ".ircam", ".mp1",
     ".mp2", ".mp3", ".mpga", ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sd2", ".sds", ".sf", ".snd",
     ".sph", ".svx", ".voc", ".w64", ".wav", ".wave", ".wv1", ".wv2", ".wve",
 })
 # fmt: on
-#: Endings of sound, whether it can be read or not.
+#: Endings of all files of sound and video, also of those that cannot be read.
 SOUND = READABLE | ffmpeg.ENDINGS
 
 
 def is_sound(path: Path) -> bool:
-    """Whether the ending of a file is one of sound or video."""
+    """Whether a file has the ending of sound or video."""
     return path.suffix.lower() in SOUND
 
 
 def locate(path: str | Path) -> Path:
-    """The path, or where no such file exists, the one whose name is the same in another Unicode form (macOS writes NFD)."""
+    """The path itself if the file exists, else a file of the same name in another Unicode form (macOS writes NFD)."""
     path = Path(path)
     if str(path).isascii() or "\0" in str(path) or path.exists():
         return path

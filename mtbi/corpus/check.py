@@ -23,23 +23,26 @@ CHECK_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter
 
 @dataclass(frozen=True)
 class RecordingLimits:
-    """What `check` accepts. FSDD's shortest digit lasts 0.14 s; LibriSpeech's longest utterance 35 s."""
+    """The recordings and transcripts that `check` accepts.
+
+    FSDD's shortest digit lasts 0.14 s. LibriSpeech's longest utterance lasts 35 s.
+    """
 
     min_duration_seconds: float = 0.1
     max_duration_seconds: float = 60.0
     min_sample_rate_hz: int = 8000  #: telephone speech
-    max_channels: int = 2  #: two are mixed down; more are a microphone array or one speaker a channel
-    min_peak_dbfs: float = -60.0  #: after mixing down; below it a recording is silence. `-inf` keeps silence
-    #: About 3 minutes of speech: a longer transcript belongs to another recording. Of scripts without spaces, characters.
+    max_channels: int = 2  #: two are mixed down; more are an array of microphones, or one speaker a channel
+    min_peak_dbfs: float = -60.0  #: of the mix; a recording below it is silence. `-inf` keeps silence
+    #: About 3 minutes of speech: a longer transcript belongs to another recording. Characters in scripts without spaces.
     max_words: int = 500
 
 
 def check(
     utterances: Iterable[Utterance], folder: Path | str, limits: RecordingLimits | None = None
 ) -> tuple[list[Utterance], list[Rejected]]:
-    """Decode each recording once and sort out what cannot be used; both lists keep the order given.
+    """Decode each recording once. Returns the utterances that can be used and the rejected ones, both in the given order.
 
-    `folder` is what relative audio paths start from. The good ones have `duration_s` and `sample_rate` as measured.
+    Relative audio paths start from `folder`. The returned utterances have the measured `duration_s` and `sample_rate`.
     """
     limits, folder = limits or RecordingLimits(), Path(folder)
 
@@ -54,14 +57,14 @@ def check(
 
 
 def refuse_other_duration(utterance: Utterance, seconds: float) -> None:
-    """Raises UserError where the record gives another duration than that of the recording: it is about a part of it."""
+    """Raises UserError where the record gives another duration than the recording has: the record is about a part of it."""
     given = utterance.duration_s
     if 0 < given < math.inf and not records.same_duration(given, seconds):
         raise UserError(f"duration differs: {given:.2f} s in the record, {seconds:.2f} s in the file; cut the file first")
 
 
 def _measure(utterance: Utterance, folder: Path, limits: RecordingLimits) -> Utterance:
-    """The utterance with its measured duration and rate. Raises UserError with the reason why it is unfit."""
+    """The utterance with its measured duration and rate. Raises UserError with the reason if it is unfit."""
     records.refuse_characters(utterance.to_json())
     words = text_units.count(utterance.text)
     if not re.search(r"\w", utterance.text):

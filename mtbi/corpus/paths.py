@@ -1,4 +1,4 @@
-"""Files of a corpus: every one below a folder, and the one that a path means."""
+"""All files below a corpus's folder, also behind links."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ def read_bytes(path: Path) -> bytes:
 class Walk:
     """Everything below a folder."""
 
-    files: list[Path] = field(default_factory=list)  #: sorted, by their names below the folder; dangling links are among them
-    unread: list[tuple[Path, str]] = field(default_factory=list)  #: folders that were not read, and why
+    files: list[Path] = field(default_factory=list)  #: sorted by path; dangling links are among them
+    unread: list[tuple[Path, str]] = field(default_factory=list)  #: folders that were not read, with the reason
 
 
-@lru_cache(maxsize=1)  # an import looks twice: for its records, and for files that none of them names
+@lru_cache(maxsize=1)  # an import walks twice: for its records, and for the files that no record names
 def walk(folder: Path) -> Walk:
-    """Every file at any depth. Linked folders are entered, each folder once: under its own name if it lies below `folder`."""
-    found = Walk()
+    """Every file at any depth. Each folder is read once, also linked ones: under its own name if it lies below `folder`."""
+    walked = Walk()
     read: dict[tuple[int, int], Path] = {}
     linked = [folder]
     while linked:
         pending, linked = sorted(linked, reverse=True), []
         while pending:
-            place = pending.pop()
+            path = pending.pop()
             try:
-                about = place.stat()
-                known = read.setdefault((about.st_dev, about.st_ino), place)
-                if known != place:
-                    found.unread.append((place, f"linked twice: the folder is read as {known.relative_to(folder) or '.'}"))
+                about = path.stat()
+                known = read.setdefault((about.st_dev, about.st_ino), path)
+                if known != path:
+                    walked.unread.append((path, f"linked twice: the folder is read as {known.relative_to(folder) or '.'}"))
                     continue
-                entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+                entries = sorted(os.scandir(path), key=lambda entry: entry.name)
             except OSError as error:
-                found.unread.append((place, f"cannot be opened: {error.strerror}"))
+                walked.unread.append((path, f"cannot be opened: {error.strerror}"))
                 continue
             folders = []
             for entry in entries:
                 if not _is_folder(entry):
-                    found.files.append(Path(entry.path))
+                    walked.files.append(Path(entry.path))
                 elif entry.is_symlink():
                     linked.append(Path(entry.path))
                 else:
                     folders.append(Path(entry.path))
             pending += reversed(folders)
-    found.files.sort()
-    return found
+    walked.files.sort()
+    return walked
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
