@@ -1,4 +1,4 @@
-"""Speech for the miniature world: recordings of single digits, espeak-ng's when there are none, joined into strings."""
+"""Speech for the miniature world: espeak-ng's voices where there are no recordings, and digits joined into strings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtbi.demo.world import DIGITS
 from mtbi.errors import UserError
 
 SAMPLE_RATE = 16_000
-#: espeak-ng accents and variants that pass for different people; the last is kept for test only.
+#: Accents and variants of espeak-ng. Each pair stands for one speaker.
 ACCENTS = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = (
     "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Andy", "Annie", "Alicia", "Denis", "Gene",
@@ -26,7 +26,10 @@ VARIANTS = (
 
 
 class EspeakVoices:
-    """espeak-ng, through the library of the `espeakng-loader` wheel (no system package needed)."""
+    """espeak-ng, by the library in the wheel `espeakng-loader`. No system package is needed.
+
+    Raises UserError where the wheel is missing or its data cannot be read.
+    """
 
     def __init__(self) -> None:
         try:
@@ -42,7 +45,7 @@ class EspeakVoices:
             raise UserError(f"espeak-ng could not read its data in {data}: reinstall the package espeakng-loader.")
         self._pieces: list[np.ndarray] = []
         signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = signature(self._collect)  # kept: espeak-ng holds only a pointer to it
+        self._callback = signature(self._collect)  # an attribute, because espeak-ng holds only a pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _collect(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
@@ -51,7 +54,7 @@ class EspeakVoices:
         return 0
 
     def speak(self, text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarray:
-        """`text` as float32 samples at `self.sample_rate`, without the silence around it. `pitch` is 0 to 99."""
+        """`text` as float32 `(samples,)` at `self.sample_rate`, without silence around it. `pitch` is 0 to 99."""
         self._pieces.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise UserError(f"espeak-ng has no voice {voice!r}; see the names in its data folder.")
@@ -86,7 +89,7 @@ def speak_digits(folder: Path, voices: int, recordings: int, seed: int) -> None:
 
 
 def join(clips: Iterable[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Clips (16 kHz) one after the other with pauses of 50 to 350 ms; also the start and end of each clip in seconds."""
+    """Clips (16 kHz) in a row with pauses of 50 to 350 ms. Returns the waveform, and (start, end) of each clip in seconds."""
 
     def pause(shortest: float, longest: float) -> np.ndarray:
         return np.zeros(int(rng.uniform(shortest, longest) * SAMPLE_RATE), np.float32)
