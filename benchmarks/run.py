@@ -46,7 +46,7 @@ from mtbi.engine.engine import Engine
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import DataConfig, Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS_A_TURN, SLOW = 2, ("padded", "online_kl")  #: these take half as many

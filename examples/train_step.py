@@ -25,7 +25,8 @@ from mtbi.engine.schedule import learning_rate
 from mtbi.llm.chat_format import read_chat
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.shards import shards
+from mtbi.shards.read import Shards
+from mtbi.shards.write import write_shards
 from mtbi.use.open_run import TrainedRun
 
 recipe = recipes.load("demo", ["behaviour.per_utterance=4", "plan.rows_per_step=1", "plan.row_tokens=512"])
@@ -43,10 +44,10 @@ else:
     utterances = read_manifest(manifest)
     ask_unanswered(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
     place = str(folder / "shards")
-    shards.write(utterances, folder, AnswerStore(folder / "answers"), chat, place)
+    write_shards(utterances, folder, AnswerStore(folder / "answers"), chat, place)
 
 # --- one packed batch: the first global step of the plan --------------------------------------------------------------
-data = shards.Shards(place, str(folder / "cache"))
+data = Shards(place, str(folder / "cache"))
 plan = Plan(data.index, recipe, FrameGeometry.from_config(recipe.model))
 step = next(plan.steps())
 packed = batch.build(step.rows, data.__getitem__, plan)

@@ -22,7 +22,7 @@ MOVED = {
     "mtbi.data.importers": "mtbi.corpus.importers",
     "mtbi.data.paths": "mtbi.corpus.paths",
     "mtbi.data.plan": "mtbi.batches.plan",
-    "mtbi.data.shards": "mtbi.shards.shards",
+    "mtbi.data.shards": "mtbi.shards.read",
     "mtbi.data.waveforms": "mtbi.audio.waveforms",
     "mtbi.model.geometry": "mtbi.model.frame_counts",
     "mtbi.tasks": "",

@@ -21,7 +21,7 @@ from mtbi.demo.speech import EspeakVoices, join
 from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.shards import shards
+from mtbi.shards.write import write_shards
 from mtbi.use.open_run import TrainedRun
 
 
@@ -82,7 +82,7 @@ def shard_folder(
 ) -> Path:
     """The same as shards, a few utterances in each."""
     out = tmp_path_factory.mktemp("shards") / "digits"
-    shards.write(corpus[1], corpus[0], AnswerStore(answers), chat, str(out), shard_bytes=1 << 19)
+    write_shards(corpus[1], corpus[0], AnswerStore(answers), chat, str(out), shard_bytes=1 << 19)
     return out
 
 

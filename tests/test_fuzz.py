@@ -22,7 +22,7 @@ from mtbi.audio import codec
 from mtbi.benchmark import dialogues
 from mtbi.corpus import manifest
 from mtbi.errors import UserError
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 SECONDS = float(os.environ.get("MTBI_FUZZ_SECONDS", "0"))
 pytestmark = pytest.mark.timeout(900)

@@ -20,8 +20,8 @@ from mtbi.answers.store import AnswerStore
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
-from mtbi.shards import shards
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.write import write_shards
 
 pytestmark = pytest.mark.slow
 PLACE = "s3://speech/digits"
@@ -36,7 +36,7 @@ def server(
         for name, value in environment.items():
             patch.setenv(name, value)
         boto3.client("s3", endpoint_url=environment["S3_ENDPOINT_URL"]).create_bucket(Bucket="speech")
-        shards.write(corpus[1], corpus[0], AnswerStore(answers), chat, PLACE, shard_bytes=1 << 19)
+        write_shards(corpus[1], corpus[0], AnswerStore(answers), chat, PLACE, shard_bytes=1 << 19)
         yield environment
 
 
@@ -50,7 +50,7 @@ def test_remote_shards_are_the_local_ones(server: dict[str, str], shard_folder: 
 
 
 def test_two_processes_share_an_empty_cache(server: dict[str, str], tmp_path: Path) -> None:
-    script = f"from mtbi.shards.shards import Shards; s = Shards({PLACE!r}, {str(tmp_path)!r})\n"
+    script = f"from mtbi.shards.read import Shards; s = Shards({PLACE!r}, {str(tmp_path)!r})\n"
     script += "print(sum(len(s[n].waveform) for n in range(60)))"
     readers = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [reader.communicate(timeout=120)[0] for reader in readers]
@@ -143,7 +143,7 @@ def test_shards_are_not_written_over_others(
     server: dict[str, str], corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> None:
     with pytest.raises(UserError, match="holds shards already"):
-        shards.write(corpus[1][:2], corpus[0], AnswerStore(answers), chat, PLACE)
+        write_shards(corpus[1][:2], corpus[0], AnswerStore(answers), chat, PLACE)
 
 
 def test_writing_to_a_bucket_that_is_not_there(
@@ -156,5 +156,5 @@ def test_writing_to_a_bucket_that_is_not_there(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match=r"s3://nobody/digits"):
-        shards.write(corpus[1][:2], corpus[0], AnswerStore(answers), chat, "s3://nobody/digits")
+        write_shards(corpus[1][:2], corpus[0], AnswerStore(answers), chat, "s3://nobody/digits")
     assert not list(tmp_path.glob("mtbi-shards-*"))

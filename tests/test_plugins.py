@@ -23,7 +23,7 @@ from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.open_run import open_run
 
 EXAMPLE = Path(__file__).with_name("plugin") / "example_package"

@@ -55,7 +55,8 @@ from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry  # noqa: E402
 from mtbi.model.losses import liger  # noqa: E402
 from mtbi.model.speech_llm import SpeechLLM, compile_layers  # noqa: E402
 from mtbi.recipe import LossConfig  # noqa: E402
-from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index, Sample  # noqa: E402
+from mtbi.shards.index import BRANCH, UTTERANCE, WORD, Index  # noqa: E402
+from mtbi.shards.record import StoredUtterance  # noqa: E402
 
 LLAMA_8B = {
     "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
@@ -93,7 +94,7 @@ class Work:
     vocabulary: int
     row_tokens: int
 
-    def sample(self, number: int) -> Sample:
+    def sample(self, number: int) -> StoredUtterance:
         """An utterance and its dialogues."""
         rng = np.random.default_rng(number)
         wave = (0.1 * rng.standard_normal(int(self.seconds * SAMPLE_RATE))).astype(np.float32)
@@ -104,7 +105,7 @@ class Work:
             )
             for _ in range(MOST_TASKS)
         ]  # fmt: skip
-        return Sample(str(number), "", "", wave, np.zeros((0, 2)), [], asked)
+        return StoredUtterance(str(number), "", "", wave, np.zeros((0, 2)), [], asked)
 
     def teacher(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The likeliest tokens of an answer and their log-probabilities, (ANSWER, TOP_K) each."""

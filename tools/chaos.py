@@ -43,7 +43,7 @@ from mtbi.demo import corpus
 from mtbi.demo import run as demo
 from mtbi.engine import checkpoint
 from mtbi.llm.chat_format import read_chat
-from mtbi.shards import shards
+from mtbi.shards.write import write_shards
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACE = "s3://chaos/train"
@@ -252,7 +252,7 @@ def upload(data: Path) -> None:
     recipe, digits = recipes.load("demo"), demo.import_digits(data, None)
     folder = demo.prepare_split(replace(corpus.SPLITS[0], strings=STRINGS), data, digits, recipe).parent
     utterances, answers = read_manifest(folder / "aligned.jsonl"), AnswerStore(folder / "behaviour")
-    shards.write(utterances, folder, answers, read_chat(recipe), PLACE, shard_bytes=SHARD_BYTES)
+    write_shards(utterances, folder, answers, read_chat(recipe), PLACE, shard_bytes=SHARD_BYTES)
 
 
 @contextlib.contextmanager

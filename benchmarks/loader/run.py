@@ -38,7 +38,7 @@ from mtbi.batches.loader import Loader  # noqa: E402
 from mtbi.batches.plan import Plan, Position, Step  # noqa: E402
 from mtbi.model.frame_counts import FrameGeometry  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
-from mtbi.shards.shards import Shards  # noqa: E402
+from mtbi.shards.read import Shards  # noqa: E402
 
 LATE = 1_000_000
 REPEATS = 5

@@ -30,7 +30,7 @@ from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.plan import Plan, Row, Step
 from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry
-from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index
+from mtbi.shards.index import BRANCH, UTTERANCE, WORD, Index
 
 POOL = 1_000_000
 SHARD_UTTERANCES = 512

@@ -27,12 +27,13 @@ from mtbi.batches.batch import build
 from mtbi.batches.plan import Plan
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.losses.imitation import teacher_divergence
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
 from mtbi.use.open_run import TrainedRun, open_run
 
 
 @torch.no_grad()
-def online(run: TrainedRun, sample: Sample, branches: tuple[int, ...]) -> Tensor:
+def online(run: TrainedRun, sample: StoredUtterance, branches: tuple[int, ...]) -> Tensor:
     """`(answer tokens, vocabulary)` logits of the text LLM that reads the transcript."""
     logits = []
     for number in branches:

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from mtbi.model.adapter import frame_mask
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLM
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 IGNORED = -100
 

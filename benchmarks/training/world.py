@@ -23,7 +23,9 @@ from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import load_llm_tokenizer, read_chat
 from mtbi.model.encoders.build import build_encoder
 from mtbi.recipe import Recipe
-from mtbi.shards import features, shards
+from mtbi.shards import features
+from mtbi.shards.read import Shards
+from mtbi.shards.write import write_shards
 
 VOCABULARY = 4096
 LLM = {
@@ -73,7 +75,7 @@ def make_models(folder: Path) -> None:
 def encode(recipe: Recipe, folder: Path) -> Recipe:
     """Store the encoder's output, as `mtbi data encode` does; returns the recipe that trains on it."""
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
-    features.write(shards.Shards(recipe.data.shards), encoder, features.encoder_name(recipe), str(folder / "features"))
+    features.write(Shards(recipe.data.shards), encoder, features.encoder_name(recipe), str(folder / "features"))
     return replace(recipe, data=replace(recipe.data, shards=[str(folder / "features")]))
 
 
@@ -98,5 +100,5 @@ def make(folder: Path, utterances: int) -> Recipe:
         )
     ask_unanswered(corpus, recipe.behaviour, DrawnAnswers(chat.end_id), chat, folder / "behaviour")
     answers = AnswerStore(folder / "behaviour")
-    shards.write(corpus, folder, answers, chat, str(folder / "shards"), shard_bytes=1 << 23)
+    write_shards(corpus, folder, answers, chat, str(folder / "shards"), shard_bytes=1 << 23)
     return replace(recipe, run_dir=str(folder / "run"), data=replace(recipe.data, shards=[str(folder / "shards")]))

@@ -44,8 +44,8 @@ class StoredAnswer:
     wording: int  #: number among the task's wordings
     heldout: bool  #: the wording is kept out of training
     prompt: str
-    before_speech_ids: list[int]  #: between the opening of the user's turn and the transcript: a prompt that comes first
-    after_speech_ids: list[int]  #: everything between the transcript and the answer
+    before_speech_ids: list[int]  #: between the opening of the user's turn and the speech: a prompt that comes first
+    after_speech_ids: list[int]  #: everything between the speech and the answer
     answer: str
     answer_ids: list[int]  #: with the end token unless the answer was cut off
     truncated: bool
@@ -87,9 +87,12 @@ def open_folder(out: Path, config: BehaviourConfig, chat: ChatFormat) -> None:
 def other_settings(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The keys in which two records of settings differ, without those of the dialogues (`identity.difference`).
 
-    Only the last part of the LLM's path is compared: the same LLM may lie in another folder.
+    Only the last part of the LLM's path is compared: the same LLM may lie in another folder. Gold answers may lie beside the
+    text LLM's answers, because the settings of the LLM's answers do not affect them.
     """
-    other = [key for key in wanted.keys() - identity.FACTS if stored.get(key, FORMER_SETTINGS.get(key)) != wanted[key]]
+    gold = "gold" in (stored.get("answers"), wanted.get("answers"))
+    compared = wanted.keys() - identity.FACTS - ({"answers", "top_k", "temperature"} if gold else set())
+    other = [key for key in compared if stored.get(key, FORMER_SETTINGS.get(key)) != wanted[key]]
     if Path(str(stored["llm"])).name != Path(str(wanted["llm"])).name:
         other.append("llm")
     return sorted(other)

@@ -1,4 +1,4 @@
-"""The packed tensors of one micro-batch: the only thing that crosses from data to model."""
+"""The packed tensors of one micro-batch. Nothing else crosses from the data to the model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtbi.answers.store import StoredAnswer
 from mtbi.batches import interleave
 from mtbi.batches.plan import Group, Plan, Row
-from mtbi.shards.shards import Sample
+from mtbi.shards.index import Index
+from mtbi.shards.record import StoredUtterance, pad_teacher
 
 
 @dataclass
 class Batch:
     """Rows of packed groups. A group is one prefix (system + audio) and K branches (prompt + answer) that share it.
 
-    A token attends to earlier tokens of its own group that lie in the prefix (branch 0) or in its own branch. The
-    tokens of a group are contiguous: the prefix, then branch 1, 2, …; positions restart after the prefix for each
-    branch.
+    A token attends to the earlier tokens of its group in the prefix (branch 0) and in its own branch. The tokens of a group
+    are contiguous: the prefix, then branch 1, 2, …. The positions of each branch start after the prefix.
     """
 
     token_ids: Tensor  #: (rows, tokens) int64; 0 at audio slots and padding
@@ -39,7 +40,7 @@ class Batch:
     target_weight: Tensor  #: (targets,) float32
     target_task: Tensor  #: (targets,) int64; index into the plan's list of tasks
     teacher_ids: Tensor  #: (targets, k) int64; the teacher's likeliest tokens, k = 0 where none are stored
-    teacher_logprobs: Tensor  #: (targets, k) float32; their natural-log probabilities; -inf marks unused places
+    teacher_logprobs: Tensor  #: (targets, k) float32; their natural-log probabilities; -inf marks unused columns
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
@@ -57,7 +58,7 @@ class Batch:
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
 TARGET_FIELDS = ("target_slot", "target_ids", "target_weight", "target_task", "teacher_ids", "teacher_logprobs")
 WIDTH_UNIT = 64  # rows are cut to a multiple of it: few shapes, little waste
-SILENT_SAMPLES = 1600  # the clip of a micro-batch without sound: every step runs the encoder
+SILENT_SAMPLES = 1600  # length of the clip of a micro-batch without sound: every step runs the encoder
 
 
 Span = tuple[int, int, int] | np.ndarray  #: (clip, first adapter frame, one past the last), or token ids
@@ -65,7 +66,7 @@ Span = tuple[int, int, int] | np.ndarray  #: (clip, first adapter frame, one pas
 
 @dataclass
 class RowBuilder:
-    """Fills one row, left to right, and collects what the whole batch shares."""
+    """Fills one row from left to right, and collects the clips of the whole batch."""
 
     plan: Plan
     clips: list[np.ndarray]  #: of the batch: sound (samples,), or its features (frames, width)
@@ -89,139 +90,152 @@ class RowBuilder:
     def put_sound(self, clip: int, first: int, stop: int, group: int, branch: int, position: int) -> None:
         """Append slots for adapter frames `first` to `stop` of a clip."""
         slot = self.base + len(self.tokens)
-        self.audio.extend((slot + place, clip, first + place) for place in range(stop - first))
+        self.audio.extend((slot + offset, clip, first + offset) for offset in range(stop - first))
         self.put([0] * (stop - first), group, branch, position)
 
-    def add_clip(self, wave: np.ndarray) -> int:
-        """One more clip to encode; returns its number."""
-        self.clips.append(wave)
+    def add_clip(self, sound: np.ndarray) -> int:
+        """Add a clip, `(samples,)` or `(frames, width)`, to the batch. Returns its number."""
+        self.clips.append(sound)
         return len(self.clips) - 1
 
-    def cut_speech(self, group: Group, sample: Sample) -> list[Span]:
+    def cut_speech(self, group: Group, stored: StoredUtterance) -> list[Span]:
         """The utterance, as sound or interleaved."""
         geometry, config = self.plan.geometry, self.plan.interleave
         samples = int(self.plan.index.utterances[group.utterance]["samples"])
         frames = int(geometry.frames(samples))
-        sound = sample.waveform if sample.features is None else sample.features
+        sound = stored.waveform if stored.features is None else stored.features
         if group.segments is None:
             return [(self.add_clip(sound), 0, frames)]
-        starts = sample.word_times[:, 0]
+        starts = stored.word_times[:, 0]
         whole = self.add_clip(sound) if config.cut == "slice" else -1
         spans: list[Span] = []
         for segment in group.segments:
             if segment.is_text:
-                spans.append(np.concatenate(sample.word_ids[segment.first : segment.stop]))
+                spans.append(np.concatenate(stored.word_ids[segment.first : segment.stop]))
             elif config.cut == "slice":
                 first, stop = interleave.sliced_frames(segment, starts, samples, frames, geometry.samples_per_frame)
                 spans.append((whole, first, stop))
             else:
                 begin, end = interleave.sound_bounds(segment, starts, samples)
                 if end > begin:
-                    spans.append((self.add_clip(sample.waveform[begin:end]), 0, int(geometry.frames(end - begin))))
+                    spans.append((self.add_clip(stored.waveform[begin:end]), 0, int(geometry.frames(end - begin))))
         return spans
 
-    def put_speech(self, spans: list[Span], number: int, branch: int, position: int) -> int:
-        """The spans of an utterance; returns the position after them."""
+    def put_speech(self, spans: list[Span], group: int, branch: int, position: int) -> int:
+        """Append the spans of an utterance. Returns the position after them."""
         for span in spans:
             if isinstance(span, tuple):
                 clip, first, stop = span
-                self.put_sound(clip, first, stop, number, branch, position)
+                self.put_sound(clip, first, stop, group, branch, position)
                 position += stop - first
             else:
-                self.put(span, number, branch, position)
+                self.put(span, group, branch, position)
                 position += len(span)
         return position
 
-    def put_group(self, group: Group, sample: Sample, number: int) -> None:
-        """Prefix and branches of one utterance."""
+    def put_group(self, group: Group, stored: StoredUtterance, number: int) -> None:
+        """Append prefix and branches of one utterance. `number` is that of the group in its row.
+
+        Raises ValueError where they do not take the positions that the plan counted: index and shards disagree.
+        """
+        start = len(self.tokens)
         prefix, prompt_first = self.plan.index.prefix_ids, self.plan.index.prompt_first
-        spans = self.cut_speech(group, sample)
+        spans = self.cut_speech(group, stored)
         self.put(prefix, number, 0, 0)
         shared = len(prefix) if prompt_first else self.put_speech(spans, number, 0, len(prefix))
-        for branch, place in enumerate(group.branches, start=1):
-            behaviour = sample.behaviours[place]
-            prompt, answer = behaviour.after_speech_ids, behaviour.answer_ids
-            task = self.plan.index.tasks.index(behaviour.task)
-            weight = float(self.plan.task_weights[task])
-            position = shared
+        for branch, chosen in enumerate(group.branches, start=1):
+            answer, position = stored.behaviours[chosen], shared
             if prompt_first:
-                self.put(behaviour.before_speech_ids, number, branch, position)
-                position = self.put_speech(spans, number, branch, position + len(behaviour.before_speech_ids))
-            first_target = self.base + len(self.tokens) + len(prompt) - 1
-            self.put([*prompt, *answer[:-1]], number, branch, position)
-            self.targets.extend((first_target + i, token, weight, task) for i, token in enumerate(answer))
-            self.teacher_ids.append(behaviour.topk_ids)
-            self.teacher_logprobs.append(behaviour.topk_logprobs)
+                self.put(answer.before_speech_ids, number, branch, position)
+                position = self.put_speech(spans, number, branch, position + len(answer.before_speech_ids))
+            self.put_answer(answer, number, branch, position)
+        if len(self.tokens) - start != group.tokens:
+            taken = len(self.tokens) - start
+            raise ValueError(f"utterance {group.utterance} takes {taken} slots, the plan says {group.tokens}")
+
+    def put_answer(self, answer: StoredAnswer, group: int, branch: int, position: int) -> None:
+        """Append what follows the speech, and the answer's targets."""
+        prompt, ids = answer.after_speech_ids, answer.answer_ids
+        task = self.plan.index.tasks.index(answer.task)
+        weight = float(self.plan.task_weights[task])
+        first_target = self.base + len(self.tokens) + len(prompt) - 1
+        self.put([*prompt, *ids[:-1]], group, branch, position)  # the last token is predicted and never an input
+        self.targets.extend((first_target + offset, token, weight, task) for offset, token in enumerate(ids))
+        topk_ids, topk_logprobs = pad_teacher(answer.topk_ids, answer.topk_logprobs, self.plan.index.top_k)
+        self.teacher_ids.append(topk_ids)
+        self.teacher_logprobs.append(topk_logprobs)
 
 
-def column(records: list[tuple], place: int, dtype: torch.dtype) -> Tensor:
-    """One field of a list of records as a tensor."""
-    return torch.tensor([record[place] for record in records], dtype=dtype)
+def column(records: list[tuple], field_number: int, dtype: torch.dtype) -> Tensor:
+    """One field of a list of records as a tensor `(records,)`."""
+    return torch.tensor([record[field_number] for record in records], dtype=dtype)
 
 
 def stack_clips(clips: list[np.ndarray], shortest: int) -> Tensor:
-    """`(clips, longest, …)` float32, zero-padded on the right."""
+    """`(clips, longest, …)` float32, zero-padded on the right. `shortest` is the least length of the result."""
     stacked = torch.zeros(len(clips), max(shortest, max(map(len, clips))), *clips[0].shape[1:])
-    for place, clip in enumerate(clips):
-        stacked[place, : len(clip)] = torch.from_numpy(clip)
+    for number, clip in enumerate(clips):
+        stacked[number, : len(clip)] = torch.from_numpy(clip)
     return stacked
 
 
-def build(rows: list[Row], read: Callable[[int], Sample | None], plan: Plan) -> Batch:
-    """The tensors of `rows`, as wide as the fullest row needs; `read` gives an utterance by its number in the plan's index.
+def build(rows: list[Row], read: Callable[[int], StoredUtterance | None], plan: Plan) -> Batch:
+    """The tensors of `rows`, as wide as the fullest row needs. `read` gives an utterance by its number in the plan's index.
 
-    An utterance that reads as None is left out. Raises ValueError where a group does not take the slots that the plan
-    counted: index and shards disagree.
+    An utterance that reads as None is left out. Raises ValueError as `RowBuilder.put_group` does.
     """
     fullest = max((sum(group.tokens for group in row.groups) for row in rows), default=0)
     width = min(plan.config.row_tokens, max(1, -(-fullest // WIDTH_UNIT)) * WIDTH_UNIT)
-    k = plan.index.top_k
     clips: list[np.ndarray] = []
-    built = []
-    for place, row in enumerate(rows):
-        builder = RowBuilder(plan, clips, base=place * width)
+    builders = [RowBuilder(plan, clips, base=number * width) for number in range(len(rows))]
+    for builder, row in zip(builders, rows, strict=True):
         for number, group in enumerate(row.groups):
-            start = len(builder.tokens)
-            if (sample := read(group.utterance)) is None:
-                continue
-            builder.put_group(group, sample, number)
-            if len(builder.tokens) - start != group.tokens:
-                raise ValueError(
-                    f"utterance {group.utterance} takes {len(builder.tokens) - start} slots, the plan says {group.tokens}"
-                )
-        built.append(builder)
-    shape = (len(rows), width)
+            if (stored := read(group.utterance)) is not None:
+                builder.put_group(group, stored, number)
+    return Batch(**token_tensors(builders, width), **clip_tensors(clips, plan.index), **target_tensors(builders, plan.index))
+
+
+def token_tensors(builders: list[RowBuilder], width: int) -> dict[str, Tensor]:
+    """Tokens, positions, groups and branches, `(rows, width)`, padded on the right."""
+    shape = (len(builders), width)
     token_ids, position_ids = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     groups, branches = torch.full(shape, -1, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
-    for place, builder in enumerate(built):
+    for row, builder in enumerate(builders):
         used = len(builder.tokens)
-        token_ids[place, :used] = torch.tensor(builder.tokens)
-        position_ids[place, :used] = torch.tensor(builder.positions)
-        groups[place, :used] = torch.tensor(builder.groups, dtype=torch.int32)
-        branches[place, :used] = torch.tensor(builder.branches, dtype=torch.int32)
-    silence = [np.zeros(SILENT_SAMPLES, np.float32)]
-    encoded = clips or [np.zeros((1, plan.index.feature_width), np.float32)] if plan.index.encoded else []
-    sound = silence if encoded else clips or silence
-    audio = [record for builder in built for record in builder.audio]
-    targets = [record for builder in built for record in builder.targets]
-    ids = [part for builder in built for part in builder.teacher_ids]
-    logprobs = [part for builder in built for part in builder.teacher_logprobs]
-    return Batch(
-        token_ids=token_ids,
-        position_ids=position_ids,
-        group=groups,
-        branch=branches,
-        waveforms=stack_clips(sound, SILENT_SAMPLES),
-        waveform_lengths=torch.tensor([len(clip) for clip in sound]),
-        features=stack_clips(encoded, 1) if encoded else torch.zeros(0, 0, 0),
-        feature_lengths=torch.tensor([len(clip) for clip in encoded], dtype=torch.int64),
-        audio_slot=column(audio, 0, torch.int64),
-        audio_clip=column(audio, 1, torch.int64),
-        audio_frame=column(audio, 2, torch.int64),
-        target_slot=column(targets, 0, torch.int64),
-        target_ids=column(targets, 1, torch.int64),
-        target_weight=column(targets, 2, torch.float32),
-        target_task=column(targets, 3, torch.int64),
-        teacher_ids=torch.from_numpy(np.concatenate(ids)).long() if ids else torch.zeros(0, k, dtype=torch.int64),
-        teacher_logprobs=torch.from_numpy(np.concatenate(logprobs)).float() if logprobs else torch.zeros(0, k),
-    )
+        token_ids[row, :used] = torch.tensor(builder.tokens)
+        position_ids[row, :used] = torch.tensor(builder.positions)
+        groups[row, :used] = torch.tensor(builder.groups, dtype=torch.int32)
+        branches[row, :used] = torch.tensor(builder.branches, dtype=torch.int32)
+    return {"token_ids": token_ids, "position_ids": position_ids, "group": groups, "branch": branches}
+
+
+def clip_tensors(clips: list[np.ndarray], index: Index) -> dict[str, Tensor]:
+    """The clips as sound, or as features where the shards hold those. Without clips there is a silent one."""
+    encoded = (clips or [np.zeros((1, index.feature_width), np.float32)]) if index.encoded else []
+    sound = [np.zeros(SILENT_SAMPLES, np.float32)] if index.encoded or not clips else clips
+    return {
+        "waveforms": stack_clips(sound, SILENT_SAMPLES),
+        "waveform_lengths": torch.tensor([len(clip) for clip in sound]),
+        "features": stack_clips(encoded, 1) if encoded else torch.zeros(0, 0, 0),
+        "feature_lengths": torch.tensor([len(clip) for clip in encoded], dtype=torch.int64),
+    }
+
+
+def target_tensors(builders: list[RowBuilder], index: Index) -> dict[str, Tensor]:
+    """Slots of the sound, targets and the teacher of all rows."""
+    audio = [record for builder in builders for record in builder.audio]
+    targets = [record for builder in builders for record in builder.targets]
+    ids = [answer for builder in builders for answer in builder.teacher_ids]
+    logprobs = [answer for builder in builders for answer in builder.teacher_logprobs]
+    none = torch.zeros(0, index.top_k)
+    return {
+        "audio_slot": column(audio, 0, torch.int64),
+        "audio_clip": column(audio, 1, torch.int64),
+        "audio_frame": column(audio, 2, torch.int64),
+        "target_slot": column(targets, 0, torch.int64),
+        "target_ids": column(targets, 1, torch.int64),
+        "target_weight": column(targets, 2, torch.float32),
+        "target_task": column(targets, 3, torch.int64),
+        "teacher_ids": torch.from_numpy(np.concatenate(ids)).long() if ids else none.long(),
+        "teacher_logprobs": torch.from_numpy(np.concatenate(logprobs)).float() if logprobs else none,
+    }

@@ -16,7 +16,8 @@ from types import TracebackType
 from mtbi.batches.batch import Batch, build
 from mtbi.batches.plan import Plan, Position, Row, Step
 from mtbi.errors import DamagedError
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ class Loader:
         """A micro-batch, and how many utterances are left out of it."""
         left_out = 0
 
-        def read(utterance: int) -> Sample | None:
+        def read(utterance: int) -> StoredUtterance | None:
             nonlocal left_out
             try:
                 return self.shards[utterance]

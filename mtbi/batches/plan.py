@@ -1,9 +1,11 @@
-"""The plan: which utterances and tasks go into which packed row of which step.
+"""The plan: which utterances and tasks are in which packed row of which step.
 
-A pure function of (index, seed, epoch). The number of processes is not an argument: whoever computes rows r, r+W, … of
-every step, the global steps are the same. Shards are shuffled and taken in windows; inside a window utterances are
-shuffled, tasks and interleaving are drawn, and groups are packed into rows of a fixed token budget by best fit, longest
-first (Johnson 1974). A window ends with a step that may hold fewer rows.
+The plan is a pure function of (index, seed, epoch). It does not depend on the number of processes. Rank r of W takes rows r,
+r+W, … of each step, so every W trains on the same global steps.
+
+An epoch shuffles the shards and takes them in windows. Each window shuffles its utterances and draws their tasks and
+interleaving (`draw.py`). It packs the groups into rows of a fixed token budget by best fit, longest first (Johnson 1974). The
+last step of a window may have fewer rows.
 """
 
 from __future__ import annotations
@@ -12,39 +14,20 @@ import bisect
 import fnmatch
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches import interleave
-from mtbi.batches.interleave import Segment
+from mtbi.batches.draw import Geometry, Group, GroupDrawer, LeftOut
 from mtbi.errors import UserError
-from mtbi.recipe import Recipe
-from mtbi.shards.shards import Index
-
-
-class Geometry(Protocol):
-    """How many LLM positions a stretch of sound takes."""
-
-    @property
-    def max_samples(self) -> int | None:
-        """Longest clip that the encoder takes; None = any."""
-        ...
-
-    @property
-    def samples_per_frame(self) -> float:
-        """Distance between two adapter frames."""
-        ...
-
-    def frames(self, samples: Any) -> Any:
-        """Adapter frames of that many samples."""
-        ...
+from mtbi.recipe import LossConfig, Recipe
+from mtbi.shards.index import Index
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the data a run is: what a checkpoint keeps. The window is kept too, so that a resume plans only that one."""
+    """Where in the data a run is. A checkpoint keeps it, with the window, so that a resume plans only that window."""
 
     epoch: int = 0
     step: int = 0  #: within the epoch
@@ -62,24 +45,6 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Group:
-    """One utterance with the dialogues about it that share its prefix."""
-
-    utterance: int
-    branches: tuple[int, ...]  #: places in the utterance's list of stored dialogues
-    text_words: bytes  #: for each word 1 where it is given as text, else 0; empty = all sound
-    tokens: int  #: LLM positions taken
-    samples: int  #: of the utterance
-    targets: int  #: answer tokens
-    weight: float  #: sum of the weights of the answer tokens
-
-    @property
-    def segments(self) -> tuple[Segment, ...] | None:
-        """The utterance's words in stretches of sound and text; None = all sound."""
-        return interleave.segments_of(np.frombuffer(self.text_words, bool)) if self.text_words else None
-
-
-@dataclass(frozen=True)
 class Row:
     """Groups that fill one row."""
 
@@ -92,38 +57,32 @@ class Step:
 
     position: Position
     next_position: Position
-    rows: list[Row]  #: `rows_per_step` of them or fewer, those with most speech first
+    rows: list[Row]  #: at most `rows_per_step`, those with most speech first
     weight_total: float  #: sum of the weights of all targets: the denominator of the loss
     target_tokens: int
-    tokens: int  #: slots used
+    tokens: int  #: LLM positions used
     audio_seconds: float  #: of the utterances
-    used_share: float  #: of rows_per_step * row_tokens slots
-
-
-@dataclass
-class LeftOut:
-    """Utterances that no row can take."""
-
-    too_long: int = 0  #: more than `max_audio_seconds`, or than the encoder takes
-    too_big: int = 0  #: more than a row's tokens even with one task
-    unanswered: int = 0  #: without a stored dialogue
+    used_share: float  #: of rows_per_step * row_tokens positions
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack items into rows: longest first, each into the fullest row that still takes it. Returns the items of each row."""
+    """Pack items `(items,)` into rows: longest first, each into the fullest row that still takes it.
+
+    Returns the items of each row.
+    """
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (free slots, row), sorted
+    free: list[tuple[int, int]] = []  # (free positions, row), sorted
     for item in np.argsort(-sizes, kind="stable"):
         size = int(sizes[item])
-        place = bisect.bisect_left(free, (size, -1))
-        if place == len(free):
+        fullest = bisect.bisect_left(free, (size, -1))
+        if fullest == len(free):
             rows.append([int(item)])
-            slots, row = capacity - size, len(rows) - 1
+            left, row = capacity - size, len(rows) - 1
         else:
-            slots, row = free.pop(place)
+            left, row = free.pop(fullest)
             rows[row].append(int(item))
-            slots -= size
-        bisect.insort(free, (slots, row))
+            left -= size
+        bisect.insort(free, (left, row))
     return rows
 
 
@@ -154,17 +113,36 @@ def taken_tasks(names: list[str], tasks: list[str]) -> set[str]:
 
 
 def take_hours(index: Index, hours: float, seed: int) -> np.ndarray | None:
-    """`(utterances,)` true for those that make up the first `hours` of speech in an order drawn from the seed; None = all.
+    """`(utterances,)` true for the first `hours` of speech in an order drawn from the seed; None = all.
 
     Fewer hours take a part of what more hours take. At least one utterance is taken.
     """
     if not hours:
         return None
     order = np.random.default_rng([seed, len(index.utterances)]).permutation(len(index.utterances))
-    heard = np.cumsum(index.utterances["samples"][order], dtype=np.int64)
+    samples = np.cumsum(index.utterances["samples"][order], dtype=np.int64)
     taken = np.zeros(len(order), bool)
-    taken[order[: max(1, int(np.searchsorted(heard, hours * 3600 * SAMPLE_RATE, side="right")))]] = True
+    taken[order[: max(1, int(np.searchsorted(samples, hours * 3600 * SAMPLE_RATE, side="right")))]] = True
     return taken
+
+
+def task_weights(weights: dict[str, float], tasks: list[str]) -> np.ndarray:
+    """`(tasks,)` weight of an answer token of each task. Raises UserError for an unknown task or a weight of 0 or less."""
+    if unknown := sorted(set(weights) - set(tasks)):
+        raise UserError(f"loss.task_weights: no task {unknown[0]!r} in the shards, which hold {', '.join(tasks)}")
+    if bad := [task for task, weight in weights.items() if not 0 < weight < float("inf")]:
+        raise UserError(f"loss.task_weights.{bad[0]} must be above 0; a task is left out by `behaviour.tasks`.")
+    return np.array([weights.get(task, 1.0) for task in tasks])
+
+
+def check_teacher(index: Index, loss: LossConfig) -> None:
+    """Raises UserError where some answers have a teacher and the loss teaches nothing from the others."""
+    gold_weight = loss.ce or getattr(loss, "gold_ce", 0.0)
+    if index.top_k and index.without_teacher and not gold_weight:
+        raise UserError(
+            "data.shards: some answers are gold answers, without probabilities of the text LLM, and loss.ce is 0, so nothing "
+            "would be learnt from them; give the cross-entropy a weight with loss.ce."
+        )
 
 
 class Plan:
@@ -172,147 +150,52 @@ class Plan:
 
     def __init__(self, index: Index, recipe: Recipe, geometry: Geometry) -> None:
         interleave.check(recipe.interleave)
-        self.index, self.config, self.interleave, self.seed, self.geometry = (
-            index,
-            recipe.plan,
-            recipe.interleave,
-            recipe.seed,
-            geometry,
-        )
-        unknown = set(recipe.loss.task_weights) - set(index.tasks)
-        if unknown:
-            raise UserError(
-                f"loss.task_weights: no task {sorted(unknown)[0]!r} in the shards, which hold {', '.join(index.tasks)}"
-            )
-        #: weight of each answer token, by number of the task
-        self.task_weights = np.array([recipe.loss.task_weights.get(task, 1.0) for task in index.tasks])
-        if bad := [task for task, weight in recipe.loss.task_weights.items() if not 0 < weight < float("inf")]:
-            raise UserError(f"loss.task_weights.{bad[0]} must be above 0; a task is left out by `behaviour.tasks`.")
-        self._chosen_tasks = chosen_tasks(recipe.plan.tasks, index.tasks)
-        self._taken = take_hours(index, recipe.plan.hours, self.seed)
+        check_teacher(index, recipe.loss)
+        self.index, self.config, self.interleave = index, recipe.plan, recipe.interleave
+        self.seed, self.geometry = recipe.seed, geometry
+        self.task_weights = task_weights(recipe.loss.task_weights, index.tasks)  #: (tasks,) of each answer token
         self.max_samples = min(recipe.plan.max_audio_seconds * SAMPLE_RATE, geometry.max_samples or float("inf"))
         self.left_out = LeftOut()  #: of the epoch so far
+        self._drawer = GroupDrawer(
+            index,
+            self.config,
+            self.interleave,
+            geometry,
+            self.task_weights,
+            chosen_tasks(recipe.plan.tasks, index.tasks),
+            self.max_samples,
+        )
+        self._taken = take_hours(index, recipe.plan.hours, self.seed)
         self._windows: tuple[int, list[np.ndarray]] | None = None
 
     def windows(self, epoch: int) -> list[np.ndarray]:
-        """The shards of each window of an epoch, in order; shards of which no utterance is taken are in none."""
+        """The shards of each window of an epoch, in order. A shard without a taken utterance is in no window."""
         if self._windows is None or self._windows[0] != epoch:
             sizes = np.array(self.index.shard_sizes)
             order = np.random.default_rng([self.seed, epoch]).permutation(len(sizes))
             if self._taken is not None:
-                sizes = np.add.reduceat(self._taken, np.cumsum(sizes) - sizes)
+                sizes = np.add.reduceat(self._taken, interleave.starts_of(sizes))
                 order = order[sizes[order] > 0]
-            filled = np.cumsum(sizes[order])
-            window = (filled - sizes[order]) // self.config.window_samples
+            before = interleave.starts_of(sizes[order])
+            window = before // self.config.window_samples
             self._windows = epoch, np.split(order, np.flatnonzero(np.diff(window)) + 1)
         return self._windows[1]
 
-    def draw_groups(self, utterances: np.ndarray, rng: np.random.Generator) -> list[Group]:
-        """Tasks and interleaving of each utterance; those that no row can take are left out, and counted."""
-        rows = self.index.utterances[utterances]
-        samples, words = rows["samples"].astype(np.int64), rows["words"].astype(np.int64)
-        is_text = interleave.draw_many(words, rng, self.interleave)
-        speech = self.speech_tokens(rows, samples, words, is_text)
-        owner, places, branches = self.draw_branches(rows, rng)
-        # The last answer token is predicted, never read: it takes no slot.
-        lengths = branches["prompt_tokens"].astype(np.int64) + branches["answer_tokens"] - 1
-        prefix = np.full(len(rows), len(self.index.prefix_ids), np.int64)
-        if self.index.prompt_first:  # the speech comes after each prompt anew
-            lengths += branches["lead_tokens"] + speech[owner]
-        else:
-            prefix += speech
-        drawn = np.bincount(owner, minlength=len(rows))
-        first = interleave.starts_of(drawn)
-        before = interleave.starts_of(lengths)
-        ends = prefix[owner] + before + lengths - before[first[owner]]
-        fits = ends <= self.config.row_tokens
-        fitting = np.bincount(owner[fits], minlength=len(rows))
-        too_long = samples > self.max_samples
-        self.left_out.unanswered += int((drawn == 0).sum())
-        self.left_out.too_long += int((too_long & (drawn > 0)).sum())
-        self.left_out.too_big += int((~too_long & (drawn > 0) & (fitting == 0)).sum())
-        taken = np.flatnonzero(~too_long & (fitting > 0))
-        last = first[taken] + fitting[taken]
-        answers = branches["answer_tokens"].astype(np.int64)
-        targets = np.concatenate([[0], np.cumsum(answers)])
-        weights = np.concatenate([[0.0], np.cumsum(answers * self.task_weights[branches["task"]])])
-        numbers = zip(
-            utterances[taken].tolist(), first[taken].tolist(), last.tolist(), ends[last - 1].tolist(),
-            samples[taken].tolist(), (targets[last] - targets[first[taken]]).tolist(),
-            np.round(weights[last] - weights[first[taken]], 9).tolist(), strict=True,
-        )  # fmt: skip
-        mixed = np.logical_or.reduceat(np.append(is_text, False), interleave.starts_of(words)) & (words > 0)
-        starts, stops = interleave.starts_of(words), np.where(mixed, np.cumsum(words), interleave.starts_of(words))
-        spans = zip(starts[taken].tolist(), stops[taken].tolist(), strict=True)
-        chosen, text = places.tolist(), is_text.tobytes()
-        return [
-            Group(utterance, tuple(chosen[start:stop]), text[first_word:last_word], *sizes)
-            for (utterance, start, stop, *sizes), (first_word, last_word) in zip(numbers, spans, strict=True)
-        ]
-
-    def draw_branches(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each utterance up to `tasks_per_utterance` of its dialogues in random order.
-
-        Returns three arrays of one entry a dialogue: the utterance's place in `rows`, the dialogue's place in the
-        utterance's list, and its entry in the index.
-        """
-        counts = rows["branches"].astype(np.int64)
-        owner = np.repeat(np.arange(len(rows)), counts)
-        places = np.arange(len(owner)) - interleave.starts_of(counts)[owner]
-        branches = self.index.branches[rows["first_branch"].astype(np.int64)[owner] + places]
-        order = np.lexsort((rng.random(len(owner)), owner))
-        if self._chosen_tasks is not None:
-            order = order[self._chosen_tasks[branches["task"][order]]]
-        owner = owner[order]
-        rank = np.arange(len(owner)) - interleave.starts_of(np.bincount(owner, minlength=len(rows)))[owner]
-        kept = rank < (self.config.tasks_per_utterance or len(owner))
-        return owner[kept], places[order][kept], branches[order][kept]
-
-    def speech_tokens(self, rows: np.ndarray, samples: np.ndarray, words: np.ndarray, is_text: np.ndarray) -> np.ndarray:
-        """LLM positions of each utterance's speech: adapter frames, and text tokens where it is interleaved.
-
-        `rows` are the utterances' entries in the index, `is_text` `(sum of words,)` their words one after another.
-        """
-        frames = np.asarray(self.geometry.frames(samples), np.int64)
-        first = interleave.starts_of(words)
-        owner = np.repeat(np.arange(len(rows)), words)
-        if not is_text.any():
-            return frames
-        table = self.index.words[rows["first_word"].astype(np.int64)[owner] + np.arange(len(owner)) - first[owner]]
-        # Segments: neighbouring words of an utterance that are given in the same way.
-        opens = np.ones(len(owner), bool)
-        opens[1:] = (owner[1:] != owner[:-1]) | (is_text[1:] != is_text[:-1])
-        start = np.flatnonzero(opens)
-        stop = np.append(start[1:], len(owner))
-        whose = owner[start]
-        closes = stop == (first + words)[whose]  # the last segment of its utterance
-        length = samples[whose]
-        starts = table["start"].astype(np.int64)
-        begin = np.minimum(np.where(start == first[whose], 0, starts[start]), length)
-        following = starts[np.minimum(stop, len(starts) - 1)]
-        end = np.where(closes, length, np.minimum(np.maximum(begin, following), length))
-        if self.interleave.cut == "slice":
-            spacing, most = self.geometry.samples_per_frame, frames[whose]
-            from_frame = np.minimum(most, np.round(begin / spacing).astype(np.int64))
-            to_frame = np.maximum(from_frame, np.minimum(most, np.round(end / spacing).astype(np.int64)))
-            sound = np.where(closes, most, to_frame) - from_frame
-        else:
-            sound = np.where(end > begin, self.geometry.frames(np.maximum(end - begin, 1)), 0)
-        text = np.add.reduceat(table["tokens"].astype(np.int64), start)
-        total = np.bincount(whose, np.where(is_text[start], text, sound), minlength=len(rows)).astype(np.int64)
-        mixed = np.bincount(owner, is_text, minlength=len(rows)) > 0
-        return np.where(mixed, total, frames)
+    def window_utterances(self, epoch: int, window: int) -> np.ndarray:
+        """The utterances of a window `(utterances,)`, in the order of their shards."""
+        ends = np.cumsum(self.index.shard_sizes)
+        shards = self.windows(epoch)[window]
+        utterances = np.concatenate([np.arange(ends[shard] - self.index.shard_sizes[shard], ends[shard]) for shard in shards])
+        return utterances if self._taken is None else utterances[self._taken[utterances]]
 
     def window_rows(self, epoch: int, window: int) -> list[Row]:
         """The packed rows of a window, shuffled."""
         rng = np.random.default_rng([self.seed, epoch, window])
-        ends = np.cumsum(self.index.shard_sizes)
-        shards = self.windows(epoch)[window]
-        utterances = np.concatenate([np.arange(ends[shard] - self.index.shard_sizes[shard], ends[shard]) for shard in shards])
-        if self._taken is not None:
-            utterances = utterances[self._taken[utterances]]
+        utterances = self.window_utterances(epoch, window)
         passes = self.config.passes_per_epoch or max(1, self.config.window_samples // len(utterances))
-        groups = self.draw_groups(np.concatenate([rng.permutation(utterances) for _ in range(passes)]), rng)
+        shuffled = np.concatenate([rng.permutation(utterances) for _ in range(passes)])
+        groups, left_out = self._drawer.draw(shuffled, rng)
+        self.left_out.add(left_out)
         sizes = np.array([group.tokens for group in groups], int)
         if self.config.utterances_per_row:
             packed = next_fit(sizes, self.config.row_tokens, self.config.utterances_per_row)
@@ -321,12 +204,10 @@ class Plan:
         return [Row(tuple(groups[item] for item in packed[row])) for row in rng.permutation(len(packed))]
 
     def window_steps(self, epoch: int, window: int, window_step: int) -> Iterator[Step]:
-        """The steps of a window, the first of which has the number `window_step` in its epoch."""
+        """The steps of a window. The first of them is step `window_step` of its epoch."""
         rows = self.window_rows(epoch, window)
         size = self.config.rows_per_step
         for start in range(0, len(rows), size):
-            # Most speech first: rows that processes work on at the same time cost about the same (docs/speed.md).
-            mine = sorted(rows[start : start + size], key=lambda row: -sum(group.samples for group in row.groups))
             step = window_step + start // size
             if start + size < len(rows):
                 following = Position(epoch, step + 1, window, window_step)
@@ -334,37 +215,45 @@ class Plan:
                 following = Position(epoch, step + 1, window + 1, step + 1)
             else:
                 following = Position(epoch + 1)
-            groups = [group for row in mine for group in row.groups]
-            tokens = sum(group.tokens for group in groups)
-            yield Step(
-                Position(epoch, step, window, window_step),
-                following,
-                mine,
-                weight_total=sum(group.weight for group in groups),
-                target_tokens=sum(group.targets for group in groups),
-                tokens=tokens,
-                audio_seconds=sum(group.samples for group in groups) / SAMPLE_RATE,
-                used_share=tokens / (size * self.config.row_tokens),
-            )
+            yield self.make_step(Position(epoch, step, window, window_step), following, rows[start : start + size])
+
+    def make_step(self, position: Position, following: Position, rows: list[Row]) -> Step:
+        """A step of `rows`. Rows with most speech come first: then rows that are computed together cost about the same."""
+        rows = sorted(rows, key=lambda row: -sum(group.samples for group in row.groups))
+        groups = [group for row in rows for group in row.groups]
+        tokens = sum(group.tokens for group in groups)
+        return Step(
+            position,
+            following,
+            rows,
+            weight_total=sum(group.weight for group in groups),
+            target_tokens=sum(group.targets for group in groups),
+            tokens=tokens,
+            audio_seconds=sum(group.samples for group in groups) / SAMPLE_RATE,
+            used_share=tokens / (self.config.rows_per_step * self.config.row_tokens),
+        )
 
     def steps(self, position: Position | None = None) -> Iterator[Step]:
         """All steps from a position on, epoch after epoch, without end. Raises UserError where an epoch holds no step."""
         position = position or Position()
-        epoch, window, step = position.epoch, position.window, position.window_step
-        skip = position.step
+        epoch, window, window_step = position.epoch, position.window, position.window_step
         while True:
-            found = False
             self.left_out = LeftOut()
+            empty = window == 0
             for number in range(window, len(self.windows(epoch))):
-                for one in self.window_steps(epoch, number, step):
-                    found = True
-                    step = one.position.step + 1
-                    if one.position.epoch > position.epoch or one.position.step >= skip:
-                        yield one
-            if not found and window == 0:
-                raise UserError(
-                    f"no utterance fits plan.row_tokens={self.config.row_tokens}: {self.left_out.too_big} need more tokens, "
-                    f"{self.left_out.too_long} are longer than {self.max_samples / SAMPLE_RATE:g} s (plan.max_audio_seconds, "
-                    "or what the encoder takes)."
-                )
-            epoch, window, step = epoch + 1, 0, 0
+                for step in self.window_steps(epoch, number, window_step):
+                    empty = False
+                    window_step = step.position.step + 1
+                    if step.position.epoch > position.epoch or step.position.step >= position.step:
+                        yield step
+            if empty:
+                raise self.nothing_fits()
+            epoch, window, window_step = epoch + 1, 0, 0
+
+    def nothing_fits(self) -> UserError:
+        """The error for an epoch without a step."""
+        return UserError(
+            f"no utterance fits plan.row_tokens={self.config.row_tokens}: {self.left_out.too_big} need more tokens, "
+            f"{self.left_out.too_long} are longer than {self.max_samples / SAMPLE_RATE:g} s (plan.max_audio_seconds, or what "
+            "the encoder takes)."
+        )

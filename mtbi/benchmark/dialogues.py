@@ -14,7 +14,8 @@ from mtbi.answers.store import StoredAnswer
 from mtbi.answers.task_library import Task
 from mtbi.audio import codec
 from mtbi.errors import UserError
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
 from mtbi.text_units import nfc
 
 SPEECH, TEXT_LLM = "speech LLM", "text LLM"
@@ -90,7 +91,9 @@ def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: i
         other = sample.waveform
 
 
-def stored_dialogue(group: str, sample: Sample, stored: StoredAnswer, task: Task | None, prompt_first: bool) -> Dialogue:
+def stored_dialogue(
+    group: str, sample: StoredUtterance, stored: StoredAnswer, task: Task | None, prompt_first: bool
+) -> Dialogue:
     """A dialogue of a shard with the text LLM's answer."""
     dialogue = Dialogue(
         group,

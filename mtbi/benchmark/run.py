@@ -19,7 +19,7 @@ from mtbi.benchmark.judge import Judge
 from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
 from mtbi.llm import identity
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.open_run import TrainedRun
 
 TURNED_EVERY = 2  #: every so many utterances are also asked with the prompt in the other place

@@ -95,14 +95,14 @@ def data_shard(options: Options) -> None:
     from mtbi.answers.store import AnswerStore
     from mtbi.corpus import manifest
     from mtbi.llm.chat_format import read_chat
-    from mtbi.shards import shards
+    from mtbi.shards.write import write_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     utterances = manifest.read_manifest(options.manifest)
     store = AnswerStore(options.behaviour)
     other = recipe.behaviour.allow_other_teacher
     chat, folder = read_chat(recipe), options.manifest.parent
-    written = shards.write(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
+    written = write_shards(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
     print(f"{options.out}: {written} of {len(utterances)} utterances")
 
 
@@ -113,7 +113,7 @@ def data_encode(options: Options) -> None:
     from mtbi import recipe as recipes
     from mtbi.model.encoders.build import build_encoder
     from mtbi.shards import features
-    from mtbi.shards.shards import Shards
+    from mtbi.shards.read import Shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

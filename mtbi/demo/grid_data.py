@@ -12,8 +12,9 @@ from mtbi.corpus.manifest import read_manifest
 from mtbi.demo.run import answer, prepare, questions
 from mtbi.model.encoders.build import build_encoder
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.shards import features, shards
-from mtbi.shards.shards import Shards
+from mtbi.shards import features
+from mtbi.shards.index import INDEX_NAME
+from mtbi.shards.read import Shards
 
 
 def variants(config: BehaviourConfig) -> dict[str, BehaviourConfig]:
@@ -36,12 +37,12 @@ def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
     encode(data / "train", encoder, recipe)
     for name, config in variants(recipe.behaviour).items():
-        if not (data / name / "shards" / shards.INDEX_NAME).exists():
+        if not (data / name / "shards" / INDEX_NAME).exists():
             answer(read_manifest(data / "train" / "aligned.jsonl"), data / "train", config, recipe, data / name)
         encode(data / name, encoder, recipe)
 
 
 def encode(folder: Path, encoder: torch.nn.Module, recipe: Recipe) -> None:
     """Store the frozen encoder's output, which all runs share."""
-    if not (folder / "features" / shards.INDEX_NAME).exists():
+    if not (folder / "features" / INDEX_NAME).exists():
         features.write(Shards(str(folder / "shards")), encoder, features.encoder_name(recipe), str(folder / "features"))

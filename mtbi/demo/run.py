@@ -30,7 +30,8 @@ from mtbi.demo.speech import speak_digits
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import read_chat
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.shards import shards
+from mtbi.shards.index import INDEX_NAME
+from mtbi.shards.write import write_shards
 
 if TYPE_CHECKING:
     from mtbi.benchmark.run import Report
@@ -83,7 +84,7 @@ def import_digits(data: Path, speech: Path | None) -> Path:
 def prepare_split(split: corpus.Split, data: Path, digits: Path, recipe: Recipe) -> Path:
     """Strings, word times, the text LLM's answers and shards of one split. Returns the folder of shards."""
     folder = data / split.name
-    if (folder / "shards" / shards.INDEX_NAME).exists():
+    if (folder / "shards" / INDEX_NAME).exists():
         return folder / "shards"
     manifest, aligned = folder / "manifest.jsonl", folder / "aligned.jsonl"
     if not manifest.exists():
@@ -99,7 +100,7 @@ def answer(utterances: list[Utterance], audio: Path, config: BehaviourConfig, re
     """Write the text LLM's answers about utterances, and shards with them, into a folder."""
     chat = read_chat(recipe)
     ask_unanswered(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
-    shards.write(utterances, audio, AnswerStore(folder / "behaviour"), chat, str(folder / "shards"))
+    write_shards(utterances, audio, AnswerStore(folder / "behaviour"), chat, str(folder / "shards"))
 
 
 def prepare(recipe: Recipe, speech: Path | None) -> Path:

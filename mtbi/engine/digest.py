@@ -14,7 +14,8 @@ import numpy as np
 
 from mtbi.batches.plan import Step
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.shards.shards import TABLES, Shards
+from mtbi.shards.index import TABLES
+from mtbi.shards.read import Shards
 
 WHOLE_BYTES = 1 << 28  #: a table of at most so many bytes is read whole, of a larger one about as much in equal distances
 BLOCK_ROWS = 1 << 16

@@ -34,7 +34,7 @@ from mtbi.llm.chat_format import ChatFormat, read_chat, resolve_llm
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
 from mtbi.shards import features
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.versions import commit, installed
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", "flash-attn")
@@ -128,7 +128,7 @@ def open_shards(places: list[str], recipe: Recipe, chat: ChatFormat) -> Shards:
     for folder in shards.folders:
         if reason := identity.difference(folder.index.facts(), chat, other):
             raise UserError(
-                f"{folder.place}: made with {folder.index.llm}, {reason} than the recipe's ({recipe.model.llm}); run "
+                f"{folder.address}: made with {folder.index.llm}, {reason} than the recipe's ({recipe.model.llm}); run "
                 "`mtbi behave` and `mtbi data shard` with this recipe."
             )
     if shards.index.prompt_first != recipe.behaviour.prompt_first:

@@ -23,7 +23,8 @@ from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.generate import generate
 from mtbi.model.speech_llm import SpeechLLM
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
 
 SHOWN_WORDS = 40  #: of an utterance's alignment: a picture that fits a screen
 
@@ -84,7 +85,7 @@ class Evaluation:
 
         Where a process cannot read them, `failure` is set on all.
         """
-        samples: list[Sample] = []
+        samples: list[StoredUtterance] = []
         try:
             samples = [self.shards[group.utterance] for group in self.shown]
         except Exception as error:

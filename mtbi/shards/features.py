@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
-from mtbi.shards import shards
-from mtbi.shards.shards import COLUMNS, INDEX_NAME, TABLES, Shards, unpack
+from mtbi.shards.index import INDEX_NAME, TABLES, Index, write_index
+from mtbi.shards.read import Shards
+from mtbi.shards.record import COLUMNS, unpack
+from mtbi.shards.write import finish, partial_folder, refuse_filled
 
 Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -36,7 +38,7 @@ def encoder_name(recipe: Recipe) -> str:
     return f"{path} layer {recipe.model.encoder.layer}"
 
 
-def check(index: shards.Index, recipe: Recipe) -> None:
+def check(index: Index, recipe: Recipe) -> None:
     """Raises UserError where stored features are not those that the recipe's encoder would give."""
     if not index.encoded:
         return
@@ -59,10 +61,8 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
 
     if source.index.encoded:
         raise UserError(f"these shards hold features already ({source.index.encoded})")
-    if Path(out).exists() and any(Path(out).iterdir()):
-        raise UserError(f"{out}: not empty; features go into a new folder. Choose another one, or delete it.")
-    partial = Path(f"{out.rstrip('/')}.partial")
-    shards.remove(partial)
+    refuse_filled(out, "features go")
+    partial = partial_folder(out)
     width = 0
     with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
@@ -76,8 +76,7 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
                 width = features.shape[1]
     for table in TABLES:
         np.save(partial / f"{table}.npy", getattr(source.index, table), allow_pickle=False)
-    shards.write_index(partial, {**source.index.facts(), "encoded": name, "feature_width": width})
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(out)
+    write_index(partial, {**source.index.facts(), "encoded": name, "feature_width": width})
+    finish(partial, out)
     assert (Path(out) / INDEX_NAME).exists()
     return len(source)

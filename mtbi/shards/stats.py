@@ -13,7 +13,8 @@ from mtbi import text_units
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.corpus import manifest
 from mtbi.errors import UserError
-from mtbi.shards.shards import Index, Shards
+from mtbi.shards.index import Index
+from mtbi.shards.read import Shards
 
 MOST_BINS = 15
 LONGEST_LABEL = 40

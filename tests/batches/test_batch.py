@@ -16,8 +16,8 @@ from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.shards import shards
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.write import write_shards
 
 
 def make(shard_folder: Path, recipe: Recipe, **interleaving: object) -> tuple[Shards, Plan]:
@@ -107,7 +107,7 @@ def test_with_the_prompt_first_each_branch_hears_the_speech_after_it(
     teacher = build_teacher(small_recipe.model, config)
     ask_unanswered(corpus[1][:12], config, teacher, chat, tmp_path / "answers")
     store = AnswerStore(tmp_path / "answers")
-    shards.write(corpus[1][:12], corpus[0], store, chat, str(tmp_path / "shards"))
+    write_shards(corpus[1][:12], corpus[0], store, chat, str(tmp_path / "shards"))
     found, plan = make(tmp_path / "shards", small_recipe, share=0.7)
     assert found.index.prompt_first
     for step in islice(plan.steps(), 3):

@@ -15,7 +15,8 @@ from mtbi.batches.plan import Plan, Position, Row
 from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Sample, Shards, unpack
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance, unpack
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_only_lost_samples_are_skipped(shards: Shards, small_recipe: Recipe, err
 def test_what_is_left_out_is_counted_with_its_step(shards: Shards, small_recipe: Recipe) -> None:
     whole, real = make_plan(shards, small_recipe), shards.columns
 
-    def sometimes(_self: Shards, number: int) -> Sample:
+    def sometimes(_self: Shards, number: int) -> StoredUtterance:
         if number % 3 == 0:
             raise DamagedError("damaged")
         return unpack(real(number))

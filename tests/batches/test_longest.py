@@ -12,7 +12,7 @@ from mtbi.batches.longest import longest_tokens
 from mtbi.batches.plan import Plan
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 
 @pytest.fixture

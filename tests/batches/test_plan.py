@@ -13,7 +13,8 @@ from mtbi.batches.plan import Plan, Position, Step, best_fit, next_fit
 from mtbi.errors import UserError
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import BRANCH, UTTERANCE, WORD, Index, Shards
+from mtbi.shards.index import BRANCH, UTTERANCE, WORD, Index
+from mtbi.shards.read import Shards
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from mtbi.demo import world
 from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import BehaviourConfig
-from mtbi.shards import shards
+from mtbi.shards.write import write_shards
 from mtbi.use.open_run import TrainedRun
 
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
         teacher, answers = build_teacher(recipe.load("demo").model, config), folder / part / "behaviour"
         ask_unanswered(utterances, config, teacher, chat, answers, seed=1)
         store = AnswerStore(answers)
-        shards.write(utterances, folder / part, store, chat, str(folder / part / "shards"))
+        write_shards(utterances, folder / part, store, chat, str(folder / part / "shards"))
     chosen = recipe.load(
         "demo", [f"run_dir={folder}", "data.shards=['{run_dir}/train/shards']", "data.eval_shards=['{run_dir}/test/shards']"]
     )

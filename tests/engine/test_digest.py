@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtbi.engine import digest
-from mtbi.shards.shards import BRANCH, WORD
+from mtbi.shards.index import BRANCH, WORD
 
 TABLE = np.array([(start, start + 5, start % 3) for start in range(1000)], WORD)
 

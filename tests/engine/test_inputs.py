@@ -20,7 +20,8 @@ from mtbi.engine.inputs import Start, changed_fields, check_interleaving, check_
 from mtbi.engine.progress import Progress
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
-from mtbi.shards.shards import INDEX_NAME, Shards
+from mtbi.shards.index import INDEX_NAME
+from mtbi.shards.read import Shards
 
 ALONE = Ranks(0, 1, 0, 1)
 ZERO1 = str(Path(__file__).parents[2] / "ds_configs" / "zero1.json")

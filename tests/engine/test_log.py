@@ -17,7 +17,7 @@ from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLM, build_speech_llm
 from mtbi.recipe import Recipe
 from mtbi.shards import features
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 CPU = torch.device("cpu")
 

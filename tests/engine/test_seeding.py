@@ -12,7 +12,7 @@ from mtbi.batches.plan import Plan
 from mtbi.engine.seeding import seed_micro_batch
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 
 def draws(seed: int, step: int, row: int) -> tuple[object, ...]:

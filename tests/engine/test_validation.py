@@ -21,8 +21,9 @@ from mtbi.model.flops import LLMSize
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import BehaviourConfig, Recipe
-from mtbi.shards import shards as shard_module
-from mtbi.shards.shards import Sample, Shards
+from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
+from mtbi.shards.write import write_shards
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,7 @@ def test_what_the_plan_leaves_out_is_not_shown(
     read: list[int] = []
     real = Shards.__getitem__
 
-    def listening(self: Shards, number: int) -> Sample:
+    def listening(self: Shards, number: int) -> StoredUtterance:
         read.append(number)
         return real(self, number)
 
@@ -64,7 +65,7 @@ def test_prompts_stand_where_training_puts_them(
     few = corpus[1][:2]
     ask_unanswered(few, config, build_teacher(recipes.load("demo").model, config), chat, tmp_path / "answers")
     store = AnswerStore(tmp_path / "answers")
-    shard_module.write(few, corpus[0], store, chat, str(tmp_path / "shards"))
+    write_shards(few, corpus[0], store, chat, str(tmp_path / "shards"))
     recipe = recipes.load("demo", [f"run_dir={tmp_path}", "train.sample_dialogues=1", "behaviour.prompt_first=true"])
     shards, asked, real = Shards(str(tmp_path / "shards")), [], module.generate
 
@@ -88,7 +89,7 @@ def test_a_read_error_is_a_failure_of_all_and_not_an_exception_of_one(
     recipe = recipes.load("demo", [f"run_dir={tmp_path}", "train.sample_dialogues=2"])
     shards = Shards(str(shard_folder))
 
-    def away(number: int) -> Sample:
+    def away(number: int) -> StoredUtterance:
         raise UserError("s3://speech/shard.00000.mds: 12 attempts failed")
 
     shards.__class__ = type("Away", (Shards,), {"__getitem__": lambda _self, number: away(number)})

@@ -16,7 +16,7 @@ from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import Recipe
 from mtbi.shards import features
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from mtbi.cli import main
 from mtbi.corpus.manifest import Utterance, write_lines, write_manifest
 from mtbi.shards import stats
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.shards.stats import Histogram
 
 REASONS = ["truncated: 3 bytes", "silence: the peak is -inf dBFS", "truncated: 9 bytes", f"{'very ' * 20}odd"]

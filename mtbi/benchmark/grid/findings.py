@@ -22,7 +22,7 @@ from mtbi.benchmark.intervals import OverSeeds
 from mtbi.engine import checkpoint
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 
 #: What is reported of each group of speakers: name → (part of the tasks, only held-out wordings, prompt before the speech).
 AXES = {

@@ -18,7 +18,7 @@ from mtbi.benchmark.grid.grid import DATA, Grid, Job, arm_fields, commands, job_
 from mtbi.benchmark.intervals import OverSeeds, holm
 from mtbi.benchmark.scores import markdown, percent
 from mtbi.engine.validation import similarity
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.open_run import open_run
 
 HOW = """Numbers are right answers in per cent. Intervals are 95% t-intervals over the seeds, for these test recordings; few

@@ -15,7 +15,7 @@ from mtbi.demo.encoder import DemoAligner
 from mtbi.errors import UserError
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import Recipe
-from mtbi.shards.shards import Shards
+from mtbi.shards.read import Shards
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.mix import Mix, Mixer, Word, align_words, choose_aligner

@@ -15,54 +15,10 @@ from streaming import MDSWriter
 from streaming.base.format.mds.reader import MDSReader
 
 from mtbi import object_store
-from mtbi.answers.store import AnswerStore
-from mtbi.audio import codec
-from mtbi.corpus.manifest import Utterance
 from mtbi.errors import DamagedError, UnavailableError, UserError
-from mtbi.llm.chat_format import ChatFormat
-from mtbi.shards import shards
-from mtbi.shards.shards import INDEX_NAME, Shards
-
-
-def test_what_was_written_is_read(
-    shard_folder: Path, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
-) -> None:
-    found, answered = Shards(str(shard_folder)), AnswerStore(answers)
-    assert len(found) == 60
-    assert len(found.index.shard_sizes) > 3
-    for number, utterance in enumerate(corpus[1]):
-        sample = found[number]
-        assert (sample.id, sample.text) == (utterance.id, utterance.text)
-        np.testing.assert_allclose(sample.waveform, codec.read(corpus[0] / utterance.audio), atol=1e-4)
-        for one, kept in zip(sample.behaviours, answered.get(utterance.id), strict=True):
-            np.testing.assert_array_equal(one.topk_logprobs, kept.topk_logprobs)
-            np.testing.assert_array_equal(one.topk_ids, kept.topk_ids)
-            assert (one.task, one.after_speech_ids, one.answer_ids) == (kept.task, kept.after_speech_ids, kept.answer_ids)
-        words = [] if utterance.words is None else utterance.text.split()
-        assert [ids.tolist() for ids in sample.word_ids] == chat.word_ids(words)
-
-
-def test_the_index_has_every_length(shard_folder: Path) -> None:
-    found = Shards(str(shard_folder))
-    index = found.index
-    for number in range(len(found)):
-        sample, row = found[number], index.utterances[number]
-        branches = index.branches[row["first_branch"] : row["first_branch"] + row["branches"]]
-        words = index.words[row["first_word"] : row["first_word"] + row["words"]]
-        assert row["samples"] == len(sample.waveform)
-        assert [index.tasks[t] for t in branches["task"]] == [b.task for b in sample.behaviours]
-        assert branches["prompt_tokens"].tolist() == [len(b.after_speech_ids) for b in sample.behaviours]
-        assert branches["answer_tokens"].tolist() == [len(b.answer_ids) for b in sample.behaviours]
-        assert words["tokens"].tolist() == [len(ids) for ids in sample.word_ids]
-        assert words["start"].tolist() == sample.word_times[:, 0].tolist()
-
-
-def test_several_folders_count_as_one(shard_folder: Path) -> None:
-    both, one = Shards([str(shard_folder)] * 2), Shards(str(shard_folder))
-    assert len(both) == 120
-    assert both[75].id == one[15].id
-    assert both.index.utterances[75]["first_branch"] == one.index.utterances[15]["first_branch"] + len(one.index.branches)
-    assert sum(both.index.shard_sizes) == 120
+from mtbi.shards import read
+from mtbi.shards.index import INDEX_NAME
+from mtbi.shards.read import Shards
 
 
 def test_a_damaged_shard_is_reported_with_its_name(shard_folder: Path, tmp_path: Path) -> None:
@@ -91,56 +47,6 @@ def test_pickles_are_refused(shard_folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "bad" / "words.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(UserError, match=r"words.npy"):
         Shards(str(tmp_path / "bad"))
-
-
-@pytest.mark.parametrize("name", [INDEX_NAME, "index.json"])
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1', '{"version": 1}'])
-def test_a_damaged_index_is_one_message(shard_folder: Path, tmp_path: Path, name: str, content: str) -> None:
-    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
-    (copy / name).write_text(content)
-    with pytest.raises(UserError, match=r"again\."):
-        Shards(str(copy))
-
-
-def test_an_index_that_does_not_fit_its_shards_is_refused(shard_folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
-    branches = np.load(copy / "branches.npy")
-    np.save(copy / "branches.npy", branches[:-5])
-    with pytest.raises(UserError, match="does not fit"):
-        Shards(str(copy))
-    np.save(copy / "branches.npy", branches)
-    described = json.loads((copy / "index.json").read_text())
-    described["shards"][0]["raw_data"]["hashes"] = {}
-    (copy / "index.json").write_text(json.dumps(described))
-    with pytest.raises(UserError, match="no xxh64 checksum"):
-        Shards(str(copy))
-
-
-@pytest.mark.parametrize("name", ["utterances", "branches", "words"])
-def test_a_changed_number_of_a_table_is_damage_and_not_another_plan(shard_folder: Path, tmp_path: Path, name: str) -> None:
-    copy = Path(shutil.copytree(shard_folder, tmp_path / "copy"))
-    content = bytearray((copy / f"{name}.npy").read_bytes())
-    content[-60] ^= 1
-    (copy / f"{name}.npy").write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}\.npy: damaged \(its checksum is not|does not fit"):
-        Shards(str(copy))
-    index = json.loads((copy / INDEX_NAME).read_text())
-    shutil.copy(shard_folder / f"{name}.npy", copy)
-    (copy / INDEX_NAME).write_text(json.dumps({**index, "tasks": index["tasks"][::-1]}))
-    with pytest.raises(UserError, match=rf"{INDEX_NAME}: damaged"):
-        Shards(str(copy))
-    del index["sums"]  # as versions wrote it that kept none
-    (copy / INDEX_NAME).write_text(json.dumps(index))
-    assert len(Shards(str(copy))) == 60
-
-
-def test_a_bad_recording_is_named(
-    corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(corpus[0], tmp_path / "corpus"))
-    (folder / "3.flac").write_bytes((folder / "3.flac").read_bytes()[:200])
-    with pytest.raises(UserError, match=r"3\.flac \(utterance u03\): truncated"):
-        shards.write(corpus[1], folder, AnswerStore(answers), chat, str(tmp_path / "out"))
 
 
 @pytest.fixture
@@ -192,15 +98,6 @@ def test_a_shard_that_another_reader_drops_at_once_is_fetched_again(
     assert len(dropped) == 2
 
 
-def test_a_folder_with_other_things_is_not_touched(
-    tmp_path: Path, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
-) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not empty"):
-        shards.write(corpus[1], corpus[0], AnswerStore(answers), chat, str(tmp_path))
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
 def test_wrong_places_and_versions_are_explained(shard_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no shards there"):
         Shards(str(tmp_path))
@@ -209,13 +106,6 @@ def test_wrong_places_and_versions_are_explained(shard_folder: Path, tmp_path: P
     index.write_text(json.dumps({**json.loads(index.read_text()), "version": 99}))
     with pytest.raises(UserError, match="another version"):
         Shards(str(tmp_path / "copy"))
-
-
-def test_answers_of_another_llm_are_refused(
-    corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
-        shards.write(corpus[1], corpus[0], AnswerStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
 
 
 def test_none_of_the_streaming_packages_traps(shard_folder: Path, tmp_path: Path) -> None:
@@ -252,7 +142,7 @@ print(samples, sorted(name for name in set(os.listdir("/dev/shm")) - before if n
 def failing_reader(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> None:
     """Reads of samples raise these errors one after the other, then succeed."""
     left, real = list(errors), MDSReader.get_item
-    monkeypatch.setattr(shards, "READ_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(read, "READ_PAUSE_SECONDS", 0.0)
 
     def get_item(self: MDSReader, place: int) -> dict:
         if left:

@@ -1,0 +1,185 @@
+"""The index of shards: every length that the plan needs, in tables that are read without the shards.
+
+The index has three memory-mapped tables: `utterances.npy`, `branches.npy` (one row for each stored dialogue) and `words.npy`.
+They take a few dozen bytes an utterance. `mtbi_index.json` holds the facts that all utterances share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtbi.errors import UserError
+from mtbi.llm import identity
+from mtbi.shards import index_sums
+from mtbi.shards.record import StoredUtterance, has_teacher
+
+INDEX_NAME = "mtbi_index.json"
+VERSION = 2
+UTTERANCE = np.dtype([("samples", "u4"), ("branches", "u2"), ("words", "u2"), ("first_branch", "u8"), ("first_word", "u8")])
+LENGTHS = ("task", "wording", "lead_tokens", "prompt_tokens", "answer_tokens")
+BRANCH = np.dtype([*((name, "u2") for name in LENGTHS), ("heldout", "?"), ("truncated", "?")])
+WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
+TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
+SHARED_FACTS = ("prompt_first", "encoded")  # must be equal in all folders that are read together
+NOT_STORED = {*TABLES, "origins"}  # fields of Index that are not in the JSON file
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A folder of shards that an index covers."""
+
+    address: str
+    shards: int  #: number of shards
+    without_teacher: bool  #: some answers have no stored probabilities of the text LLM
+
+
+@dataclass
+class Index:
+    """The lengths that the plan needs, and what all utterances share. The tables are memory-mapped."""
+
+    fingerprint: str  #: of the LLM's vocabulary and of how its dialogues are built (`mtbi.llm.identity`)
+    llm: str
+    prefix_ids: list[int]
+    end_id: int
+    top_k: int  #: the largest number of teacher probabilities that an answer token has
+    prompt_first: bool  #: prompts stand before the speech
+    encoded: str  #: the encoder whose output is stored in place of the sound (`mtbi data encode`); empty = the sound itself
+    feature_width: int  #: of that output; 0 without
+    tasks: list[str]  #: `branches["task"]` is an index into this list
+    shard_sizes: list[int]  #: utterances in each shard
+    utterances: np.ndarray  #: (utterances,) UTTERANCE
+    branches: np.ndarray  #: (stored dialogues,) BRANCH
+    words: np.ndarray  #: (words,) WORD
+    llm_size: str = ""  #: of the LLM that answered (`mtbi.llm.identity`); empty = not known
+    without_teacher: bool = False  #: some answers have no stored probabilities of the text LLM
+    origins: list[Origin] = field(default_factory=list)  #: the folders, in the order of the shards; empty = not known
+
+    def facts(self) -> dict[str, Any]:
+        """What `mtbi_index.json` holds."""
+        return {column.name: getattr(self, column.name) for column in fields(self) if column.name not in NOT_STORED}
+
+
+#: Facts that the indexes of earlier versions lack, with their values.
+LATER_FACTS = {"llm_size": "", "without_teacher": False}
+FACT_TYPES = {column.name: str(column.type) for column in fields(Index) if column.name not in NOT_STORED}
+
+
+class IndexWriter:
+    """Collects the rows of the three tables."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple]] = {name: [] for name in TABLES}
+        self.tasks: dict[str, int] = {}
+        self.top_k, self.without_teacher = 0, False
+
+    def add(self, utterance: StoredUtterance) -> None:
+        """Add an utterance, in the order of the shards."""
+        branches, words = self.rows["branches"], self.rows["words"]
+        counts = (len(utterance.behaviours), len(utterance.word_ids))
+        self.rows["utterances"].append((len(utterance.waveform), *counts, len(branches), len(words)))
+        for answer in utterance.behaviours:
+            task = self.tasks.setdefault(answer.task, len(self.tasks))
+            lengths = len(answer.before_speech_ids), len(answer.after_speech_ids), len(answer.answer_ids)
+            branches.append((task, answer.wording, *lengths, answer.heldout, answer.truncated))
+            self.top_k = max(self.top_k, answer.topk_ids.shape[1])
+            self.without_teacher |= not has_teacher(answer)
+        times = zip(utterance.word_times, utterance.word_ids, strict=True)
+        words += [(start, end, len(ids)) for (start, end), ids in times]
+
+    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Write the tables, then the JSON file. `facts` are those that the utterances do not say."""
+        for name, dtype in TABLES.items():
+            np.save(folder / f"{name}.npy", np.array(self.rows[name], dtype), allow_pickle=False)
+        counted = {"tasks": list(self.tasks), "top_k": self.top_k, "without_teacher": self.without_teacher}
+        write_index(folder, {**facts, **counted})
+
+
+def write_index(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the JSON file, which makes a folder of shards complete. `facts` are `Index.facts`, with any shard sizes."""
+    described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    sizes = [shard["samples"] for shard in described["shards"]]
+    record = {"version": VERSION, **facts, "shard_sizes": sizes, "utterances": sum(sizes)}
+    record[index_sums.KEY] = index_sums.sums_of(folder, TABLES, record)
+    (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def make_index(address: str, record: dict[str, Any], tables: Mapping[str, np.ndarray]) -> Index:
+    """The index of one folder, from its JSON file and its tables. Raises UserError where they do not fit."""
+    facts = LATER_FACTS | record
+    if missing := sorted(set(FACT_TYPES) - set(facts)):
+        raise UserError(f"{address}: {INDEX_NAME} has no {', '.join(missing)}; make the shards again.")
+    if wrong := [name for name in FACT_TYPES if not has_type(facts[name], FACT_TYPES[name])]:
+        raise UserError(f"{address}: {INDEX_NAME}: {wrong[0]} cannot be {facts[wrong[0]]!r}; make the shards again.")
+    columns: dict[str, Any] = {name: facts[name] for name in FACT_TYPES} | dict(tables)
+    index = Index(**columns)
+    last = index.utterances[-1:]
+    fits = len(index.utterances) == sum(index.shard_sizes) > 0 and all(
+        int(last[first][0]) + int(last[count][0]) == len(tables[count])
+        for first, count in (("first_branch", "branches"), ("first_word", "words"))
+    )
+    if not fits:
+        raise UserError(f"{address}: the index does not fit the shards; make the shards again.")
+    index.without_teacher |= not index.top_k
+    index.origins = [Origin(address, len(index.shard_sizes), index.without_teacher)]
+    return index
+
+
+def has_type(value: Any, annotation: str) -> bool:
+    """Whether a value from an index file fits the annotation of a field. Numbers are counts and token ids."""
+    inner = annotation.removeprefix("list[").removesuffix("]")
+    if inner != annotation:
+        return isinstance(value, list) and all(has_type(item, inner) for item in value)
+    if annotation == "int":
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return isinstance(value, {"str": str, "bool": bool}[annotation])
+
+
+def concatenate(indexes: list[Index], addresses: list[str], several_teachers: bool = False) -> Index:
+    """One index over several folders. Raises UserError where they were made for different LLMs.
+
+    With `several_teachers` the LLMs that answered may differ in size.
+    """
+    if len(indexes) == 1:
+        return indexes[0]
+    for address, index in zip(addresses, indexes, strict=True):
+        check_same_llm(index, address, indexes[0], addresses[0], several_teachers)
+    tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+    branch_count = word_count = 0
+    for index in indexes:
+        utterances, branches = index.utterances.copy(), index.branches.copy()
+        utterances["first_branch"] += branch_count
+        utterances["first_word"] += word_count
+        branches["task"] = np.array([tasks.index(task) for task in index.tasks], "u2")[branches["task"]]
+        branch_count, word_count = branch_count + len(branches), word_count + len(index.words)
+        for name, table in zip(TABLES, (utterances, branches, index.words), strict=True):
+            tables[name].append(table)
+    joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in tables.items()}
+    return replace(
+        indexes[0],
+        tasks=tasks,
+        top_k=max(index.top_k for index in indexes),
+        without_teacher=any(index.without_teacher for index in indexes),
+        origins=[origin for index in indexes for origin in index.origins],
+        shard_sizes=[size for index in indexes for size in index.shard_sizes],
+        **joined,
+    )
+
+
+def check_same_llm(index: Index, address: str, first: Index, first_address: str, several_teachers: bool) -> None:
+    """Raises UserError where two folders cannot be read together."""
+    facts = index.facts(), first.facts()
+    if identity.other_dialogues(*facts) or any(getattr(index, fact) != getattr(first, fact) for fact in SHARED_FACTS):
+        raise UserError(f"{address} and {first_address} were made for different LLMs or settings; make one of them again.")
+    if not several_teachers and identity.other_llm(*facts):
+        raise UserError(
+            f"{address} and {first_address} hold answers of LLMs of different sizes ({index.llm_size or index.llm}; "
+            f"{first.llm_size or first.llm}); make one of them again, or set behaviour.allow_other_teacher=true if that is "
+            "meant."
+        )

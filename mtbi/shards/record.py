@@ -1,0 +1,127 @@
+"""One utterance as a record of an MDS shard: its sound, its word times, and the answers about its transcript."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from mtbi.answers.store import StoredAnswer
+from mtbi.audio import codec
+from mtbi.corpus.manifest import Utterance
+from mtbi.llm.chat_format import ChatFormat
+
+#: MDS columns of a record and their encodings.
+COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
+#: Fields of an answer that are stored as JSON. Its token ids and probabilities are stored as tensors.
+TEXT_FIELDS = ("task", "wording", "heldout", "prompt", "answer", "truncated", "gold")
+
+
+@dataclass
+class StoredUtterance:
+    """One utterance as stored."""
+
+    id: str
+    text: str
+    speaker: str
+    waveform: np.ndarray  #: (samples,) float32 at 16 kHz; no samples where features are stored
+    word_times: np.ndarray  #: (words, 2) samples; empty where the utterance is not aligned
+    word_ids: list[np.ndarray]  #: LLM token ids of each word; without spaces, of the shortest stretch that is whole tokens
+    behaviours: list[StoredAnswer]
+    features: np.ndarray | None = None  #: (frames, width) float16, the encoder's output, where it is stored
+
+
+def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
+    """The columns of one utterance. `wave` is `(samples,)` at 16 kHz, `kind` the audio format."""
+    word_ids, seconds = chat.timed_ids(utterance.words or [])
+    word_times = np.round(np.array(seconds, np.float64).reshape(-1, 2) * codec.SAMPLE_RATE)
+    topk_ids, topk_logprobs = same_width(behaviours)
+    tensors = {
+        "word_times": np.clip(word_times, 0, len(wave)).astype(np.uint32),
+        **joined("word", word_ids),
+        # The names of these tensors are those of the first version of the format.
+        **joined("lead", [behaviour.before_speech_ids for behaviour in behaviours]),
+        **joined("prompt", [behaviour.after_speech_ids for behaviour in behaviours]),
+        **joined("answer", [behaviour.answer_ids for behaviour in behaviours]),
+        "topk_ids": topk_ids,
+        "topk_logprobs": topk_logprobs,
+    }
+    return {
+        "id": utterance.id,
+        "text": utterance.text,
+        "speaker": utterance.speaker,
+        "audio": codec.encode(wave, kind),
+        "answers": [{name: getattr(behaviour, name) for name in TEXT_FIELDS} for behaviour in behaviours],
+        "tensors": save_tensors(tensors),
+    }
+
+
+def joined(name: str, lists: list[list[int]]) -> dict[str, np.ndarray]:
+    """Lists of token ids as two tensors: where each list ends, and all ids one after another."""
+    ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
+    return {f"{name}_ends": ends, f"{name}_ids": np.array([i for ids in lists for i in ids], np.int32)}
+
+
+def split(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    """Cut `values` at `ends`. The last end is the length of `values`."""
+    return np.split(values, ends[:-1]) if len(ends) else []
+
+
+def same_width(behaviours: list[StoredAnswer]) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's top-k ids and log-probabilities of all answers, each `(answer tokens, k)` with the largest k of them."""
+    width = max(behaviour.topk_ids.shape[1] for behaviour in behaviours)
+    padded = [pad_teacher(behaviour.topk_ids, behaviour.topk_logprobs, width) for behaviour in behaviours]
+    ids, logprobs = (np.concatenate(column) for column in zip(*padded, strict=True))
+    return ids.astype(np.int32), logprobs.astype(np.float16)
+
+
+def pad_teacher(ids: np.ndarray, logprobs: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Top-k ids and log-probabilities `(tokens, k)` with `width` columns; the new columns are unused: id 0, probability 0."""
+    missing = ((0, 0), (0, width - ids.shape[1]))
+    if not missing[1][1]:
+        return ids, logprobs
+    return np.pad(ids, missing), np.pad(logprobs, missing, constant_values=-np.inf)
+
+
+def has_teacher(behaviour: StoredAnswer) -> bool:
+    """Whether the text LLM's probabilities are stored with an answer. A gold answer has none."""
+    return bool((behaviour.topk_logprobs > -np.inf).any()) or not behaviour.answer_ids
+
+
+def unpack(columns: dict[str, Any]) -> StoredUtterance:
+    """The inverse of `pack`. Raises what numpy, safetensors and the audio decoder raise for damaged columns."""
+    tensors = load_tensors(columns["tensors"])
+    parts = zip(
+        columns["answers"],
+        split(tensors["lead_ids"], tensors["lead_ends"]),
+        split(tensors["prompt_ids"], tensors["prompt_ends"]),
+        split(tensors["answer_ids"], tensors["answer_ends"]),
+        split(tensors["topk_ids"], tensors["answer_ends"]),
+        split(tensors["topk_logprobs"], tensors["answer_ends"]),
+        strict=True,
+    )
+    behaviours = [
+        StoredAnswer(
+            **texts,
+            before_speech_ids=before.tolist(),
+            after_speech_ids=after.tolist(),
+            answer_ids=answer.tolist(),
+            topk_ids=topk_ids,
+            topk_logprobs=topk_logprobs,
+        )
+        for texts, before, after, answer, topk_ids, topk_logprobs in parts
+    ]
+    features = tensors.get("features")
+    return StoredUtterance(
+        columns["id"],
+        columns["text"],
+        columns["speaker"],
+        codec.decode(columns["audio"]) if features is None else np.zeros(0, np.float32),
+        tensors["word_times"],
+        split(tensors["word_ids"], tensors["word_ends"]),
+        behaviours,
+        features,
+    )
