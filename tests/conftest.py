@@ -37,22 +37,22 @@ def speech() -> Path:
 
 @pytest.fixture(scope="session")
 def chat() -> ChatFormat:
+    """The chat format of the miniature text LLM."""
     return ChatFormat(load_llm_tokenizer("demo"))
 
 
 @pytest.fixture(scope="session")
-def untrained_run() -> TrainedRun:
-    """The miniature speech LLM with an untrained adapter: what it reads it answers, what it hears it does not understand."""
+def untrained_run(chat: ChatFormat) -> TrainedRun:
+    """The miniature speech LLM with an untrained adapter: it answers text, and cannot use speech yet."""
     chosen = recipes.load("demo", ["plan.max_audio_seconds=5"])
     torch.manual_seed(0)
     model = build_speech_llm(chosen.model, chosen.loss, torch.float32, torch.device("cpu"), tasks=1)
-    chat = ChatFormat(load_llm_tokenizer("demo"))
     return TrainedRun(Path("run"), Path("none"), chosen, model.eval(), chat, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Utterance]]:
-    """60 strings spoken by espeak-ng: a folder and its utterances, the last of which is not aligned."""
+    """60 strings spoken by espeak-ng: a folder and its utterances. The last utterance has no word times."""
     folder = tmp_path_factory.mktemp("corpus")
     espeak, rng, pauses = EspeakVoices(), random.Random(0), np.random.default_rng(0)
     digits = [codec.standardise(espeak.speak(word, "en+m3", 180, 50)[:, None], espeak.sample_rate) for word in world.DIGITS]
@@ -80,7 +80,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[U
 def shard_folder(
     tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> Path:
-    """The same as shards, a few utterances in each."""
+    """The corpus and its answers as shards, a few utterances in each."""
     out = tmp_path_factory.mktemp("shards") / "digits"
     write_shards(corpus[1], corpus[0], AnswerStore(answers), chat, str(out), shard_bytes=1 << 19)
     return out

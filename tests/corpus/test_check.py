@@ -8,15 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from imported import write_noise
 
 from mtbi.corpus.check import RecordingLimits, check
 from mtbi.corpus.manifest import Utterance, read_manifest
-
-
-def sound(path: Path, seconds: float, rate: int = 16_000, channels: int = 1, level: float = 0.3) -> str:
-    noise = np.random.default_rng(0).uniform(-level, level, (round(seconds * rate), channels))
-    soundfile.write(path, noise, rate)
-    return path.name
 
 
 def test_real_manifests_with_null_text_and_unknown_keys(speech: Path) -> None:
@@ -45,7 +40,7 @@ def test_measured_duration_and_rate_replace_what_the_manifest_says(speech: Path)
 def test_every_kind_of_unfit_record_has_its_reason_and_the_good_stay(tmp_path: Path) -> None:
     (tmp_path / "zero.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("not a sound\n" * 99)
-    sound(tmp_path / "whole.flac", 3)
+    write_noise(tmp_path / "whole.flac", 3)
     data = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
     nan = np.zeros(16000, np.float32)
@@ -54,20 +49,20 @@ def test_every_kind_of_unfit_record_has_its_reason_and_the_good_stay(tmp_path: P
     wave = np.random.default_rng(0).uniform(-0.3, 0.3, 16000)
     soundfile.write(tmp_path / "cancelling.wav", np.stack([wave, -wave], 1), 16000)
     cases = [
-        (sound(tmp_path / "stereo.wav", 1, channels=2), "two channels", None),
-        (sound(tmp_path / "cd.wav", 1, rate=44100), "44.1 kHz", None),
-        (sound(tmp_path / "tenth.wav", 0.1), "a tenth of a second", None),
+        (write_noise(tmp_path / "stereo.wav", 1, channels=2), "two channels", None),
+        (write_noise(tmp_path / "cd.wav", 1, rate=44100), "44.1 kHz", None),
+        (write_noise(tmp_path / "tenth.wav", 0.1), "a tenth of a second", None),
         ("zero.wav", "x", "empty file: 0 bytes"),
         ("text.wav", "x", "not readable as audio"),
         ("cut.flac", "x", "truncated"),
         ("nan.wav", "x", "not finite: 1 of 16000"),
         ("gone.wav", "x", "no such file"),
-        (sound(tmp_path / "silence.wav", 1, level=0.0), "x", "silence: the peak is -inf dBFS, under -60 dBFS"),
+        (write_noise(tmp_path / "silence.wav", 1, level=0.0), "x", "silence: the peak is -inf dBFS, under -60 dBFS"),
         ("cancelling.wav", "x", "silence"),
-        (sound(tmp_path / "short.wav", 0.09), "x", "too short: 0.090 s, less than 0.1 s"),
-        (sound(tmp_path / "long.flac", 600), "x", "too long: 600.0 s, more than 60 s"),
-        (sound(tmp_path / "low.wav", 1, rate=6000), "x", "sampling rate too low: 6000 Hz"),
-        (sound(tmp_path / "array.wav", 1, channels=4), "x", "too many channels: 4, more than 2"),
+        (write_noise(tmp_path / "short.wav", 0.09), "x", "too short: 0.090 s, less than 0.1 s"),
+        (write_noise(tmp_path / "long.flac", 600), "x", "too long: 600.0 s, more than 60 s"),
+        (write_noise(tmp_path / "low.wav", 1, rate=6000), "x", "sampling rate too low: 6000 Hz"),
+        (write_noise(tmp_path / "array.wav", 1, channels=4), "x", "too many channels: 4, more than 2"),
         ("stereo.wav", "", "no transcript"),
         ("stereo.wav", " … – ", "no transcript"),
         ("stereo.wav", "word " * 10_000, "transcript too long: 10000 words, more than 500"),
@@ -85,8 +80,8 @@ def test_every_kind_of_unfit_record_has_its_reason_and_the_good_stay(tmp_path: P
 
 
 def test_limits_are_arguments(tmp_path: Path) -> None:
-    silent = Utterance("s", sound(tmp_path / "s.wav", 0.5, level=0.0), "x")
-    long = Utterance("l", sound(tmp_path / "l.flac", 600), "x")
+    silent = Utterance("s", write_noise(tmp_path / "s.wav", 0.5, level=0.0), "x")
+    long = Utterance("l", write_noise(tmp_path / "l.flac", 600), "x")
     limits = RecordingLimits(min_peak_dbfs=-np.inf, max_duration_seconds=600, min_duration_seconds=0.6)
     good, rejected = check([silent, long], tmp_path, limits)
     assert [u.id for u in good] == ["l"]
@@ -95,7 +90,7 @@ def test_limits_are_arguments(tmp_path: Path) -> None:
 
 
 def test_a_transcript_without_spaces_can_be_too_long(tmp_path: Path) -> None:
-    recording = sound(tmp_path / "a.wav", 1.0)
+    recording = write_noise(tmp_path / "a.wav", 1.0)
     texts = {"short": "今天天气很好。" * 4, "long": "今天天气很好。" * 5, "thai": "กา" * 16}
     utterances = [Utterance(name, recording, text) for name, text in texts.items()]
     good, rejected = check(utterances, tmp_path, RecordingLimits(max_words=24))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
+from imported import rejected, rejected_kinds, write_noise
 
 from mtbi.cli import main
 from mtbi.corpus.importers import import_corpus
@@ -18,9 +16,8 @@ from mtbi.corpus.manifest import Utterance, read_manifest
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """The folder `egs` with the recordings a.wav and b.wav of one second."""
-    (tmp_path / "egs/wav").mkdir(parents=True)
     for name in ("a", "b"):
-        soundfile.write(tmp_path / "egs/wav" / f"{name}.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 16_000), 16_000)
+        write_noise(tmp_path / "egs/wav" / f"{name}.wav", 1.0)
     return tmp_path / "egs"
 
 
@@ -32,11 +29,6 @@ def write_data_folder(folder: Path, **files: str) -> None:
 
 def read(out: Path) -> list[Utterance]:
     return read_manifest(out / "manifest.jsonl")
-
-
-def reasons(out: Path) -> dict[str, str]:
-    lines = (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
-    return {record["id"]: record["reason"] for record in map(json.loads, lines)}
 
 
 def test_data_folders_are_splits_with_speakers(
@@ -63,8 +55,8 @@ def test_each_record_that_is_no_utterance_has_a_reason(source: Path, tmp_path: P
     summary = import_corpus("kaldi", source, tmp_path / "out")
     assert [(u.id, u.split) for u in read(tmp_path / "out")] == [("good", "")]
     assert summary.reasons == {"not a path": 3, "no transcript": 1, "no recording": 1}
-    assert reasons(tmp_path / "out")["piped"].startswith("not a path: wav.scp gives a command")
-    assert reasons(tmp_path / "out")["lost"] == "no recording: wav.scp has no line with the id lost"
+    assert rejected(tmp_path / "out")["piped"].startswith("not a path: wav.scp gives a command")
+    assert rejected(tmp_path / "out")["lost"] == "no recording: wav.scp has no line with the id lost"
 
 
 def test_segments_of_whole_recordings_are_kept(source: Path, tmp_path: Path) -> None:
@@ -76,5 +68,4 @@ def test_segments_of_whole_recordings_are_kept(source: Path, tmp_path: Path) -> 
     )
     import_corpus("kaldi", source, tmp_path / "out")
     assert [(u.id, u.text) for u in read(tmp_path / "out")] == [("whole", "one"), ("end", "two")]
-    found = {name: reason.split(":")[0] for name, reason in reasons(tmp_path / "out").items()}
-    assert found == {"later": "start given", "short": "duration differs", "odd": "bad record"}
+    assert rejected_kinds(tmp_path / "out") == {"later": "start given", "short": "duration differs", "odd": "bad record"}
