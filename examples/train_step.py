@@ -12,13 +12,14 @@ import torch
 
 from mtbi import SpeechLLM
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.batches import batch
 from mtbi.batches.plan import Plan
 from mtbi.corpus.importers import import_corpus
 from mtbi.corpus.manifest import read_manifest
-from mtbi.demo.corpus import Part, make_part
+from mtbi.demo.corpus import Split, make_split
 from mtbi.demo.speech import speak_digits
 from mtbi.engine.schedule import learning_rate
 from mtbi.llm.chat_format import read_chat
@@ -39,11 +40,11 @@ if sys.argv[1:]:
 else:
     speak_digits(folder / "recordings", voices=2, recordings=1, seed=1)
     print(import_corpus("fsdd", folder / "recordings", folder / "digits"))
-    manifest = make_part(Part("few", "train", strings=8, seed=1), folder / "digits", folder)
+    manifest = make_split(Split("few", "train", strings=8, seed=1), folder / "digits", folder)
     utterances = read_manifest(manifest)
-    behaviour.generate(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
+    ask_unanswered(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
     place = str(folder / "shards")
-    write_shards(utterances, folder, behaviour.BehaviourStore(folder / "answers"), chat, place)
+    write_shards(utterances, folder, AnswerStore(folder / "answers"), chat, place)
 
 # --- one packed batch: the first global step of the plan --------------------------------------------------------------
 data = Shards(place, str(folder / "cache"))

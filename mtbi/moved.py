@@ -30,6 +30,12 @@ MOVED = {
     "mtbi.tasks.registry": "mtbi.answers.task_library",
 }
 
+#: Documented names that left the module in which they were. Old module: {old name: "new module:new name"}.
+RENAMED = {
+    "mtbi.data.corpus": {"Limits": "mtbi.corpus.check:RecordingLimits"},
+    "mtbi.data.paths": {"is_sound": "mtbi.audio.sound_files:is_sound", "locate": "mtbi.audio.sound_files:locate"},
+}
+
 
 class MovedModules(MetaPathFinder, Loader):
     """Imports the module of the new name for an old one."""
@@ -45,6 +51,9 @@ class MovedModules(MetaPathFinder, Loader):
         )
         module = ModuleType(spec.name)
         module.__dict__.update(import_module(new).__dict__)
+        for old_name, address in RENAMED.get(spec.name, {}).items():
+            new_module, new_name = address.split(":")
+            module.__dict__[old_name] = getattr(import_module(new_module), new_name)
         return module
 
     def exec_module(self, module: ModuleType) -> None:

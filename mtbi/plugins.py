@@ -19,10 +19,19 @@ TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS = (
 )  # fmt: skip
 ALIGNERS = "aligners"  #: shipped ones only
 
-#: Shipped parts that stand in a folder above the code that uses them, by kind and name, as "module:name".
+#: Shipped parts by kind and name, as "module:name". A part is imported when it is used, so its folder may stand above the code
+#: that uses it, as `demo/` does.
 SHIPPED: dict[str, dict[str, str]] = {
     ENCODERS: {"demo": "mtbi.demo.encoder:DemoFamily"},
     ALIGNERS: {"demo": "mtbi.demo.encoder:DemoAligner"},
+    IMPORTERS: {
+        "folder": "mtbi.corpus.importers:import_folder",
+        "librispeech": "mtbi.corpus.importers:import_librispeech",
+        "commonvoice": "mtbi.corpus.importers:import_commonvoice",
+        "kaldi": "mtbi.corpus.kaldi:import_kaldi",
+        "fsdd": "mtbi.demo.importer:import_fsdd",
+        "jsonl": "mtbi.corpus.importers:import_jsonl",
+    },
 }
 
 
@@ -37,7 +46,9 @@ def find(group: str, name: str, shipped: Mapping[str, Any], field: str) -> Any:
 
     Raises UserError as `locate` and `load` do.
     """
-    return shipped[name] if name in shipped else load(locate(group, name, shipped, field), field)
+    if name not in shipped:
+        return load(locate(group, name, shipped, field), field)
+    return import_part(shipped[name]) if isinstance(shipped[name], str) else shipped[name]
 
 
 def locate(group: str, name: str, shipped: Iterable[str], field: str) -> EntryPoint:

@@ -1,10 +1,10 @@
-"""The units of a transcript: what is aligned, counted, and given to the LLM as sound or as text.
+"""The units of a transcript. Units are aligned and counted, and interleaving gives each one to the LLM as sound or as text.
 
-A unit is a word where the script puts spaces between words. In scripts without them (Han, kana, Thai, …) it is an extended
-grapheme cluster, what a reader takes for one character (Unicode Standard Annex #29). A transcript may mix both.
+In scripts with spaces between words a unit is a word. In scripts without them (Han, kana, Thai, …) a unit is an extended
+grapheme cluster: one character to a reader (Unicode Standard Annex #29). A transcript may mix both.
 
-Punctuation belongs to a unit beside it. `join` gives the text of the units back: a unit starts with a space only where the text
-has one that the script alone does not call for, as between "用" and "iPhone" in "用 iPhone".
+Punctuation belongs to a unit beside it. `join` restores the text from its units. A unit starts with a space only where the text
+has a space that the scripts alone do not require, as between "用" and "iPhone" in "用 iPhone".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNSPACED = regex.compile(
 )
 _LETTER = regex.compile(r"[\p{L}\p{N}\p{M}]")
 _OPENING = regex.compile(r"[\p{Ps}\p{Pi}]")
-#: A cluster, with the vowels before it that are written first but spoken after it (Thai เ, Lao ໄ).
+#: A cluster with the vowels that are written before it but spoken after it (Thai เ, Lao ໄ).
 _CLUSTER = regex.compile(r"\p{Logical_Order_Exception}*\X")
 
 
@@ -32,7 +32,7 @@ def nfc(text: str) -> str:
 
 
 def count(text: str) -> int:
-    """How many units a text has."""
+    """The number of units of a text."""
     return len(units(text))
 
 
@@ -42,38 +42,38 @@ def unspaced(text: str) -> bool:
 
 
 def units(text: str) -> list[str]:
-    """The units of a text, in NFC. For text with spaces between words these are `text.split()`."""
+    """The units of a text, in NFC. For text with spaces between words they are `text.split()`."""
     words = nfc(text).split()
     if not unspaced(text):
         return words
-    found: list[str] = []
+    result: list[str] = []
     for word in words:
         first, *others = _cut(word)
-        if found and not _needs_space(found[-1], first):
+        if result and not _needs_space(result[-1], first):
             first = f" {first}"
-        found += [first, *others]
-    return found
+        result += [first, *others]
+    return result
 
 
 def _cut(word: str) -> list[str]:
     """The units of a text without spaces."""
     if not unspaced(word):
         return [word]
-    found: list[str] = []
-    waiting = ""  # opening brackets and quotes, and punctuation at the start: they belong to what comes next
+    result: list[str] = []
+    waiting = ""  # opening brackets and quotes, and punctuation at the start: they belong to the next unit
     for cluster in _CLUSTER.findall(word):
         letter = _LETTER.search(cluster)
-        if _OPENING.match(cluster) or not (letter or found):
+        if _OPENING.match(cluster) or not (letter or result):
             waiting += cluster
-        elif found and not letter and not waiting:
-            found[-1] += cluster
-        elif found and _needs_space(found[-1], waiting + cluster):  # inside a word of a script with spaces
-            found[-1] += waiting + cluster
+        elif result and not letter and not waiting:
+            result[-1] += cluster
+        elif result and _needs_space(result[-1], waiting + cluster):  # inside a word of a script with spaces
+            result[-1] += waiting + cluster
             waiting = ""
         else:
-            found.append(waiting + cluster)
+            result.append(waiting + cluster)
             waiting = ""
-    return [*found[:-1], found[-1] + waiting] if found else [waiting]
+    return [*result[:-1], result[-1] + waiting] if result else [waiting]
 
 
 def _needs_space(left: str, right: str) -> bool:
@@ -82,11 +82,11 @@ def _needs_space(left: str, right: str) -> bool:
 
 
 def pieces(units: Sequence[str]) -> list[str]:
-    """The units with the spaces before them: together they are the text."""
-    found = [units[0].lstrip()] if units else []
+    """The units with the spaces before them. Joined, they are the text."""
+    texts = [units[0].lstrip()] if units else []
     for left, right in pairwise(units):
-        found.append(f" {right}" if _needs_space(left, right) and not right.startswith(" ") else right)
-    return found
+        texts.append(f" {right}" if _needs_space(left, right) and not right.startswith(" ") else right)
+    return texts
 
 
 def join(units: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
@@ -36,22 +37,22 @@ def speech() -> Path:
 
 @pytest.fixture(scope="session")
 def chat() -> ChatFormat:
+    """The chat format of the miniature text LLM."""
     return ChatFormat(load_llm_tokenizer("demo"))
 
 
 @pytest.fixture(scope="session")
-def untrained_run() -> TrainedRun:
-    """The miniature speech LLM with an untrained adapter: what it reads it answers, what it hears it does not understand."""
+def untrained_run(chat: ChatFormat) -> TrainedRun:
+    """The miniature speech LLM with an untrained adapter: it answers text, and cannot use speech yet."""
     chosen = recipes.load("demo", ["plan.max_audio_seconds=5"])
     torch.manual_seed(0)
     model = build_speech_llm(chosen.model, chosen.loss, torch.float32, torch.device("cpu"), tasks=1)
-    chat = ChatFormat(load_llm_tokenizer("demo"))
     return TrainedRun(Path("run"), Path("none"), chosen, model.eval(), chat, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Utterance]]:
-    """60 strings spoken by espeak-ng: a folder and its utterances, the last of which is not aligned."""
+    """60 strings spoken by espeak-ng: a folder and its utterances. The last utterance has no word times."""
     folder = tmp_path_factory.mktemp("corpus")
     espeak, rng, pauses = EspeakVoices(), random.Random(0), np.random.default_rng(0)
     digits = [codec.standardise(espeak.speak(word, "en+m3", 180, 50)[:, None], espeak.sample_rate) for word in world.DIGITS]
@@ -71,7 +72,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[U
     """A folder of the text LLM's answers about the corpus: five tasks for each utterance."""
     out = tmp_path_factory.mktemp("answers")
     config = BehaviourConfig(library=["digits"], per_utterance=5, top_k=4, max_new_tokens=24)
-    behaviour.generate(corpus[1], config, build_teacher(recipes.load("demo").model, config), chat, out)
+    ask_unanswered(corpus[1], config, build_teacher(recipes.load("demo").model, config), chat, out)
     return out
 
 
@@ -79,9 +80,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[U
 def shard_folder(
     tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> Path:
-    """The same as shards, a few utterances in each."""
+    """The corpus and its answers as shards, a few utterances in each."""
     out = tmp_path_factory.mktemp("shards") / "digits"
-    write_shards(corpus[1], corpus[0], behaviour.BehaviourStore(answers), chat, str(out), shard_bytes=1 << 19)
+    write_shards(corpus[1], corpus[0], AnswerStore(answers), chat, str(out), shard_bytes=1 << 19)
     return out
 
 

@@ -16,7 +16,7 @@ import pytest
 from servers.faulty_proxy import faulty_proxy
 from servers.swift import free_ports, swift_server
 
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
@@ -36,7 +36,7 @@ def server(
         for name, value in environment.items():
             patch.setenv(name, value)
         boto3.client("s3", endpoint_url=environment["S3_ENDPOINT_URL"]).create_bucket(Bucket="speech")
-        write_shards(corpus[1], corpus[0], BehaviourStore(answers), chat, PLACE, shard_bytes=1 << 19)
+        write_shards(corpus[1], corpus[0], AnswerStore(answers), chat, PLACE, shard_bytes=1 << 19)
         yield environment
 
 
@@ -143,7 +143,7 @@ def test_shards_are_not_written_over_others(
     server: dict[str, str], corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> None:
     with pytest.raises(UserError, match="holds shards already"):
-        write_shards(corpus[1][:2], corpus[0], BehaviourStore(answers), chat, PLACE)
+        write_shards(corpus[1][:2], corpus[0], AnswerStore(answers), chat, PLACE)
 
 
 def test_writing_to_a_bucket_that_is_not_there(
@@ -156,5 +156,5 @@ def test_writing_to_a_bucket_that_is_not_there(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match=r"s3://nobody/digits"):
-        write_shards(corpus[1][:2], corpus[0], BehaviourStore(answers), chat, "s3://nobody/digits")
+        write_shards(corpus[1][:2], corpus[0], AnswerStore(answers), chat, "s3://nobody/digits")
     assert not list(tmp_path.glob("mtbi-shards-*"))

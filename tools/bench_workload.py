@@ -14,7 +14,7 @@ from transformers.models.qwen3 import Qwen3ForCausalLM
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mtbi import recipe as recipes
-from mtbi.answers.behaviour import Behaviour
+from mtbi.answers.store import StoredAnswer
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.batch import Batch, build
 from mtbi.batches.plan import Plan
@@ -67,7 +67,7 @@ class Workload:
         rng = np.random.default_rng(number)
         wave = (0.1 * rng.standard_normal(int(self.seconds * SAMPLE_RATE))).astype(np.float32)
         behaviours = [
-            Behaviour(
+            StoredAnswer(
                 "task", 0, False, "", [], rng.integers(3, self.vocabulary, PROMPT).tolist(), "",
                 rng.integers(3, self.vocabulary, ANSWER).tolist(), False, *self.teacher(rng),
             )

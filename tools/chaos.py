@@ -39,7 +39,7 @@ from servers.swift import swift_server
 
 from launcher.distributed import build_collectives
 from mtbi import recipe as recipes
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.corpus.manifest import read_manifest
 from mtbi.demo import corpus
 from mtbi.demo import run as demo
@@ -255,8 +255,8 @@ def shared_memory() -> set[str]:
 def upload(data: Path) -> None:
     """Upload small shards: strings of digits spoken by espeak-ng, with answers."""
     recipe, digits = recipes.load("demo"), demo.import_digits(data, None)
-    folder = demo.prepare_part(replace(corpus.PARTS[0], strings=STRINGS), data, digits, recipe).parent
-    utterances, answers = read_manifest(folder / "aligned.jsonl"), BehaviourStore(folder / "behaviour")
+    folder = demo.prepare_split(replace(corpus.SPLITS[0], strings=STRINGS), data, digits, recipe).parent
+    utterances, answers = read_manifest(folder / "aligned.jsonl"), AnswerStore(folder / "behaviour")
     write_shards(utterances, folder, answers, read_chat(recipe), SHARDS, shard_bytes=SHARD_BYTES)
 
 

@@ -15,7 +15,8 @@ from planning.run import librispeech_seconds
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import Answer
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
@@ -99,7 +100,7 @@ def make(folder: Path, utterances: int) -> Recipe:
                 words=[(word, start, end) for word, start, end in zip(words, times, times[1:], strict=False)],
             )
         )
-    behaviour.generate(corpus, recipe.behaviour, DrawnAnswers(chat.end_id), chat, folder / "behaviour")
-    answers = behaviour.BehaviourStore(folder / "behaviour")
+    ask_unanswered(corpus, recipe.behaviour, DrawnAnswers(chat.end_id), chat, folder / "behaviour")
+    answers = AnswerStore(folder / "behaviour")
     write_shards(corpus, folder, answers, chat, str(folder / "shards"), shard_bytes=1 << 23)
     return replace(recipe, run_dir=str(folder / "run"), data=replace(recipe.data, shards=[str(folder / "shards")]))

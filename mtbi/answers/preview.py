@@ -1,4 +1,4 @@
-"""Tasks tried on one sentence: what would be imitated, before a corpus is asked. `mtbi tasks try`."""
+"""`mtbi tasks try`: the text LLM's answers about one sentence, to judge tasks before a whole corpus is asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from textwrap import indent
 
 from mtbi import metrics
-from mtbi.answers import behaviour
+from mtbi.answers.ask import answer_batch, make_batches
+from mtbi.answers.questions import chosen_tasks, draw_questions
 from mtbi.answers.teacher import build_teacher
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
@@ -16,45 +17,45 @@ from mtbi.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Trial:
+class PreviewedAnswer:
     """A prompt about the sentence and the text LLM's answer."""
 
     task: str
     heldout: bool  #: the wording is kept out of training
     prompt: str
     answer: str
-    remarks: tuple[str, ...]  #: what is wrong with the answer
+    remarks: tuple[str, ...]  #: faults of the answer
 
     def __str__(self) -> str:
-        notes = "".join(f"\n  ! {remark}" for remark in self.remarks)
-        return f"{self.task}: {self.prompt}{' (held out)' if self.heldout else ''}\n{indent(self.answer, '    ')}{notes}"
+        remarks = "".join(f"\n  ! {remark}" for remark in self.remarks)
+        return f"{self.task}: {self.prompt}{' (held out)' if self.heldout else ''}\n{indent(self.answer, '    ')}{remarks}"
 
 
-def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = False) -> list[Trial]:
-    """The answers of the recipe's text LLM, in the order of the library.
+def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = False) -> list[PreviewedAnswer]:
+    """The answers of the recipe's text LLM, in the order of the task library.
 
-    `tasks` are names or patterns; without any, the recipe's. Each is asked as `mtbi behave` would ask it, or in all its
-    wordings, also held-out ones. Raises UserError for an empty sentence, an unknown task, or an LLM that cannot be read.
+    `tasks` are names or patterns; an empty list stands for the recipe's tasks. Each task is asked as `mtbi behave` would ask
+    it, or with `every_wording` in all its wordings, also held-out ones. Raises UserError for an empty sentence, an unknown
+    task, and an LLM that cannot be read.
     """
     if not sentence.split():
         raise UserError('the sentence is empty: give what a speaker might say, for example "one two three"')
     config = replace(recipe.behaviour, answers="llm", per_utterance=0, tasks=tasks or recipe.behaviour.tasks)
     if every_wording:
         config = replace(config, wordings="all", wordings_per_task=sys.maxsize)
-    chosen, chat = {task.name: task for task in behaviour.chosen_tasks(config)}, read_chat(recipe)
-    order = {name: place for place, name in enumerate(chosen)}
-    requests = behaviour.draw_requests(Utterance("", "", sentence), list(chosen.values()), config, chat, recipe.seed)
+    chosen, chat = {task.name: task for task in chosen_tasks(config)}, read_chat(recipe)
+    questions = draw_questions(Utterance("", "", sentence), list(chosen.values()), config, chat, recipe.seed)
     teacher = build_teacher(recipe.model, config, recipe.precision)
     assert teacher
-    found = []
-    for batch in behaviour.make_batches(requests, config.batch_size):
-        prompts = [chat.dialogue_ids(sentence, request.prompt, config.prompt_first) for request in batch]
-        for request, answer in zip(batch, teacher.answer(prompts, batch[0].max_new_tokens), strict=True):
+    previews = {}
+    for batch in make_batches(questions, config.batch_size):
+        for question, answer in zip(batch, answer_batch(batch, config, teacher, chat), strict=True):
             text = chat.decode(answer.ids).strip()
             remarks = [f"cut off after {len(answer.ids)} tokens (max_new_tokens)"] if answer.truncated else []
-            form = chosen[request.task].form
+            form = chosen[question.task].form
             if form and not metrics.follows(text, form):
                 remarks.append(f"not in the form that the task asks for: {form}")
-            place = (order[request.task], request.wording)
-            found.append((place, Trial(request.task, request.heldout, request.prompt, text, tuple(remarks))))
-    return [trial for _, trial in sorted(found, key=lambda pair: pair[0])]
+            preview = PreviewedAnswer(question.task, question.heldout, question.prompt, text, tuple(remarks))
+            previews[question.task, question.wording] = preview
+    order = list(chosen)
+    return [previews[key] for key in sorted(previews, key=lambda key: (order.index(key[0]), key[1]))]

@@ -5,15 +5,15 @@ tasks:
     description: One sentence that says what it is about.
     train: ["Summarise this in one sentence.", …]     # may be used in speech training
     heldout: ["What is the gist?", …]                 # kept for measuring prompt generalisation
-    form: one|two                                     # optional: regular expression of an answer that does as asked
+    form: one|two                                     # optional: regular expression of an answer in the right form
     scorer: exact                                     # optional: exact (default), wer, wer_english, cer, bleu or similarity
     max_new_tokens: 64                                # optional: longest answer
     variables: {language: [German, French]}           # optional: fills {language} in every wording
-constraints:                                          # optional: said after a wording, they ask for a form of the answer
+constraints:                                          # optional: appended to a wording, they ask for a form of the answer
   capitals:
     train: ["Answer in capital letters."]
     form: "[^a-z]+"
-    tasks: [summary]                                  # optional: what it goes with (default: every task of the file)
+    tasks: [summary]                                  # optional: tasks that it applies to (default: all of the file)
 
 A task under a constraint is a task of its own, `summary/capitals`. It is chosen by name or pattern (`*/capitals`) only.
 """
@@ -39,13 +39,13 @@ LIBRARY = Path(__file__).parent / "library"
 
 @dataclass(frozen=True)
 class Task:
-    """One task. Wording number w is `wordings[w]`; from `len(train)` on they are held out of training."""
+    """One task. Wording number w is `wordings[w]`. Wordings from `training_wordings` on are held out of training."""
 
     name: str
     description: str
     train: tuple[str, ...]
     heldout: tuple[str, ...]
-    form: str = ""  #: regular expression that a whole answer matches when it does as asked, right or wrong; empty = unknown
+    form: str = ""  #: regular expression that matches every answer in the right form, right or wrong; empty = unknown
     scorer: str = "exact"
     max_new_tokens: int = 0  #: 0 = the recipe's `behaviour.max_new_tokens`
     variables: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
@@ -61,15 +61,15 @@ class Task:
         for text in texts:
             used = [name for name in self.variables if f"{{{name}}}" in text]
             for values in product(*(self.variables[name] for name in used)):
-                one = text
+                wording = text
                 for name, value in zip(used, values, strict=True):
-                    one = one.replace(f"{{{name}}}", value)
-                filled.append(one)
+                    wording = wording.replace(f"{{{name}}}", value)
+                filled.append(wording)
         return tuple(filled)
 
     @property
     def training_wordings(self) -> int:
-        """How many of the wordings may be used in training."""
+        """The number of wordings that training may use."""
         return len(self.expand(self.train))
 
     def choices(self, which: str) -> range:
@@ -82,16 +82,16 @@ class Task:
 
 
 def locate(name: str) -> Path:
-    """The file of a library: a shipped name, a path, or an installed name. Raises UserError where it is none of them."""
+    """The file of a library, by a shipped name, a path, or an installed name. Raises UserError for anything else."""
     shipped = {path.stem: path for path in sorted(LIBRARY.glob("*.yaml"))}
     if name not in shipped and Path(name).is_file():
         return Path(name)
-    found = plugins.find(plugins.TASK_LIBRARIES, name, shipped, "behaviour.library: no such file, and the task library")
-    return Path(found() if callable(found) else found)
+    library = plugins.find(plugins.TASK_LIBRARIES, name, shipped, "behaviour.library: no such file, and the task library")
+    return Path(library() if callable(library) else library)
 
 
 def parse_task(where: str, name: str, entry: object) -> Task:
-    """Check one entry of a library file."""
+    """The task of one entry of a library file. Raises UserError, which begins with `where`, for a wrong entry."""
     allowed = [f.name for f in fields(Task) if f.name != "name"]
     if not isinstance(entry, dict):
         raise UserError(f"{where}: task {name!r} must hold the keys {', '.join(allowed)}")
@@ -157,45 +157,48 @@ def load(libraries: list[str]) -> dict[str, Task]:
 
 
 def constrained(where: str, tasks: dict[str, Task], entries: object) -> dict[str, Task]:
-    """The tasks of one file under each of its constraints. Training wordings are those of which both halves are."""
+    """The tasks of one file under each of its constraints.
+
+    A wording is a task's wording and a constraint's wording. Training uses it if it may use both halves.
+    """
     if not isinstance(entries, dict):
         raise UserError(f"{where}: `constraints:` holds one entry for each constraint")
-    found = {}
+    tasks_under_constraints = {}
     for name, entry in entries.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("tasks", []), list):
             raise UserError(f"{where}: constraint {name!r}: tasks must be a list of names")
         names = entry.get("tasks") or list(tasks)
-        if unknown := [one for one in names if one not in tasks]:
+        if unknown := [task for task in names if task not in tasks]:
             raise UserError(f"{where}: constraint {name!r}: no task {unknown[0]!r} in this file")
-        said = parse_task(where, name, {key: value for key, value in entry.items() if key != "tasks"})
-        for task in (tasks[one] for one in names):
-            pairs = list(product(task.train, said.train))
-            new = [*product(task.heldout, said.train), *product((*task.train, *task.heldout), said.heldout)]
-            found[f"{task.name}/{name}"] = replace(
+        constraint = parse_task(where, name, {key: value for key, value in entry.items() if key != "tasks"})
+        for task in (tasks[task_name] for task_name in names):
+            pairs = list(product(task.train, constraint.train))
+            new = [*product(task.heldout, constraint.train), *product((*task.train, *task.heldout), constraint.heldout)]
+            tasks_under_constraints[f"{task.name}/{name}"] = replace(
                 task,
                 name=f"{task.name}/{name}",
-                description=f"{task.description} {said.description}",
+                description=f"{task.description} {constraint.description}",
                 train=tuple(map(" ".join, pairs)),
                 heldout=tuple(map(" ".join, new)),
-                form=said.form,
-                scorer=said.scorer,
+                form=constraint.form,
+                scorer=constraint.scorer,
             )
-    return found
+    return tasks_under_constraints
 
 
 def select(tasks: dict[str, Task], names: list[str]) -> list[Task]:
-    """The tasks of these names and patterns; for an empty list all that are under no constraint.
+    """The tasks of these names and patterns. An empty list stands for all tasks without a constraint.
 
     Raises UserError with the nearest name for one that does not exist.
     """
     if not names:
         return [task for task in tasks.values() if "/" not in task.name]
     chosen = {name: matching(tasks, name) for name in names}
-    for name, found in chosen.items():
-        if not found:
+    for name, matches in chosen.items():
+        if not matches:
             near = difflib.get_close_matches(name, tasks, 1)
             plain = ", ".join(task for task in tasks if "/" not in task)
             raise UserError(
                 f"behaviour.tasks: no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {plain}")
             )
-    return [tasks[one] for one in dict.fromkeys(one for found in chosen.values() for one in found)]
+    return [tasks[name] for name in dict.fromkeys(name for matches in chosen.values() for name in matches)]

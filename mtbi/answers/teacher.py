@@ -1,4 +1,4 @@
-"""The text LLM as a teacher: answers to batches of prompts, with the log-probabilities of its likeliest tokens."""
+"""The teacher: the text LLM answers batches of prompts, with the log-probabilities of its likeliest tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from mtbi.errors import UserError
 from mtbi.llm import back_end
 from mtbi.llm import precision as precisions
-from mtbi.llm.chat_format import load_llm_tokenizer, resolve_llm
+from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer, resolve_llm
 from mtbi.recipe import BehaviourConfig, ModelConfig
 
-IMPOSSIBLE = -1e4  # a log-probability of nothing that float16 holds
+IMPOSSIBLE = -1e4  # a log-probability that is 0 as a probability and fits into float16
 
 
 @dataclass
 class Answer:
-    """One answer. The mass of the tokens that are not kept is 1 - Σ exp(topk_logprobs)."""
+    """One answer. The tokens that are not kept have together the probability 1 - Σ exp(topk_logprobs)."""
 
     ids: list[int]  #: token ids, with the template's end token unless the answer was cut off
     truncated: bool  #: cut off at the longest length
@@ -28,7 +28,7 @@ class Answer:
 
 
 class Teacher(Protocol):
-    """Anything that answers prompts given as token ids."""
+    """Anything that answers prompts in token ids."""
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
         """Answers in the order of the prompts."""
@@ -36,8 +36,8 @@ class Teacher(Protocol):
 
 
 def as_answer(ids: list[int], end_ids: list[int], topk_ids: np.ndarray, topk_logprobs: np.ndarray) -> Answer:
-    """Cut generated tokens after the first end token, which becomes the template's, the first of `end_ids`."""
-    length = next((place + 1 for place, token in enumerate(ids) if token in end_ids), len(ids))
+    """Cut generated tokens after the first end token. That token becomes the template's end token, the first of `end_ids`."""
+    length = next((index + 1 for index, token in enumerate(ids) if token in end_ids), len(ids))
     answer = Answer(
         ids[:length],
         not length or ids[length - 1] not in end_ids,
@@ -50,7 +50,7 @@ def as_answer(ids: list[int], end_ids: list[int], topk_ids: np.ndarray, topk_log
 
 
 def end_as_template(answer: Answer, end_ids: list[int]) -> None:
-    """Make the last token the template's end token: the probabilities of all end tokens are added up for it, in place."""
+    """Make the last token the template's end token, in place. It gets the sum of the probabilities of all end tokens."""
     answer.ids[-1] = end_ids[0]
     row, values = answer.topk_ids[-1].copy(), answer.topk_logprobs[-1].astype(np.float64)
     ends = np.isin(row, end_ids)
@@ -78,7 +78,7 @@ class TransformersTeacher:
 
         self.llm = llm.eval()
         self.end_ids = all_end_ids(llm.generation_config, end_id)
-        # No repetition penalty or the like that came with the weights.
+        # Without the settings that came with the weights, such as a repetition penalty.
         self.llm.generation_config = GenerationConfig(eos_token_id=self.end_ids)
         self.end_id = end_id
         self.top_k = min(top_k, llm.config.get_text_config().vocab_size)
@@ -86,7 +86,7 @@ class TransformersTeacher:
 
     @torch.no_grad()
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
-        """Left-padded, so the answers do not depend on the batch (beyond rounding)."""
+        """Answers in the order of the prompts. Padding is on the left, so they depend on the batch by rounding only."""
         longest = max(map(len, prompts))
         device = self.llm.device
         ids = torch.full((len(prompts), longest), self.end_id)
@@ -128,7 +128,7 @@ class VllmTeacher:
         self.end_ids, self.top_k, self.temperature = end_ids, top_k, temperature
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
-        """vLLM batches and pads by itself."""
+        """Answers in the order of the prompts. vLLM makes the batches."""
         from vllm import SamplingParams, TokensPrompt
 
         settings = SamplingParams(
@@ -137,7 +137,7 @@ class VllmTeacher:
         answers = []
         for result in self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], settings):
             output = result.outputs[0]
-            # vLLM adds the sampled token where it is not among the likeliest: keep exactly k, the likeliest first.
+            # vLLM adds the sampled token if it is not among the likeliest. Exactly k are kept, the likeliest first.
             steps = [sorted(((v.logprob, i) for i, v in step.items()), reverse=True)[: self.top_k] for step in output.logprobs]
             ids = np.array([[i for _, i in step] for step in steps])
             values = np.array([[value for value, _ in step] for step in steps])
@@ -146,7 +146,7 @@ class VllmTeacher:
 
 
 def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """The text LLM. Raises UserError where it cannot be read, or no speech LLM can be made of it."""
+    """The text LLM. Raises UserError where it cannot be read, and where its architecture cannot become a speech LLM."""
     from transformers import AutoModelForCausalLM
 
     back_end.check_config(back_end.LLMShape.of(back_end.read_config(config)))
@@ -156,12 +156,12 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.llm: no language model can be read from {config.llm!r}: {error}") from error
-    back_end.check_model(llm)  # before hours of answers that nothing could be trained on
+    back_end.check_model(llm)  # before hours of answers that could not be used
     return llm.to(device)
 
 
 def generation_settings(path: str) -> Any:
-    """The settings of generation that come with an LLM; None where there are none."""
+    """The generation settings that come with an LLM. None where there are none."""
     from transformers import GenerationConfig
 
     try:
@@ -171,11 +171,9 @@ def generation_settings(path: str) -> Any:
 
 
 def build_teacher(model: ModelConfig, config: BehaviourConfig, precision: str = "auto") -> Teacher | None:
-    """The teacher that a recipe names; None where the corpus's right answers are imitated."""
+    """The teacher that a recipe names. None where the corpus's right answers are imitated."""
     if config.answers == "gold":
         return None
-    from mtbi.llm.chat_format import ChatFormat
-
     end_id = ChatFormat(load_llm_tokenizer(model.llm, model.trust_remote_code)).end_id
     if config.backend == "vllm":
         path = resolve_llm(model.llm)

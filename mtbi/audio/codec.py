@@ -1,9 +1,9 @@
-"""Reading, resampling, encoding and decoding of sound.
+"""Decode, resample and encode audio.
 
-Resampling and downmix happen once, when shards are made (`mtbi data shard`): a manifest keeps the original files, a shard
+Resampling and downmix happen once, when shards are made (`mtbi data shard`). A manifest names the original files; a shard
 holds 16 kHz mono. Inside the package a waveform is float32 `(samples,)` in [-1, 1] at `SAMPLE_RATE`.
 
-Every UserError here starts with a short category and a colon ("truncated: …"), so that summaries can count reasons.
+Every UserError here starts with a short category and a colon ("truncated: …"), because summaries count these categories.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from mtbi.audio import ffmpeg, lengths, mp3
-from mtbi.corpus import paths
+from mtbi.audio import ffmpeg, lengths, mp3, sound_files
 from mtbi.errors import UserError
 
 SAMPLE_RATE = 16_000
-#: What `encode` can write: FLAC keeps 16 bits a sample without loss; Opus is several times smaller and lossy.
+#: Formats that `encode` writes. FLAC keeps 16 bits a sample without loss. Opus is several times smaller and lossy.
 KINDS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 UNKNOWN_LENGTH_SAMPLES = 2**40  # libsndfile reports about 2**63 when a header does not give the length
-LARGEST_KERNEL = 2**20  # numbers in the resampling filter bank; common rates need under 2**19
+LARGEST_KERNEL = 2**20  # numbers in the table of resampling filters; common rates need under 2**19
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # of torchaudio's filter
 SMALLEST_BLOCK_SAMPLES, LARGEST_BLOCK_SAMPLES = 2**16, 2**20  # decoded at once
-LARGEST_SAMPLE = 8.0  # float files may overshoot 1.0 a little; far more means integers stored as floats
+LARGEST_SAMPLE = 8.0  # float files may exceed 1.0 a little; far larger values are integers stored as floats
 
 
 def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
-    """Decode a file, or its bytes, as it is: samples `(samples, channels)` float32 and the sampling rate in Hz.
+    """Decode a file, or its bytes, unchanged: samples `(samples, channels)` float32 and the sampling rate in Hz.
 
-    What the decoder delivers decides about the length; headers may announce another one (`mtbi.audio.lengths`). A file that is
-    longer than `max_seconds` is refused at its header, or as soon as so much is decoded: an hour costs no memory. Files that
-    libsndfile cannot read are decoded by ffmpeg where that is installed; bytes are not.
-    Raises UserError when it cannot be opened or decoded, is empty, truncated or too long, or holds samples that are not finite.
+    The decoded data decide about the length, not the header (`mtbi.audio.lengths`). A file longer than `max_seconds` is refused
+    at its header, or as soon as that much is decoded, so an hour of audio costs no memory. ffmpeg, where it is installed,
+    decodes files that libsndfile cannot read. It does not decode bytes.
+    Raises UserError for audio that cannot be opened or decoded, is empty, truncated or too long, or has samples that are not
+    finite or far beyond 1.
     """
-    path = None if isinstance(source, bytes) else paths.locate(source)
+    path = None if isinstance(source, bytes) else sound_files.locate(source)
     with io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source) if path is None else path) as file:
         start, size = file.read(64), file.seek(0, io.SEEK_END)
         if size == 0:
@@ -92,7 +92,7 @@ def _unreadable(error: Exception, kind: str | None) -> UserError:
 
 
 class _Stream(soundfile.SoundFile):
-    """Read from start to end. soundfile would seek after each block, which GSM and FLAC of unknown length do not allow."""
+    """A file that is read from start to end. soundfile seeks after each block; GSM and FLAC of unknown length forbid that."""
 
     def seekable(self) -> bool:
         return False
@@ -128,9 +128,9 @@ def _decode(file: BinaryIO, path: Path | None, size: int, max_seconds: float) ->
 
 
 def _recordings(file: BinaryIO, size: int, stream: _Stream, max_seconds: float) -> list[bytes]:
-    """What to decode in place of an MP3 or Ogg file of which libsndfile would miss the end; empty where it reads all."""
+    """Files to decode in place of an MP3 or Ogg file whose end libsndfile would miss. Empty where libsndfile reads it all."""
     seconds = stream.frames / stream.samplerate
-    if stream.format == "MP3":  # its length is an estimate: this is the least that so many bytes last
+    if stream.format == "MP3":  # the stream's length is an estimate; this is the shortest duration of so many bytes
         seconds = (size - mp3.LARGEST_TAG_BYTES) / mp3.LARGEST_BYTES_PER_SECOND
     _refuse_longer(seconds, max_seconds)
     position = file.tell()  # the stream may read from the same file
@@ -145,14 +145,14 @@ def _recordings(file: BinaryIO, size: int, stream: _Stream, max_seconds: float) 
 
 
 def _read(stream: _Stream, announced: int, max_seconds: float) -> tuple[np.ndarray, int]:
-    """All samples, and the rate; `announced` is the number that the header gives, 0 where it gives none or an estimate."""
+    """All samples, and the rate. `announced` is the header's number of samples, 0 where it gives none or an estimate."""
     rate = stream.samplerate
     if announced < UNKNOWN_LENGTH_SAMPLES:
         _refuse_longer(announced / rate, max_seconds)
     blocks: list[np.ndarray] = []
     total = 0
     while True:
-        # What follows the announced samples is tried with a single one: it may be other data.
+        # After the announced samples one more is tried: other data may follow.
         wanted = announced - total if announced > total else 1 if announced == total > 0 else SMALLEST_BLOCK_SAMPLES
         wanted = min(wanted, LARGEST_BLOCK_SAMPLES, stream.frames - total)
         try:
@@ -179,8 +179,8 @@ def _refuse_longer(seconds: float, max_seconds: float) -> None:
 def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     """`(samples, channels)` at `rate_hz` to the mean of the channels at 16 kHz, `(samples,)` float32.
 
-    Resamples by windowed-sinc interpolation: torchaudio's, or where the table of filters would be too large (rates that share a
-    small divisor with 16 kHz), the same filter computed for each sample.
+    Resampling is torchaudio's windowed-sinc interpolation. Rates that share only a small divisor with 16 kHz need a table of
+    filters that is too large. For them the same filter is computed for each sample.
     """
     mono = samples.mean(axis=1, dtype=np.float32)
     divisor = math.gcd(rate_hz, SAMPLE_RATE)
@@ -215,7 +215,7 @@ def read(source: str | Path | bytes) -> np.ndarray:
 
 
 def encode(wave: np.ndarray, kind: str = "flac") -> bytes:
-    """`(samples,)` at 16 kHz as a FLAC (16 bit) or Ogg Opus file; what lies beyond [-1, 1] is clipped.
+    """`(samples,)` at 16 kHz as the bytes of a FLAC (16 bit) or Ogg Opus file. Samples beyond [-1, 1] are clipped.
 
     Raises UserError for another kind.
     """
@@ -228,7 +228,7 @@ def encode(wave: np.ndarray, kind: str = "flac") -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """What `encode` wrote, as `(samples,)` float32. Raises UserError if it is damaged or is not 16 kHz mono."""
+    """The waveform, `(samples,)` float32, of bytes from `encode`. Raises UserError if they are damaged or not 16 kHz mono."""
     samples, rate_hz = load(data)
     if rate_hz != SAMPLE_RATE or samples.shape[1] != 1:
         raise UserError(f"not from a shard: {rate_hz} Hz, {samples.shape[1]} channels, but shards hold {SAMPLE_RATE} Hz mono")

@@ -1,4 +1,4 @@
-"""Sound that libsndfile cannot read, such as AAC, WebM and WMA: its name, and decoding by ffmpeg where that is installed."""
+"""Audio formats that libsndfile cannot read, such as AAC, WebM and WMA: their names, and decoding by ffmpeg."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtbi.errors import UserError
 
-#: What a file begins with: position, bytes, name.
+#: Marks near the start of a file: position, bytes, name of the format.
 SIGNATURES = (
     (4, b"ftyp", "MP4 or M4A"),
     (0, b"\x1a\x45\xdf\xa3", "WebM or Matroska"),
@@ -41,7 +41,7 @@ ENDINGS = frozenset({
     ".shn", ".silk", ".slk", ".spx", ".tak", ".ts", ".tta", ".vob", ".vox", ".weba", ".webm", ".wma", ".wmv", ".wv",
 })
 # fmt: on
-#: The demuxers that may run: none that reads another file, as playlists do.
+#: The demuxers that may run. Playlists and other formats that read further files are not among them.
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,amr,amrnb,amrwb,aac,wv,ape,tta,shn,tak,mpc,mpc8,dsf,iff,rm,flv,avi,ogg,nistsphere,"
     "ac3,eac3,dts,mpegts,mpeg,g722,qcp,oma,gsm,wav,mp3,caf"
@@ -53,18 +53,16 @@ LONGEST_SECONDS = 24 * 3600
 
 
 def name(start: bytes, path: Path | None) -> str | None:
-    """The format of a file that libsndfile refuses, by its first bytes or else its ending; None for one that nobody knows."""
+    """The format of a file that libsndfile refuses, by its first bytes or else its ending. None for an unknown format."""
     by_content = next((known for at, mark, known in SIGNATURES if start[at : at + len(mark)] == mark), None)
     ending = path.suffix.lower() if path else ""
     return by_content or (f"{ending[1:].upper()}" if ending in ENDINGS else None)
 
 
 def to_wav(path: Path, kind: str, max_seconds: float = math.inf) -> bytes:
-    """The first stream of sound of a file, decoded by ffmpeg, as a WAV file of float samples.
+    """The first audio stream of a file, decoded by ffmpeg, as the bytes of a WAV file of float samples.
 
-    It is a little longer than `max_seconds` at most.
-
-    Raises UserError where ffmpeg is not installed, fails, or reports that the file is cut.
+    It ends a little after `max_seconds`. Raises UserError where ffmpeg is not installed, fails, or reports a truncated file.
     """
     if kind in HEADERLESS:
         raise UserError(
@@ -88,7 +86,7 @@ def to_wav(path: Path, kind: str, max_seconds: float = math.inf) -> bytes:
     messages = done.stderr.decode(errors="replace").strip().splitlines()
     cut = [line for line in messages if any(mark in line.lower() for mark in CUT_MARKS)]
     if cut:
-        raise UserError(f"truncated or damaged: ffmpeg says of this {kind}: {cut[0]}")
+        raise UserError(f"truncated or damaged: ffmpeg reports for this {kind}: {cut[0]}")
     if done.returncode != 0:
         raise UserError(f"not readable as audio: ffmpeg cannot decode this {kind}: {messages[-1] if messages else 'no reason'}")
     return done.stdout

@@ -1,8 +1,8 @@
-"""The length that the header of a sound file announces, against the data that are there.
+"""Compare the length in the header of an audio file with the data in the file.
 
-Recorders that write to a pipe, and programs that were stopped, leave lengths that are wrong: 0, all ones, or about 2 GiB. Such
-a placeholder means "to the end of the file". `inspect` tells a placeholder from a file that was cut, and finds the bytes to
-replace so that libsndfile reads to the end.
+Recorders that write to a pipe, and programs that were stopped, leave wrong lengths: 0, all ones, or about 2 GiB. Such a
+placeholder means "to the end of the file". `inspect` distinguishes a placeholder from a file that was cut. It also gives the
+bytes to replace so that libsndfile reads to the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mtbi.errors import UserError
 #: sox announces 0x7f000008 (AIFF) or 0x7ffff000 (WAV) bytes to a pipe, others 2**31 or 2**32 - 1.
 PLACEHOLDER_BYTES = 0x7F000000
 UNKNOWN = 0xFFFFFFFF
-MOST_CHUNKS = 10_000  # that are looked at: a file of zeros would be millions
+MOST_CHUNKS = 10_000  # that are read: a file of zeros would have millions
 CONTAINERS = {
     b"RIFF": "WAV",
     b"RIFX": "WAV",
@@ -34,7 +34,7 @@ W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
 
 @dataclass(frozen=True)
 class Length:
-    """What a header says about its data."""
+    """The length that a header announces, and the length of the data."""
 
     container: str
     announced: int | None = None  #: bytes of sound; None = to the end of the file
@@ -78,9 +78,9 @@ class Patched(io.RawIOBase):
 
 
 def inspect(file: BinaryIO, size: int) -> Length:
-    """The length that the header announces; `size` is that of the file in bytes.
+    """The length that the header announces. `size` is the size of the file in bytes.
 
-    Lengths of MP3 are counted by `mtbi.audio.mp3`, those of Ogg stand at the end of the data.
+    `mtbi.audio.mp3` counts the length of MP3. The length of Ogg stands at the end of the data.
     """
     file.seek(0)
     start = file.read(32)
@@ -96,12 +96,12 @@ def _inspect(file: BinaryIO, size: int, container: str, start: bytes) -> Length 
         return _riff(file, size, container, ">" if start[:4] == b"RIFX" else "<")
     if container == "AIFF":
         return next(
-            (_judge(container, s, size - at) for name, s, at in _chunks(file, size, ">", 12) if name in (b"SSND", b"BODY")),
+            (_length(container, s, size - at) for name, s, at in _chunks(file, size, ">", 12) if name in (b"SSND", b"BODY")),
             None,
         )
     if container == "AU" and len(start) >= 12:
         offset, announced = struct.unpack(">II", start[4:12])
-        return _judge(container, announced or UNKNOWN, size - offset, {} if announced else {8: struct.pack(">I", UNKNOWN)})
+        return _length(container, announced or UNKNOWN, size - offset, {} if announced else {8: struct.pack(">I", UNKNOWN)})
     if container == "W64":
         return _w64(file, size)
     if container == "VOC" and len(start) >= 30 and start[26] in (1, 9):
@@ -109,7 +109,8 @@ def _inspect(file: BinaryIO, size: int, container: str, start: bytes) -> Length 
     return _sphere(file, size) if container == "SPHERE" else None
 
 
-def _judge(container: str, announced: int, present: int, patches: dict[int, bytes] | None = None) -> Length:
+def _length(container: str, announced: int, present: int, patches: dict[int, bytes] | None = None) -> Length:
+    """The length of `present` bytes of sound, with no announced length where that is a placeholder."""
     placeholder = announced >= PLACEHOLDER_BYTES and announced > present
     return Length(container, None if placeholder else announced, present, patches=patches or {})
 
@@ -126,7 +127,7 @@ def _chunks(file: BinaryIO, size: int, order: str, position: int) -> Iterator[tu
 
 
 def _whole_chunks(file: BinaryIO, size: int, order: str, position: int) -> bool:
-    """Whether nothing but whole chunks follows, such as tags: then the length of the chunk before is right."""
+    """Whether only whole chunks follow, such as tags. If so, the length of the chunk before them is right."""
     for name, length, start in _chunks(file, size, order, position):
         if not (name.isascii() and name.decode().isprintable()) or start + length > size:
             return False
@@ -146,14 +147,14 @@ def _riff(file: BinaryIO, size: int, container: str, order: str) -> Length | Non
         present = size - start
         if container == "RF64" and length == UNKNOWN:
             patches = {big_at: struct.pack("<Q", present)} if big_at and not big else {}
-            return _judge(container, big or UNKNOWN, present, patches)
-        # A RIFF chunk may end with its data, and other things follow; but not where both are empty, as a pipe's writer begins.
+            return _length(container, big or UNKNOWN, present, patches)
+        # Where the RIFF chunk ends with its data, other data may follow. A length of 0 is the placeholder of a pipe's writer.
         rest_is_sound = length == 0 or (riff_bytes + 8 != start + length and present - length > length // 10)
         if length < present and rest_is_sound and not _whole_chunks(file, size, order, start + length + length % 2):
             return Length(container, None, present, patches={start - 4: struct.pack(f"{order}I", min(present, UNKNOWN))})
         if length in (size, size - 8):  # some programs count the header too
             length = present
-        return _judge(container, length, present)
+        return _length(container, length, present)
     return None
 
 
@@ -165,7 +166,7 @@ def _w64(file: BinaryIO, size: int) -> Length | None:
         file.seek(position)
         name, length = struct.unpack("<16sQ", file.read(24))
         if name == W64_DATA:
-            return _judge("W64", length - 24, size - position - 24)
+            return _length("W64", length - 24, size - position - 24)
         position += max(24, (length + 7) // 8 * 8)
     return None
 
@@ -179,11 +180,11 @@ def _sphere(file: BinaryIO, size: int) -> Length | None:
         frames, width = int(fields[b"sample_count"]), int(fields[b"channel_count"]) * int(fields[b"sample_n_bytes"])
     except (KeyError, ValueError, IndexError):
         return None
-    return _judge("SPHERE", frames * width, size - offset)
+    return _length("SPHERE", frames * width, size - offset)
 
 
 def ogg_links(data: bytes) -> list[bytes]:
-    """The recordings of an Ogg file: some programs write several, one behind the other, of which decoders read the first.
+    """The recordings of an Ogg file. Some programs write several in a row, and decoders read only the first.
 
     Raises UserError where the last page is cut.
     """

@@ -1,7 +1,7 @@
-"""The length of MP3 files, counted frame by frame.
+"""Count the frames of MP3 files.
 
-Without a Xing header, decoders guess the length of a variable bit rate from the first frames, and libsndfile stops where the
-guess ends: up to half of a recording is lost. `recount` counts, and puts a header with the right number of frames in front.
+Without a Xing header, decoders estimate the length of a variable bit rate from the first frames. libsndfile stops at that
+estimate, so up to half of a recording is lost. `recount` puts a header with the right number of frames in front.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRAMES_FLAG = 1
 LARGEST_BYTES_PER_SECOND = 40_000  # 320 kbit/s
 LARGEST_TAG_BYTES = 2**24  # pictures
 MARK = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]|ID3")  # of layer 3
-LARGEST_TRIES = 2**16  # chance has some 20 marks in a megabyte
+LARGEST_TRIES = 2**16  # random bytes hold some 20 marks a megabyte
 STRAY_FRAMES = 10  # that a picture or a tag may hold by chance
 
 
@@ -31,7 +31,7 @@ class Frame:
     header: bytes  #: 4 bytes
     length: int  #: bytes
     samples: int  #: a channel
-    tag_at: int  #: where a Xing header begins
+    tag_at: int  #: position at which a Xing header begins
 
     @classmethod
     def parse(cls, header: bytes) -> Frame | None:
@@ -57,8 +57,8 @@ class Frame:
 
 
 def _frames(data: bytes) -> list[tuple[int, Frame]]:
-    """Position and frame; what lies between frames, such as ID3 tags, is skipped."""
-    found: list[tuple[int, Frame]] = []
+    """All frames with their positions. Data between frames, such as ID3 tags, are skipped."""
+    frames: list[tuple[int, Frame]] = []
     position = tries = 0
     while position + 4 <= len(data):
         if data[position : position + 3] == b"ID3" and position + 10 <= len(data):
@@ -67,9 +67,9 @@ def _frames(data: bytes) -> list[tuple[int, Frame]]:
             continue
         frame = Frame.parse(data[position : position + 4])
         after = position + frame.length if frame else 0
-        known = found and frame and found[-1][1].like(frame) and found[-1][0] + found[-1][1].length == position
+        known = frames and frame and frames[-1][1].like(frame) and frames[-1][0] + frames[-1][1].length == position
         if frame and after <= len(data) and (known or _follows(data, after, frame)):
-            found.append((position, frame))
+            frames.append((position, frame))
             position = after
         else:
             tries += 1
@@ -77,17 +77,17 @@ def _frames(data: bytes) -> list[tuple[int, Frame]]:
                 raise UserError("truncated or damaged: too little of the file is sound")
             mark = MARK.search(data, position + 1)
             position = mark.start() if mark else len(data)
-    return found
+    return frames
 
 
 def _follows(data: bytes, position: int, frame: Frame) -> bool:
-    """Whether another frame of the stream begins there, or the data end: bytes within a frame may look like a header."""
+    """Whether another frame of the stream begins at `position`, or the data end. Bytes inside a frame may look like one."""
     following = Frame.parse(data[position : position + 4])
     return position == len(data) or bool(following and following.like(frame))
 
 
 def _tag(data: bytes, position: int, frame: Frame) -> int | None:
-    """The number of frames in a Xing, Info or VBRI header; None in a frame of sound, -1 where the header does not say."""
+    """The number of frames in a Xing, Info or VBRI header, -1 where it gives none. None for a frame of sound."""
     body = data[position : position + frame.length]
     if body[frame.tag_at : frame.tag_at + 4] in (b"Xing", b"Info"):
         flags = int.from_bytes(body[frame.tag_at + 4 : frame.tag_at + 8], "big")
@@ -96,7 +96,7 @@ def _tag(data: bytes, position: int, frame: Frame) -> int | None:
 
 
 def _audible(data: bytes, frames: list[tuple[int, Frame]]) -> bytes:
-    """The frames alone, behind a header with their number."""
+    """The bytes of the frames, behind a header with their number."""
     first = frames[0][1].header
     # The longest frame of the stream, without a checksum, has space for the header.
     header = bytes([first[0], first[1] | 1, first[2] & 0x0F | 0xE0, first[3]])
@@ -108,20 +108,20 @@ def _audible(data: bytes, frames: list[tuple[int, Frame]]) -> bytes:
 
 
 def recount(data: bytes, believed_samples: int) -> bytes | None:
-    """The file with a header in front that has the right number of frames; None where the decoder knows it.
+    """The file behind a header with the right number of frames. None where the decoder knows the length already.
 
-    `believed_samples` is the decoder's idea of the length. Raises UserError for a file that holds fewer frames than its header
+    `believed_samples` is the decoder's estimate of the length. Raises UserError for a file with fewer frames than its header
     announces, and for several recordings in one file whose sampling rates differ.
     """
     frames = _frames(data)
     if not frames:
         return None
-    tags = [_tag(data, *place) for place in frames]
-    sound = [place for place, tag in zip(frames, tags, strict=True) if tag is None]
+    tags = [_tag(data, position, frame) for position, frame in frames]
+    sound = [entry for entry, tag in zip(frames, tags, strict=True) if tag is None]
     first = frames[0][1]
     if sum(not frame.like(first) for _, frame in sound) > STRAY_FRAMES:
         raise UserError("several recordings: the sampling rate changes within the file; convert it, for example with ffmpeg")
-    sound = [place for place in sound if place[1].like(first)]
+    sound = [(position, frame) for position, frame in sound if frame.like(first)]
     announced = (tags[0] or 0) if len(sound) == len(frames) - 1 else 0
     if len(sound) < 0.99 * announced - 1:
         raise UserError(f"truncated: {len(sound)} frames of the {announced} that the MP3 header announces")

@@ -1,4 +1,4 @@
-"""What people hand over as a recording, to a waveform: the one function that Python, transformers and exports share."""
+"""`waveform` reads anything that may be a recording. The Python API, the exports and the classes for transformers share it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import torch
 from mtbi.audio import codec
 from mtbi.errors import UserError
 
-#: A file, its bytes, a file object, samples, or samples with their rate: all that `waveform` understands.
+#: A file, its bytes, a file object, samples, or samples with their rate: anything that `waveform` understands.
 Recording = Any
 UNDERSTOOD = (
     "a recording is a file's path, its bytes or a file object, samples as an array, tensor or list of numbers, "
     "{'array': samples, 'sampling_rate': hertz} or (hertz, samples)"
 )
-MOST_CHANNELS = 16  # more look like a spectrogram, or like a batch of recordings
-RATES_HZ = (1_000, 1_000_000)  # less looks like kilohertz
-#: A type of 32 or 64 bits in which the samples differ by less than this share of the full scale holds 16-bit samples.
+MOST_CHANNELS = 16  # more is probably a spectrogram or a batch of recordings
+RATES_HZ = (1_000, 1_000_000)  # a smaller number is probably in kilohertz
+#: Samples of 32 or 64 bits whose range is less than this share of the full scale are 16-bit samples in a wider type.
 NARROW = 2.0**-15
 
 
@@ -35,18 +35,18 @@ class RecordingError(UserError, ValueError):
 
 
 def waveform(recording: Recording, sampling_rate: float | None = None) -> np.ndarray:
-    """A recording as `(samples,)` float32 at 16 kHz, a copy that shares no memory with it.
+    """A recording as `(samples,)` float32 at 16 kHz. The result shares no memory with the recording.
 
-    - A path, a `file://` or `data:` address, a file's bytes or a file object, which is read from its start where it can be.
-    - Samples `(samples,)`, `(samples, channels)` or `(channels, samples)`: the shorter axis is that of the channels, and their
-      mean is taken. NumPy arrays, torch tensors, lists of numbers, and all that NumPy reads. They are at `sampling_rate`
-      hertz, by default 16,000. Floats lie within [-1, 1]; integers are divided by the full scale of their type, and unsigned
-      ones have their zero in the middle.
+    - A path, a `file://` or `data:` address, a file's bytes or a file object. A seekable file object is read from its start.
+    - Samples `(samples,)`, `(samples, channels)` or `(channels, samples)`: NumPy arrays, torch tensors, lists of numbers, and
+      anything that NumPy reads. The shorter axis is that of the channels; their mean is taken. `sampling_rate` is in hertz, by
+      default 16,000. Floats lie within [-1, 1]. Integers are divided by the full scale of their type; unsigned integers have
+      their zero in the middle.
     - Samples with their own rate: `{"array", "sampling_rate"}` and `{"bytes", "path"}` as in Hugging Face datasets,
       `(rate, samples)`, `(samples, rate)`, a decoder of torchcodec.
 
-    Raises RecordingError for all else: what cannot be read or is remote, no samples, samples that are not finite, far beyond 1,
-    complex or Boolean, axes or rates that can be understood in two ways.
+    Raises RecordingError for anything else: files that cannot be read, remote addresses, no samples, samples that are not
+    finite, far beyond 1, complex or Boolean, and axes or rates that are ambiguous.
     """
     if isinstance(recording, str) and recording[:5].lower() == "data:":
         return _read(_inline(recording))
@@ -75,14 +75,14 @@ def listed(recordings: Recording | Sequence[Recording] | None) -> list[Recording
         return []
     if not isinstance(recordings, (list, tuple)) or rate_and_samples(recordings):
         return [recordings]
-    return [recordings] if recordings and all(isinstance(one, Number) for one in recordings) else list(recordings)
+    return [recordings] if recordings and all(isinstance(item, Number) for item in recordings) else list(recordings)
 
 
 def rate_and_samples(recording: Any) -> tuple[Any, Any] | None:
-    """`(rate, samples)` in this order, of a pair of a number and samples in any order; None for everything else."""
+    """`(rate, samples)` from a pair of a number and samples in either order. None for everything else."""
     if not isinstance(recording, (tuple, list)) or len(recording) != 2:
         return None
-    first, second = (isinstance(one, Number) for one in recording)
+    first, second = (isinstance(item, Number) for item in recording)
     if first == second:
         return None
     rate, samples = recording if first else reversed(recording)
@@ -90,7 +90,7 @@ def rate_and_samples(recording: Any) -> tuple[Any, Any] | None:
 
 
 def _read(source: str | bytes) -> np.ndarray:
-    """A file, or its bytes. Errors name the file."""
+    """The waveform of a file, or of its bytes. Errors name the file."""
     try:
         return codec.read(source)
     except (UserError, ValueError, OSError) as error:  # ValueError: a path with a null byte
@@ -98,7 +98,7 @@ def _read(source: str | bytes) -> np.ndarray:
 
 
 def _inline(address: str) -> bytes:
-    """A file that is written into its `data:` address. Raises RecordingError where it is not base64."""
+    """The bytes of a file in a `data:` address. Raises RecordingError where they are not in base64."""
     head, _, content = address.partition(",")
     try:
         if not head.lower().endswith(";base64"):
@@ -109,7 +109,7 @@ def _inline(address: str) -> bytes:
 
 
 def _local(path: str | bytes) -> str:
-    """A local path. Raises RecordingError for an address elsewhere."""
+    """A local path. Raises RecordingError for a remote address."""
     path = os.fsdecode(path)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
         return path
@@ -120,14 +120,14 @@ def _local(path: str | bytes) -> str:
 
 
 def _content(file: Any) -> bytes:
-    """All bytes of a file object. It is left where it was."""
+    """All bytes of a file object. Its position stays as it was."""
     try:
-        place = file.tell() if getattr(file, "seekable", lambda: False)() else None
-        if place is not None:
+        position = file.tell() if getattr(file, "seekable", lambda: False)() else None
+        if position is not None:
             file.seek(0)
         content = file.read()
-        if place is not None:
-            file.seek(place)
+        if position is not None:
+            file.seek(position)
     except (TypeError, ValueError, OSError, EOFError) as error:  # ValueError: a closed file
         raise RecordingError(f"{_described(file)} cannot be read: {error}") from error
     if not isinstance(content, bytes):
@@ -136,7 +136,7 @@ def _content(file: Any) -> bytes:
 
 
 def _from_mapping(recording: Mapping[str, Any], sampling_rate: float | None) -> np.ndarray:
-    """A recording of Hugging Face datasets: decoded, or a file as it is."""
+    """The waveform of a recording of Hugging Face datasets: decoded samples, or a file."""
     given = {key for key, value in recording.items() if value is not None}
     samples = given & {"array", "raw"}
     unknown = set(map(str, given - {"array", "raw", "sampling_rate", "bytes", "path"}))
@@ -150,7 +150,7 @@ def _from_mapping(recording: Mapping[str, Any], sampling_rate: float | None) -> 
 
 
 def _agreed(own: Any, sampling_rate: float | None) -> int:
-    """The rate of samples that come with their own. Raises RecordingError where another one was given besides."""
+    """The rate in hertz of samples with a rate of their `own`. Raises RecordingError where `sampling_rate` differs."""
     rate = _checked_rate(own)
     if sampling_rate is not None and rate != sampling_rate:
         raise RecordingError(f"samples at {rate} Hz by themselves, and sampling_rate={sampling_rate}: which one is right?")
@@ -158,7 +158,7 @@ def _agreed(own: Any, sampling_rate: float | None) -> int:
 
 
 def _checked_rate(rate: Any) -> int:
-    """A sampling rate in hertz."""
+    """A sampling rate in hertz. Raises RecordingError for anything that is no rate of speech."""
     if isinstance(rate, (torch.Tensor, np.ndarray)) and rate.ndim == 0:
         rate = rate.item()
     number = float(rate) if isinstance(rate, Real) and not isinstance(rate, (bool, np.bool_)) else math.nan
@@ -170,7 +170,7 @@ def _checked_rate(rate: Any) -> int:
 
 
 def _standard(samples: Any, rate_hz: int) -> np.ndarray:
-    """Samples of any type and number of axes at a rate."""
+    """The waveform of samples of any type and shape at a rate."""
     scaled = _scaled(_array(samples))
     try:
         return codec.standardise(_channels_last(scaled), rate_hz)
@@ -179,7 +179,7 @@ def _standard(samples: Any, rate_hz: int) -> np.ndarray:
 
 
 def _array(samples: Any) -> np.ndarray:
-    """As NumPy has it. Raises RecordingError for what is no array of numbers."""
+    """The samples as a NumPy array. Raises RecordingError for anything that is no array of numbers."""
     if isinstance(samples, (list, tuple)) and not _is_nested_numbers(samples):
         raise RecordingError(f"{_described(samples)} of {len(samples)} items, but one recording is expected: {UNDERSTOOD}")
     try:
@@ -199,14 +199,14 @@ def _array(samples: Any) -> np.ndarray:
 
 
 def _is_nested_numbers(samples: Sequence[Any]) -> bool:
-    """Whether a list holds numbers, or lists of numbers: not arrays, files or recordings."""
-    if all(isinstance(one, Number) for one in samples):
+    """Whether a list holds only numbers, or only lists of numbers."""
+    if all(isinstance(item, Number) for item in samples):
         return True
-    return all(isinstance(one, (list, tuple)) and all(isinstance(number, Number) for number in one) for one in samples)
+    return all(isinstance(item, (list, tuple)) and all(isinstance(number, Number) for number in item) for item in samples)
 
 
 def _scaled(array: np.ndarray) -> np.ndarray:
-    """Samples within [-1, 1], float32, in the same shape."""
+    """The samples as float32 within [-1, 1], in the same shape. Raises RecordingError where no scale fits."""
     if array.size == 0:
         raise RecordingError(f"no samples: the shape is {array.shape}")
     if array.dtype.kind == "f":
@@ -232,7 +232,7 @@ def _scaled(array: np.ndarray) -> np.ndarray:
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
-    """`(samples, channels)`."""
+    """The samples as `(samples, channels)`. Raises RecordingError where the axes are ambiguous."""
     if array.ndim not in (1, 2):
         raise RecordingError(f"samples of the shape {array.shape}, but (samples,) or (samples, channels) is needed")
     if array.ndim == 1:
@@ -247,5 +247,5 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def _described(value: Any) -> str:
-    """A value in a message: its type."""
+    """A value in an error message, by its type."""
     return f"a value of the type {type(value).__name__}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtbi.answers.behaviour import Behaviour
+from mtbi.answers.store import StoredAnswer
 from mtbi.batches import interleave
 from mtbi.batches.plan import Group, Plan, Row
 from mtbi.shards.index import Index
@@ -153,7 +153,7 @@ class RowBuilder:
             taken = len(self.tokens) - start
             raise ValueError(f"utterance {group.utterance} takes {taken} slots, the plan says {group.tokens}")
 
-    def put_answer(self, answer: Behaviour, group: int, branch: int, position: int) -> None:
+    def put_answer(self, answer: StoredAnswer, group: int, branch: int, position: int) -> None:
         """Append what follows the speech, and the answer's targets."""
         prompt, ids = answer.after_speech_ids, answer.answer_ids
         task = self.plan.index.tasks.index(answer.task)

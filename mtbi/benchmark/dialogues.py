@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtbi.answers.behaviour import Behaviour
+from mtbi.answers.store import StoredAnswer
 from mtbi.answers.task_library import Task
 from mtbi.audio import codec
 from mtbi.errors import UserError
@@ -71,7 +71,7 @@ class Turn:
     dialogue: Dialogue
     waveform: np.ndarray  #: (samples,) float32 at 16 kHz
     other: np.ndarray  #: the waveform of another utterance of about the same length
-    stored: Behaviour | None  #: the text LLM's tokens and probabilities, for dialogues from shards
+    stored: StoredAnswer | None  #: the text LLM's tokens and probabilities, for dialogues from shards
 
 
 def choose_utterances(shards: Shards, dialogues: int) -> list[int]:
@@ -98,8 +98,10 @@ def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: i
         other = sample.waveform
 
 
-def stored_dialogue(group: str, sample: StoredUtterance, stored: Behaviour, task: Task | None, prompt_first: bool) -> Dialogue:
-    """A dialogue from a shard, with the text LLM's answer."""
+def stored_dialogue(
+    group: str, sample: StoredUtterance, stored: StoredAnswer, task: Task | None, prompt_first: bool
+) -> Dialogue:
+    """A dialogue of a shard with the text LLM's answer."""
     dialogue = Dialogue(
         group,
         sample.id,

@@ -26,7 +26,7 @@ def add_behave(commands: Group) -> None:
 def run_behave(options: Options) -> None:
     """Ask the text LLM every chosen task about each transcript."""
     from mtbi import recipe as recipes
-    from mtbi.answers import behaviour
+    from mtbi.answers.ask import ask_unanswered
     from mtbi.answers.teacher import build_teacher
     from mtbi.corpus import manifest
     from mtbi.llm.chat_format import read_chat
@@ -34,10 +34,10 @@ def run_behave(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     utterances, chat, out = manifest.read_manifest(options.manifest), read_chat(recipe), options.out
     if options.part:
-        part = manifest.Part.parse(options.part)
+        part = manifest.ManifestSlice.parse(options.part)
         utterances, out = part.take(utterances), out / str(part)
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
-    behaviour.generate(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)
+    ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)
     print(f"{out}: answers about {len(utterances)} utterances")
 
 

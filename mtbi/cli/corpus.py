@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mtbi import plugins
 from mtbi.cli.arguments import Group, Options, add_command, add_slice
 from mtbi.errors import UserError
 
@@ -28,9 +29,7 @@ def add_import(group: Group) -> None:
 
 def kinds_help() -> str:
     """The names of the shipped importers."""
-    from mtbi.corpus.importers import IMPORTERS
-
-    return f"the corpus's layout: {', '.join(IMPORTERS)}, or an installed one"
+    return f"the corpus's layout: {', '.join(plugins.SHIPPED[plugins.IMPORTERS])}, or an installed one"
 
 
 def text_styles_help() -> str:
@@ -65,9 +64,10 @@ def add_check(group: Group) -> None:
 def run_check(options: Options) -> None:
     """Decode every recording of a manifest and list what cannot be used."""
     from mtbi.corpus import manifest
+    from mtbi.corpus.check import check
 
     utterances, rejected = manifest.scan_manifest(options.manifest)
-    good, unfit = manifest.check(utterances, options.manifest.parent)
+    good, unfit = check(utterances, options.manifest.parent)
     rejected = [*rejected, *unfit]
     for record in rejected:
         print(f"{record['id']}: {record['reason']}")
@@ -95,6 +95,6 @@ def run_align(options: Options) -> None:
     """Add the time of every word, by CTC forced alignment."""
     from mtbi.corpus import align, manifest
 
-    part = manifest.Part.parse(options.part) if options.part else None
+    part = manifest.ManifestSlice.parse(options.part) if options.part else None
     aligned, unaligned = align.align_manifest(options.manifest, options.out, align.open_aligner(options.model), part)
     print(f"{options.out}: {aligned} utterances aligned, {unaligned} kept without word times")

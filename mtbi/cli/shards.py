@@ -30,14 +30,14 @@ def add_shard(group: Group) -> None:
 def run_shard(options: Options) -> None:
     """Pack audio, word times and answers into MDS shards with an index."""
     from mtbi import recipe as recipes
-    from mtbi.answers.behaviour import BehaviourStore
+    from mtbi.answers.store import AnswerStore
     from mtbi.corpus import manifest
     from mtbi.llm.chat_format import read_chat
     from mtbi.shards.write import write_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     utterances = manifest.read_manifest(options.manifest)
-    store = BehaviourStore(options.behaviour)
+    store = AnswerStore(options.behaviour)
     other = recipe.behaviour.allow_other_teacher
     chat, folder = read_chat(recipe), options.manifest.parent
     written = write_shards(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)

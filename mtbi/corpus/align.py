@@ -1,8 +1,8 @@
 """Word times by CTC forced alignment.
 
 `torchaudio.functional.forced_align` finds the likeliest path of an utterance's labels through the frames of a CTC model
-(Pratap et al. 2023, arXiv 2305.13516). From that paper also comes the wildcard for words that the model's vocabulary cannot
-spell ("1928"): a label of probability one at every frame, which takes the sound that no other label claims.
+(Pratap et al. 2023, arXiv 2305.13516). That paper also describes the wildcard for words that the model's vocabulary cannot
+spell ("1928"): a label of probability one at every frame. It gets the frames that no other label fits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mtbi import plugins, text_units
 from mtbi.audio import codec
-from mtbi.corpus.manifest import Part, Utterance, read_manifest, relocate, write_manifest
+from mtbi.corpus.manifest import ManifestSlice, Utterance, read_manifest, relocate, write_manifest
 from mtbi.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ SMALLEST_INPUT_SAMPLES = 400  # receptive field of the convolutions of the wav2v
 
 
 class CtcAligner(Protocol):
-    """A CTC model that can spell words."""
+    """A CTC model whose classes spell words."""
 
     blank: int  #: class of the CTC blank
     delimiter: int | None  #: class that stands between words, if the model has one
@@ -41,7 +41,7 @@ class CtcAligner(Protocol):
         ...
 
     def labels(self, word: str, /) -> list[int]:
-        """The classes that spell a word; letters outside the vocabulary are dropped, so it may be empty."""
+        """The classes that spell a word. Letters outside the vocabulary are dropped, so the list may be empty."""
         ...
 
     def transcribe(self, waveform: np.ndarray, /) -> str:
@@ -50,7 +50,7 @@ class CtcAligner(Protocol):
 
 
 class HuggingFaceAligner:
-    """Any CTC model of transformers with a character vocabulary: fine-tuned wav2vec 2.0, HuBERT, WavLM and their like."""
+    """A CTC model of transformers with a character vocabulary, such as a fine-tuned wav2vec 2.0, HuBERT or WavLM."""
 
     def __init__(self, path: str, device: str | None = None, trust_remote_code: bool = False) -> None:
         """Raises UserError when `path` holds no fine-tuned CTC model or its vocabulary has no single letters."""
@@ -93,32 +93,32 @@ class HuggingFaceAligner:
     def transcribe(self, waveform: np.ndarray) -> str:
         """Greedy CTC transcript, lower case."""
         best = self.emissions(waveform)[0].argmax(-1).unique_consecutive().tolist()
-        spelling = {place: letter for letter, place in self._letters.items()}
+        spelling = {label: letter for letter, label in self._letters.items()}
         if self.delimiter is not None:
             spelling[self.delimiter] = " "
         return " ".join("".join(spelling.get(label, "") for label in best).lower().split())
 
 
 def open_aligner(name: str) -> CtcAligner:
-    """`demo`, or a CTC model of transformers by name or folder."""
+    """A shipped aligner (`demo`), or a CTC model of transformers by name or folder."""
     shipped = plugins.SHIPPED[plugins.ALIGNERS]
     return plugins.import_part(shipped[name])() if name in shipped else HuggingFaceAligner(name)
 
 
 def word_frames(log_probs: Tensor, words: list[list[int]], blank: int, delimiter: int | None) -> list[tuple[int, int]] | None:
-    """First frame and frame after the last of each word; None if the frames are too few or no word can be spelt.
+    """(first frame, frame after the last) of each word. None if the frames are too few or no word can be spelt.
 
-    `log_probs` is `(frames, vocabulary)`; `words` holds each word's labels, none for a word that becomes a wildcard.
+    `log_probs` is `(frames, vocabulary)`. `words` holds each word's labels. A word without labels becomes a wildcard.
     """
     if not any(words):
         return None
     frames, wildcard = log_probs.shape
     targets: list[int] = []
-    places: list[tuple[int, int]] = []  # first and last label of each word in `targets`
+    edges: list[tuple[int, int]] = []  # first and last label of each word in `targets`
     for labels in words:
         if targets and delimiter is not None:
             targets.append(delimiter)
-        places.append((len(targets), len(targets) + max(1, len(labels)) - 1))
+        edges.append((len(targets), len(targets) + max(1, len(labels)) - 1))
         targets += labels or [wildcard]
     repeats = sum(a == b for a, b in pairwise(targets))  # CTC puts a blank between equal labels
     if frames < len(targets) + repeats:
@@ -126,13 +126,13 @@ def word_frames(log_probs: Tensor, words: list[list[int]], blank: int, delimiter
     table = torch.cat([log_probs, log_probs.new_zeros(frames, 1)], dim=1).cpu()
     path, scores = forced_align(table[None], torch.tensor([targets], dtype=torch.int32), blank=blank)
     spans = merge_tokens(path[0], scores[0], blank)
-    return [(spans[first].start, spans[last].end) for first, last in places]
+    return [(spans[first].start, spans[last].end) for first, last in edges]
 
 
 def tile(spans: list[tuple[int, int]], seconds_per_frame: float, duration_seconds: float) -> list[tuple[float, float]]:
-    """Spans in frames to spans in seconds without gaps: neighbours meet in the middle of the pause between them.
+    """Spans in frames to spans in seconds without gaps. Neighbours meet in the middle of the pause between them.
 
-    The first starts at 0 and the last ends with the utterance.
+    The first span starts at 0. The last span ends with the utterance.
     """
     inner = [(left[1] + right[0]) / 2 * seconds_per_frame for left, right in pairwise(spans)]
     edges = [0.0, *(round(min(edge, duration_seconds), 4) for edge in inner), round(duration_seconds, 4)]
@@ -140,10 +140,11 @@ def tile(spans: list[tuple[int, int]], seconds_per_frame: float, duration_second
 
 
 def align(utterances: Iterable[Utterance], folder: Path | str, aligner: CtcAligner) -> Iterator[Utterance]:
-    """Each utterance with its `words`, in the order given; `folder` is what relative audio paths start from.
+    """Each utterance with its `words`, in the given order. Relative audio paths start from `folder`.
 
-    `words` is None where alignment is impossible: too short for its labels, no letter in the vocabulary, or a file that can no
-    longer be read (logged). A progress bar counts them. They can train the model, but cannot be interleaved.
+    `words` is None where alignment is impossible: the recording is too short for its labels, no letter is in the vocabulary, or
+    the file can no longer be read (logged). A progress bar counts these utterances. They can train the model, but
+    they cannot be interleaved.
     """
     unaligned = single = 0
     bar = tqdm(utterances, desc="align", unit="utterance", disable=None)
@@ -158,6 +159,7 @@ def align(utterances: Iterable[Utterance], folder: Path | str, aligner: CtcAlign
 
 
 def _word_times(utterance: Utterance, folder: Path, aligner: CtcAligner) -> list[tuple[str, float, float]] | None:
+    """(word, start, end) in seconds of each word. None where alignment is impossible."""
     words = text_units.units(utterance.text)
     try:
         wave = codec.read(folder / utterance.audio)
@@ -172,21 +174,24 @@ def _word_times(utterance: Utterance, folder: Path, aligner: CtcAligner) -> list
     return [(word, start, end) for word, (start, end) in zip(words, times, strict=True)]
 
 
-def align_manifest(manifest: Path | str, out: Path | str, aligner: CtcAligner, part: Part | None = None) -> tuple[int, int]:
-    """Align a manifest into another, whose audio paths fit its own folder. Returns how many were aligned, and how many not.
+def align_manifest(
+    manifest: Path | str, out: Path | str, aligner: CtcAligner, part: ManifestSlice | None = None
+) -> tuple[int, int]:
+    """Write the manifest `out` with word times, and audio paths that fit its folder.
 
-    A `part` goes into a file of its own beside `out`, once; whoever finishes the last part joins them in `out`.
+    Returns the numbers of aligned and of unaligned utterances. A `part` is written once, into a file of its own beside `out`.
+    The process that finishes the last part joins all parts in `out`.
     """
     folder, target = Path(manifest).parent, Path(out)
     utterances = read_manifest(manifest)
-    place = part_file(target, part) if part else target
-    if part and place.exists():
-        aligned = read_manifest(place)
-        check_same_utterances(place, aligned, part.take(utterances))
+    path = part_file(target, part) if part else target
+    if part and path.exists():
+        aligned = read_manifest(path)
+        check_same_utterances(path, aligned, part.take(utterances))
     else:
-        found = align(part.take(utterances) if part else utterances, folder, aligner)
-        aligned = [relocate(utterance, folder, Path(os.path.abspath(target.parent))) for utterance in found]
-        write_manifest(place, aligned)
+        new = align(part.take(utterances) if part else utterances, folder, aligner)
+        aligned = [relocate(utterance, folder, Path(os.path.abspath(target.parent))) for utterance in new]
+        write_manifest(path, aligned)
     if part and all(part_file(target, sibling).exists() for sibling in part.siblings()):
         joined = []
         for sibling in part.siblings():
@@ -198,11 +203,11 @@ def align_manifest(manifest: Path | str, out: Path | str, aligner: CtcAligner, p
 
 
 def check_same_utterances(path: Path, aligned: list[Utterance], wanted: list[Utterance]) -> None:
-    """Raises UserError where a finished part holds other utterances than those of the manifest, or other transcripts."""
-    if [(one.id, one.text) for one in aligned] != [(one.id, one.text) for one in wanted]:
+    """Raises UserError where a finished part has other utterances or transcripts than the manifest."""
+    if [(utterance.id, utterance.text) for utterance in aligned] != [(utterance.id, utterance.text) for utterance in wanted]:
         raise UserError(f"{path}: this part was aligned from another manifest; delete it, and run its `mtbi data align` again.")
 
 
-def part_file(target: Path, part: Part) -> Path:
-    """Where a part of the aligned manifest lies."""
+def part_file(target: Path, part: ManifestSlice) -> Path:
+    """The path of a part of the aligned manifest."""
     return target.with_name(f"{target.stem}.{part}{target.suffix}")

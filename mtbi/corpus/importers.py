@@ -1,26 +1,26 @@
-"""From the layouts that speech corpora come in to one checked manifest.
+"""Importers: from a layout that speech corpora come in to one checked manifest.
 
-An importer yields utterances with absolute audio paths, and a `Rejected` for each record that it cannot make an utterance of.
-Shipped ones are in `IMPORTERS`; a package adds its own by an entry point of the group `mtbi.importers` (docs/plugins.md).
+An importer is a function from a folder or file to records. A record is an utterance with an absolute audio path, or a
+`Rejected` with the reason why there is none. Shipped importers are rows of `plugins.SHIPPED`. A package adds its own by an
+entry point of the group `mtbi.importers` (docs/plugins.md).
 """
 
 from __future__ import annotations
 
 import csv
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mtbi import plugins, text_units
+from mtbi.audio.sound_files import is_sound, locate
 from mtbi.corpus import paths
+from mtbi.corpus.check import RecordingLimits, check
 from mtbi.corpus.manifest import (
-    Limits,
     Rejected,
     Utterance,
-    check,
     count_reasons,
     decode_text,
     relocate,
@@ -31,15 +31,11 @@ from mtbi.corpus.manifest import (
 from mtbi.corpus.summary import Summary, counted, endings, summarise, unique, unlisted
 from mtbi.corpus.text_style import TAG, TextStyle, style
 from mtbi.corpus.text_style import strip_tags as without_tags
-from mtbi.demo.world import DIGITS
 from mtbi.errors import UserError
 
 Record = Utterance | Rejected
 #: Names of text files that are no transcripts.
 ABOUT_A_CORPUS = {"readme", "license", "licence", "copying", "changelog", "changes", "notice", "authors", "about", "speakers"}
-FSDD_NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.(?:wav|flac)")
-FSDD_UNSEEN_SPEAKER = "theo"
-FSDD_TEST_NUMBERS = range(40, 50)
 
 
 def import_folder(source: Path) -> Iterator[Record]:
@@ -51,9 +47,9 @@ def import_folder(source: Path) -> Iterator[Record]:
     texts = {path for path in files if path.suffix.lower() == ".txt"}
     by_name = {_same_name(path): path for path in sorted(texts)}
     used: set[Path] = set()
-    for path in filter(paths.is_sound, files):
-        place, beside = path.relative_to(source), path.with_suffix(".txt")
-        name = str(place.with_suffix(""))
+    for path in filter(is_sound, files):
+        below_source, beside = path.relative_to(source), path.with_suffix(".txt")
+        name = str(below_source.with_suffix(""))
         transcript = beside if beside in texts else by_name.get(_same_name(path))
         if transcript is None:
             yield Rejected(id=name, audio=str(path), reason=f"no transcript: {beside.name} is not beside it")
@@ -66,7 +62,7 @@ def import_folder(source: Path) -> Iterator[Record]:
         except OSError as error:
             yield Rejected(id=name, audio=str(path), reason=f"transcript cannot be opened: {error.strerror}")
         else:
-            yield Utterance(name, str(path), text, speaker=place.parts[0] if len(place.parts) > 1 else "")
+            yield Utterance(name, str(path), text, speaker=below_source.parts[0] if len(below_source.parts) > 1 else "")
     for path in sorted(texts - used):
         if path.stem.lower() not in ABOUT_A_CORPUS:
             name = str(path.relative_to(source))
@@ -74,31 +70,41 @@ def import_folder(source: Path) -> Iterator[Record]:
 
 
 def _same_name(path: Path) -> tuple[Path, str]:
-    """Equal for files of one folder whose names without their endings are the same text: macOS writes it in another form."""
+    """A key that files of one folder share if their names without endings are the same text. macOS stores names in NFD."""
     return path.parent, unicodedata.normalize("NFC", path.stem)
 
 
 def import_librispeech(source: Path) -> Iterator[Record]:
     """`SPEAKER-CHAPTER.trans.txt` files at any depth with lines `ID TEXT`, and `ID.flac` (or another ending) beside them."""
     files = paths.walk(source).files
-    recordings = {(path.parent, path.stem): path for path in reversed(files) if paths.is_sound(path)}
+    recordings = {(path.parent, path.stem): path for path in reversed(files) if is_sound(path)}
     for transcript in (path for path in files if path.name.endswith(".trans.txt")):
         split = next((part for part in transcript.parts[::-1] if part.startswith(("train-", "dev-", "test-"))), "")
-        try:
-            data = paths.read_bytes(transcript)
-        except OSError as error:
-            yield Rejected(id=transcript.name, audio="", reason=f"transcript cannot be opened: {error.strerror}")
-            continue
-        lines = [data] if b"\0" in data else data.splitlines()  # UTF-16 is rejected as a whole
-        for number, line in enumerate(lines, 1):
-            try:
-                name, text = (*decode_text(line).split(maxsplit=1), "", "")[:2]
-            except UserError as error:
-                yield Rejected(id=f"{transcript.name}:{number}", audio="", reason=str(error))
+        for line in keyed_lines(transcript):
+            if not isinstance(line, tuple):
+                yield line
                 continue
-            if name:
-                path = recordings.get((transcript.parent, name), transcript.parent / f"{name}.flac")
-                yield Utterance(f"ls-{name}", str(path), text, f"ls-{name.split('-')[0]}", language="en", split=split)
+            name, text = line
+            path = recordings.get((transcript.parent, name), transcript.parent / f"{name}.flac")
+            yield Utterance(f"ls-{name}", str(path), text, f"ls-{name.split('-')[0]}", language="en", split=split)
+
+
+def keyed_lines(path: Path) -> Iterator[tuple[str, str] | Rejected]:
+    """The id and the text of each line `ID TEXT` of a file. A line or a file that cannot be read gives a `Rejected`."""
+    try:
+        data = paths.read_bytes(path)
+    except OSError as error:
+        yield Rejected(id=path.name, audio="", reason=f"transcript cannot be opened: {error.strerror}")
+        return
+    lines = [data] if b"\0" in data else data.splitlines()  # UTF-16 is rejected as a whole
+    for number, line in enumerate(lines, 1):
+        try:
+            name, text = (*decode_text(line).split(maxsplit=1), "", "")[:2]
+        except UserError as error:
+            yield Rejected(id=f"{path.name}:{number}", audio="", reason=str(error))
+            continue
+        if name:
+            yield name, text
 
 
 def import_commonvoice(source: Path) -> Iterator[Record]:
@@ -121,33 +127,20 @@ def import_commonvoice(source: Path) -> Iterator[Record]:
                 f"{table}: not a Common Voice table, the columns client_id, path and sentence are not all in its first line"
             )
         for number, line in enumerate(lines, 2):
-            where = Rejected(id=f"{table.name}:{number}", audio="")
+            rejected = Rejected(id=f"{table.name}:{number}", audio="")
             try:
                 row = next(csv.DictReader([decode_text(line)], columns, delimiter="\t", quoting=csv.QUOTE_NONE), None)
             except UserError as error:
-                yield where | {"reason": str(error)}
+                yield rejected | {"reason": str(error)}
                 continue
             if row and not (row["path"] and row["client_id"]):
-                yield where | {"reason": f"bad record: no path or client_id in line {number} of {table.name}"}
+                yield rejected | {"reason": f"bad record: no path or client_id in line {number} of {table.name}"}
             elif row:
                 path = folder / "clips" / Path(row["path"]).name
                 name, speaker = f"cv-{path.stem}", f"cv-{row['client_id'][:16]}"
                 yield Utterance(
                     name, str(path), row["sentence"] or "", speaker, language=row.get("locale") or "", split=table.stem
                 )
-
-
-def import_fsdd(source: Path) -> Iterator[Record]:
-    """The Free Spoken Digit Dataset, `{digit}_{speaker}_{n}.wav` or `.flac` at any depth.
-
-    Speaker theo is `test_unseen`; recordings 40 to 49 of the others are `test_known`; the rest is `train`.
-    """
-    for path in paths.walk(source).files:
-        if found := FSDD_NAME.fullmatch(path.name):
-            digit, speaker, number = found.groups()
-            known = "test_known" if int(number) in FSDD_TEST_NUMBERS else "train"
-            split = "test_unseen" if speaker == FSDD_UNSEEN_SPEAKER else known
-            yield Utterance(f"fsdd-{path.stem}", str(path), DIGITS[int(digit)], f"fsdd-{speaker}", language="en", split=split)
 
 
 def import_jsonl(source: Path) -> Iterator[Record]:
@@ -162,13 +155,7 @@ def import_jsonl(source: Path) -> Iterator[Record]:
 
 
 Importer = Callable[[Path], Iterable[Record]]
-IMPORTERS: dict[str, Importer] = {
-    "folder": import_folder,
-    "librispeech": import_librispeech,
-    "commonvoice": import_commonvoice,
-    "fsdd": import_fsdd,
-    "jsonl": import_jsonl,
-}
+IMPORTERS = plugins.SHIPPED[plugins.IMPORTERS]  #: the kinds that are shipped
 
 
 def import_corpus(
@@ -176,16 +163,17 @@ def import_corpus(
     source: Path | str,
     out: Path | str,
     text_style: str | None = None,
-    limits: Limits | None = None,
+    limits: RecordingLimits | None = None,
     allow_outside: bool = False,
     splits: Collection[str] = (),
     strip_tags: bool = False,
 ) -> Summary:
     """Write `manifest.jsonl` and `rejected.jsonl` in the folder `out`. Every sound file below `source` is in one of them.
 
-    `text_style` names a step of `mtbi.corpus.text_style`. `allow_outside` accepts recordings outside the source folder, which
-    manifests from elsewhere may name. `splits` keeps utterances of these splits only; `strip_tags` removes tags like [noise].
-    Raises UserError for an unknown kind, a missing source, a split that is not there, or when nothing can be used.
+    `kind` is the name of a shipped importer or of an installed one. `text_style` names a style of `mtbi.corpus.text_style`.
+    `allow_outside` accepts recordings outside the source folder, which manifests from elsewhere may name. `splits` keeps only
+    utterances of these splits. `strip_tags` removes tags like [noise]. Raises UserError for an unknown kind, a missing source,
+    a split that no record has, and where no record can be used.
     """
     source, out, write = Path(os.path.abspath(source)), Path(out), style(text_style or "none")
     importer: Importer = plugins.find(plugins.IMPORTERS, kind, IMPORTERS, "corpus kind")
@@ -196,9 +184,8 @@ def import_corpus(
     walk = paths.walk(source) if source.is_dir() else paths.Walk()
     if not records:
         expected = " ".join((importer.__doc__ or "").split())
-        there = f" There are {len(walk.files)} files: {counted(endings(walk.files))}." if walk.files else ""
-        hint = f"{there}{other_layout(walk, kind)}"
-        raise UserError(f"{source}: nothing found. The kind {kind!r} expects: {expected}{hint}")
+        files = f" There are {len(walk.files)} files: {counted(endings(walk.files))}." if walk.files else ""
+        raise UserError(f"{source}: nothing found. The kind {kind!r} expects: {expected}{files}{other_layout(walk, kind)}")
     base = source.parent if source.is_file() else source
     chosen, rejected = sort_out(records, base, allow_outside, splits)
     tagged = [utterance for utterance in chosen if TAG.search(utterance.text)]
@@ -218,7 +205,7 @@ def import_corpus(
 
 
 def other_layout(walk: paths.Walk, kind: str) -> str:
-    """What is known about a layout that no importer reads; empty for an unknown one."""
+    """Advice where the files look like another layout, also one that no importer reads. Empty where no layout is recognised."""
     names = {path.name for path in walk.files}
     marks = {
         "manifest.jsonl": "a manifest",
@@ -231,29 +218,30 @@ def other_layout(walk: paths.Walk, kind: str) -> str:
     known = next((layout for name, layout in marks.items() if name in names), "")
     known = known or ("LibriTTS" if any(name.endswith(".normalized.txt") for name in names) else "")
     known = known or ("LibriSpeech" if any(name.endswith(".trans.txt") for name in names) else "")
-    if not known or known.replace(" ", "").lower() == kind:
+    other_kind = "jsonl" if known == "a manifest" else known.replace(" ", "").lower()
+    if not known or other_kind == kind:
         return ""
-    own = {"a manifest": "jsonl", "Common Voice": "commonvoice", "LibriSpeech": "librispeech"}
-    advice = f"use the kind {own[known]!r}" if known in own else "write a manifest and use the kind 'jsonl'"
+    shipped = other_kind in IMPORTERS
+    advice = f"use the kind {other_kind!r}" if shipped else "write a manifest and use the kind 'jsonl'"
     return f" This looks like {known}: {advice}."
 
 
 def sort_out(
     records: Iterable[Record], base: Path, allow_outside: bool = False, splits: Collection[str] = ()
 ) -> tuple[list[Utterance], list[Rejected]]:
-    """The utterances that may be checked, and the others, without a look into their recordings.
+    """The utterances that may be checked, and the rejected ones. No recording is opened.
 
     Raises UserError where `splits` are given and none has an utterance.
     """
     chosen: list[Utterance] = []
     rejected: list[Rejected] = []
-    there: set[str] = set()
+    found_splits: set[str] = set()
     for record in records:
         if not isinstance(record, Utterance):
             rejected.append(record)
             continue
-        there.add(record.split)
-        record = replace(record, audio=str(paths.locate(record.audio)))
+        found_splits.add(record.split)
+        record = replace(record, audio=str(locate(record.audio)))
         if not (allow_outside or Path(os.path.abspath(record.audio)).is_relative_to(base)):
             reason = f"outside: the audio does not lie in {base}; allow it with --allow-outside if you trust the manifest"
         elif splits and record.split not in splits:
@@ -262,14 +250,17 @@ def sort_out(
             chosen.append(record)
             continue
         rejected.append(Rejected(id=record.id, audio=record.audio, reason=reason))
-    if splits and not there & set(splits):
-        known = ", ".join(sorted(there)) or "none"
+    if splits and not found_splits & set(splits):
+        known = ", ".join(sorted(found_splits)) or "none"
         raise UserError(f"--split {' '.join(splits)}: no record has it; there are: {known}")
     return chosen, rejected
 
 
 def restyle(utterance: Utterance, write: TextStyle) -> Utterance:
-    """The transcript in another spelling, in NFC, with single spaces; word times are kept if the words or their number are."""
+    """The utterance with its transcript in another spelling, in NFC, with single spaces.
+
+    Word times are kept where the words, or at least their number, stay the same.
+    """
     text = text_units.join(text_units.units(write(utterance.text)))
     words, units = utterance.words, text_units.units(text)
     if words is not None and text_units.join([text_units.nfc(word) for word, _, _ in words]) != text:

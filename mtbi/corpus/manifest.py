@@ -1,4 +1,4 @@
-"""The manifest: one JSON object a line for each utterance, and the checks that decide which utterances are fit for use."""
+"""The manifest: JSON lines, one object for each utterance. Reading, writing, and slices of it for array jobs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm.contrib.concurrent import thread_map
-
-from mtbi import files, text_units
-from mtbi.audio import codec
-from mtbi.corpus import records, text_style
+from mtbi import files
+from mtbi.corpus import records
 from mtbi.errors import UserError
 from mtbi.text_units import nfc
 
-#: Why a record was left out: `id`, `audio` and `reason`; the part of the reason before the colon is what summaries count.
+#: A record that is left out: `id`, `audio` and `reason`. Summaries count the part of the reason before the colon.
 Rejected = dict[str, str]
 
-#: Names that NeMo, lhotse and others use for our fields.
+#: Names of our fields in the manifests of NeMo, lhotse and others.
 ALIASES = {
     "audio_filepath": "audio",
     "duration": "duration_s",
@@ -43,7 +39,6 @@ WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe":
 GZIP_MARK = b"\x1f\x8b"
 #: What files begin with that are no lines of text.
 OTHER_MARKS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zX": "xz", b"BZh": "bzip2", b"PK\3\4": "zip", b"PAR1": "Parquet"}
-CHECK_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter lock
 
 
 @dataclass
@@ -60,25 +55,12 @@ class Utterance:
     split: str = ""
     words: list[tuple[str, float, float]] | None = None  #: (unit, start, end) in seconds; the spans tile the utterance
     answers: dict[str, str] = field(default_factory=dict)  #: right answers by task, where known
-    extra: dict[str, Any] = field(default_factory=dict)  #: keys of the manifest that we do not know
+    extra: dict[str, Any] = field(default_factory=dict)  #: other keys of the manifest
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest line: empty fields left out, `extra` beside the others."""
+        """The object of the manifest's line. Empty fields are left out; the keys of `extra` stand beside the others."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {key: value for key, value in known.items() if value or key in ("id", "audio", "text")} | self.extra
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What `check` accepts. FSDD's shortest digit lasts 0.14 s; LibriSpeech's longest utterance 35 s."""
-
-    min_duration_seconds: float = 0.1
-    max_duration_seconds: float = 60.0
-    min_sample_rate_hz: int = 8000  #: telephone speech
-    max_channels: int = 2  #: two are mixed down; more are a microphone array or one speaker a channel
-    min_peak_dbfs: float = -60.0  #: after mixing down; below it a recording is silence. `-inf` keeps silence
-    #: About 3 minutes of speech: a longer transcript belongs to another recording. Of scripts without spaces, characters.
-    max_words: int = 500
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -91,7 +73,7 @@ _TYPES |= {"words": (list,), "answers": (dict,)}
 
 
 def parse(record: Any) -> Utterance:
-    """An utterance from a manifest's JSON object; `null` counts as absent.
+    """An utterance from a manifest's JSON object. `null` counts as absent.
 
     Raises UserError for a wrong type, a missing audio path, a part of a recording, word times that do not rise, or characters
     that no file can hold.
@@ -119,12 +101,14 @@ def parse(record: Any) -> Utterance:
         records.refuse_times(known["words"], known.get("duration_s") or math.inf)
     known["text"] = nfc(known.get("text", ""))
     if "answers" in known:
-        known["answers"] = {task: nfc(one) if isinstance(one, str) else one for task, one in known["answers"].items()}
+        known["answers"] = {
+            task: nfc(answer) if isinstance(answer, str) else answer for task, answer in known["answers"].items()
+        }
     return Utterance(**known, extra=values)
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8 text, a byte order mark dropped. Raises UserError that names the offending byte, or UTF-16."""
+    """Text from UTF-8, without a byte order mark. Raises UserError that names the offending byte, or UTF-16."""
     wide = next((name for mark, name in WIDE_MARKS.items() if data.startswith(mark)), "")
     if not wide and b"\0" in data:  # the same without a mark: for Latin letters every other byte is 0
         wide = "UTF-16BE" if data[::2].count(0) > data[1::2].count(0) else "UTF-16LE"
@@ -134,16 +118,16 @@ def decode_text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"not UTF-8: byte 0x{data[error.start]:02x} at place {error.start}; "
+            f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; "
             "convert the file, for example with `iconv -f latin1 -t utf-8`"
         ) from error
 
 
 def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
-    """The utterances of a manifest, and the lines that are none.
+    """The utterances of a manifest, and the rejected lines.
 
-    Those are not UTF-8, not JSON, have wrong types, an id used before, or a path that leads out of the manifest's folder.
-    Raises UserError when the file itself cannot be read.
+    A line is rejected if it is not UTF-8 or not JSON, has a wrong type, repeats an id, or has a path that leads out of the
+    manifest's folder. Raises UserError when the file itself cannot be read.
     """
     path = Path(path)
     good: list[Utterance] = []
@@ -152,23 +136,23 @@ def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        where = Rejected(id=f"{path.name}:{number}", audio="")
+        bad = Rejected(id=f"{path.name}:{number}", audio="")
         try:
             record = json.loads(decode_text(line))
-            where["audio"] = _audio_of(record)
+            bad["audio"] = _audio_of(record)
             utterance = parse(record)
-            where = Rejected(id=utterance.id, audio=utterance.audio)
+            bad = Rejected(id=utterance.id, audio=utterance.audio)
             if utterance.id in seen:
                 raise UserError(f"id used before: line {number} of {path.name} repeats {utterance.id!r}")
-            # A manifest from elsewhere must not reach out of its folder by stealth; an absolute path is plain to see.
+            # A manifest from elsewhere must not leave its folder unnoticed. An absolute path is easy to see.
             if not os.path.isabs(utterance.audio) and os.path.normpath(utterance.audio).startswith(".."):
                 raise UserError("path upwards: the audio lies outside the manifest's folder; give its absolute path")
         except json.JSONDecodeError as error:
-            rejected.append(where | {"reason": f"not JSON: line {number} of {path.name}, {error.msg} at column {error.colno}"})
+            rejected.append(bad | {"reason": f"not JSON: line {number} of {path.name}, {error.msg} at column {error.colno}"})
         except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists without end
-            rejected.append(where | {"reason": f"not JSON: line {number} of {path.name} has a number or a nesting without end"})
+            rejected.append(bad | {"reason": f"not JSON: line {number} of {path.name} has a number or a nesting without end"})
         except UserError as error:
-            rejected.append(where | {"reason": f"{error} (line {number} of {path.name})"})
+            rejected.append(bad | {"reason": f"{error} (line {number} of {path.name})"})
         else:
             seen.add(utterance.id)
             good.append(utterance)
@@ -176,13 +160,13 @@ def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
 
 
 def _audio_of(record: Any) -> str:
-    """The path that a record names, whether it is good or not; empty where it names none."""
+    """The path that a record names, also where the record is bad. Empty where it names none."""
     audio = next((record[key] for key in ("audio", "audio_filepath") if key in record), "") if isinstance(record, dict) else ""
     return audio if isinstance(audio, str) else ""
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a manifest, which may be compressed by gzip."""
+    """The lines of a manifest. It may be compressed by gzip."""
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -205,7 +189,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 def read_manifest(path: Path | str) -> list[Utterance]:
     """Every utterance of a manifest.
 
-    Raises UserError (file, line, reason) if one line is bad; `mtbi data import jsonl` sorts such lines out.
+    Raises UserError (file, line, reason) for a bad line. `mtbi data import jsonl` leaves such lines out.
     """
     good, rejected = scan_manifest(path)
     if rejected:
@@ -218,7 +202,7 @@ def read_manifest(path: Path | str) -> list[Utterance]:
 
 
 def write_lines(path: Path | str, lines: Iterable[dict[str, Any]]) -> None:
-    """JSON lines, written under a temporary name and renamed, so that a reader never sees half a file."""
+    """Write JSON lines under a temporary name and rename the file, so that a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -226,6 +210,7 @@ def write_lines(path: Path | str, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def _line(record: dict[str, Any]) -> str:
+    """A record as a line of JSON."""
     line = json.dumps(record, ensure_ascii=False) + "\n"
     try:
         line.encode()
@@ -235,102 +220,46 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """How many records each kind of reason kept out, the commonest first."""
+    """The number of rejected records for each kind of reason, the commonest first."""
     return dict(Counter(record["reason"].split(":")[0] for record in rejected).most_common())
 
 
 def write_manifest(path: Path | str, utterances: Iterable[Utterance]) -> None:
-    """Write a manifest in one piece. Relative audio paths must be relative to its folder (see `relocate`)."""
+    """Write a manifest. Relative audio paths must start from its folder (see `relocate`)."""
     write_lines(path, (utterance.to_json() for utterance in utterances))
 
 
 def relocate(utterance: Utterance, folder: Path, out: Path) -> Utterance:
-    """The utterance for a manifest in `out` instead of `folder`: a path inside `out` becomes relative, any other absolute."""
+    """The utterance for a manifest in `out` instead of `folder`. A path inside `out` becomes relative, any other absolute."""
     path = os.path.abspath(folder / utterance.audio)  # not Path.resolve: links into a corpus are left as they are
     base = os.path.abspath(out)
     return replace(utterance, audio=os.path.relpath(path, base) if Path(path).is_relative_to(base) else path)
 
 
-def check(
-    utterances: Iterable[Utterance], folder: Path | str, limits: Limits | None = None
-) -> tuple[list[Utterance], list[Rejected]]:
-    """Decode each recording once and sort out what cannot be used; both lists keep the order given.
-
-    `folder` is what relative audio paths start from. The good ones have `duration_s` and `sample_rate` as measured.
-    """
-    limits, folder = limits or Limits(), Path(folder)
-
-    def measure(utterance: Utterance) -> Utterance | Rejected:
-        try:
-            return _measure(utterance, folder, limits)
-        except UserError as error:
-            return Rejected(id=utterance.id, audio=utterance.audio, reason=str(error))
-
-    results = thread_map(measure, list(utterances), max_workers=CHECK_THREADS, desc="check", unit="utterance", disable=None)
-    return [r for r in results if isinstance(r, Utterance)], [r for r in results if not isinstance(r, Utterance)]
-
-
-def refuse_other_duration(utterance: Utterance, seconds: float) -> None:
-    """Raises UserError where the record gives another duration than that of the recording: it is about a part of it."""
-    given = utterance.duration_s
-    if 0 < given < math.inf and not records.same_duration(given, seconds):
-        raise UserError(f"duration differs: {given:.2f} s in the record, {seconds:.2f} s in the file; cut the file first")
-
-
-def _measure(utterance: Utterance, folder: Path, limits: Limits) -> Utterance:
-    """The utterance with its measured duration and rate. Raises UserError with the reason why it is unfit."""
-    records.refuse_characters(utterance.to_json())
-    words = text_units.count(utterance.text)
-    if not re.search(r"\w", utterance.text):
-        keys = f"; other keys of the record: {', '.join(utterance.extra)}" if utterance.extra and not utterance.text else ""
-        raise UserError(f"no transcript: the text is empty or has no word{keys}")
-    if not re.search(r"\w", text_style.TAG.sub(" ", utterance.text)):
-        raise UserError("no transcript: the text has only tags, such as [noise]")
-    if words > limits.max_words:
-        raise UserError(f"transcript too long: {words} words, more than {limits.max_words}")
-    samples, rate_hz = codec.load(folder / utterance.audio, max_seconds=limits.max_duration_seconds)
-    duration = len(samples) / rate_hz
-    if duration < limits.min_duration_seconds:
-        raise UserError(f"too short: {duration:.3f} s, less than {limits.min_duration_seconds:g} s")
-    if rate_hz < limits.min_sample_rate_hz:
-        raise UserError(f"sampling rate too low: {rate_hz} Hz, less than {limits.min_sample_rate_hz} Hz")
-    if samples.shape[1] > limits.max_channels:
-        raise UserError(f"too many channels: {samples.shape[1]}, more than {limits.max_channels}")
-    if samples.shape[1] > 1 and "channel" in utterance.extra:
-        raise UserError(f"channel given: one of {samples.shape[1]} channels cannot be chosen; write the channels as files")
-    refuse_other_duration(utterance, duration)
-    records.refuse_times(utterance.words or [], duration)
-    peak = float(np.abs(samples.mean(axis=1)).max())
-    level = 20 * math.log10(peak) if peak else -math.inf
-    if level < limits.min_peak_dbfs:
-        raise UserError(f"silence: the peak is {level:.0f} dBFS, under {limits.min_peak_dbfs:g} dBFS")
-    return replace(utterance, duration_s=round(duration, 4), sample_rate=rate_hz)
-
-
 @dataclass(frozen=True)
-class Part:
-    """One of several equal stretches of a corpus, for array jobs: part 1 to `of`."""
+class ManifestSlice:
+    """One of several equal stretches of a manifest, for array jobs. Slices are numbered from 1 to `of`."""
 
     number: int
     of: int
 
     @classmethod
-    def parse(cls, text: str) -> Part:
-        """`3/8`. Raises UserError for anything else."""
+    def parse(cls, text: str) -> ManifestSlice:
+        """The slice of `--part 3/8`. Raises UserError for another form."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
-        part = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
-        if not 1 <= part.number <= part.of:
+        chosen = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
+        if not 1 <= chosen.number <= chosen.of:
             raise UserError(f"--part {text}: a part has the form 3/8, between 1/8 and 8/8")
-        return part
+        return chosen
 
     def __str__(self) -> str:
         return f"part-{self.number}-of-{self.of}"
 
     def take(self, utterances: list[Utterance]) -> list[Utterance]:
-        """This part's utterances."""
+        """The utterances of this slice."""
         first, stop = (len(utterances) * edge // self.of for edge in (self.number - 1, self.number))
         return utterances[first:stop]
 
-    def siblings(self) -> list[Part]:
-        """All parts, this one included."""
-        return [Part(number, self.of) for number in range(1, self.of + 1)]
+    def siblings(self) -> list[ManifestSlice]:
+        """All slices, this one included."""
+        return [ManifestSlice(number, self.of) for number in range(1, self.of + 1)]

@@ -1,4 +1,4 @@
-"""What a manifest's JSON object may hold: other names for our fields, and what is refused instead of being misread."""
+"""The keys of a manifest's JSON object: other names of our fields, and keys that are refused because they choose a part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from mtbi.errors import UserError
 
-#: Words in the keys by which manifests choose a part of a recording ("offset", "clip_start", "endTimeMs"), and what they say.
+#: Words in keys that choose a part of a recording ("offset", "clip_start", "endTimeMs"), and their role.
 ROLES = dict.fromkeys(("offset", "start", "begin", "onset", "stime", "tstart", "tmin", "xmin", "t0"), "start")
 ROLES |= dict.fromkeys(("end", "stop", "etime", "tend", "tmax", "xmax", "t1"), "end") | dict.fromkeys(
     ("duration", "dur"), "duration"
@@ -19,21 +19,22 @@ ROLES |= dict.fromkeys(("end", "stop", "etime", "tend", "tmax", "xmax", "t1"), "
 FILLERS = {"audio", "chunk", "clip", "cut", "seg", "segment", "sound", "t", "time", "utt", "utterance", "wav"}
 UNITS = dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0)
 UNITS |= dict.fromkeys(("ms", "msec", "msecs", "millis", "millisecond", "milliseconds"), 0.001)
-UNITS |= dict.fromkeys(("frame", "frames", "sample", "samples"), math.nan)  # only the file knows their length
+UNITS |= dict.fromkeys(("frame", "frames", "sample", "samples"), math.nan)  # their length depends on the file
 COUNTS = {"num_frames", "num_samples", "n_frames", "n_samples"}
 #: Keys whose value, if it is two numbers, is a start and an end in seconds.
 SPANS = {"interval", "segment", "span", "start_end", "time", "timestamp", "timestamps"}
-#: A given duration may differ from the measured one by this, or by this share of it.
+#: A given duration may differ from the measured duration by this many seconds, or by this share of it.
 TOLERANCE_SECONDS, TOLERANCE_SHARE = 0.5, 0.1
-OVERLAP_SECONDS = 0.05  #: of neighbouring words, by which other aligners may round
+OVERLAP_SECONDS = 0.05  #: of neighbouring words: other aligners round their times
 
 Fields = dict[str, Any]
 
 
 def rename(record: Mapping[str, Any], aliases: Mapping[str, str]) -> Fields:
-    """The record with our names for the fields, without what is null.
+    """The record with our names for the fields, without null values.
 
-    Our own name goes before an alias of `text`, which is then kept as it is. Raises UserError where two other keys contradict.
+    Where a record has `text` and an alias of it, the alias is kept as another key. Raises UserError where two keys of another
+    field contradict each other.
     """
     values = {str(key): value for key, value in record.items() if value is not None and str(key) not in aliases}
     source: dict[str, str] = {name: name for name in values}
@@ -51,9 +52,9 @@ def rename(record: Mapping[str, Any], aliases: Mapping[str, str]) -> Fields:
 
 
 def whole_recording(values: Fields) -> Fields:
-    """The fields without the keys that choose a part, if these choose all of it.
+    """The fields without the keys that choose a part of a recording, if these choose all of it.
 
-    An end becomes the duration, which is compared with the recording later. Raises UserError for a part of a recording.
+    An end becomes the duration. It is compared with the recording later. Raises UserError for a part of a recording.
     """
     values = dict(values)
     lengths: list[tuple[str, float]] = []
@@ -70,7 +71,7 @@ def whole_recording(values: Fields) -> Fields:
 
 
 def _choices(values: Fields) -> Iterator[tuple[str, str, float]]:
-    """Each key that may choose a part, what it says, and the seconds; NaN where they cannot be known."""
+    """Each key that may choose a part of a recording, its role, and its seconds. NaN where these are unknown."""
     pair = [_number(values.get(key)) for key in ("from", "to")]
     for key, value in values.items():
         role, unit = _role(key)
@@ -86,7 +87,7 @@ def _choices(values: Fields) -> Iterator[tuple[str, str, float]]:
 
 
 def _role(key: str) -> tuple[str, float]:
-    """What a key says about a part of a recording, and the seconds of its unit; empty for any other key."""
+    """The role of a key that chooses a part of a recording, and its unit in seconds. The role of any other key is empty."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().split("_")
     roles = {ROLES[word] for word in words if word in ROLES}
     role = next((role for role in ("end", "start", "duration") if role in roles), "")
@@ -99,7 +100,7 @@ def _refuse(key: str) -> None:
 
 
 def _number(value: Any) -> float:
-    """A number, also in quotes; NaN for what is none."""
+    """A number, also in quotes. NaN for anything else."""
     try:
         return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
@@ -107,12 +108,12 @@ def _number(value: Any) -> float:
 
 
 def same_duration(given: float, measured: float) -> bool:
-    """Whether two durations in seconds may be of the same sound."""
+    """Whether two durations in seconds are equal within the tolerance."""
     return abs(given - measured) <= max(TOLERANCE_SECONDS, TOLERANCE_SHARE * measured)
 
 
 def refuse_times(words: Sequence[tuple[str, float, float]], seconds: float) -> None:
-    """Raises UserError for word times that do not rise from 0 to the recording's `seconds`; pauses may lie between words."""
+    """Raises UserError for word times that do not rise from 0 to the recording's `seconds`. Pauses may lie between."""
     edges = [0.0, *(edge for _, *times in words for edge in times)]
     if not all(map(math.isfinite, edges)):
         raise UserError("word times: a start or an end is no number; align the manifest again with `mtbi data align`")
@@ -124,12 +125,12 @@ def refuse_times(words: Sequence[tuple[str, float, float]], seconds: float) -> N
 
 
 def is_cut(record: Mapping[str, Any]) -> bool:
-    """Whether this is a cut of lhotse."""
+    """Whether a record is a cut of lhotse."""
     return str(record.get("type", "")).endswith("Cut") or ("supervisions" in record and "recording" in record)
 
 
 def of_cut(cut: Mapping[str, Any]) -> Fields:
-    """Our fields of a lhotse MonoCut that is a whole recording with one supervision. Raises UserError for any other cut."""
+    """Our fields from a lhotse MonoCut of a whole recording with one supervision. Raises UserError for any other cut."""
     kind = str(cut.get("type", "MonoCut"))
     if kind != "MonoCut":
         raise UserError(f"lhotse {kind}: only a MonoCut that is a whole recording can be read; save the cuts as files first")
@@ -154,7 +155,7 @@ def of_cut(cut: Mapping[str, Any]) -> Fields:
 
 
 def refuse_address(audio: str) -> None:
-    """Raises UserError for a path that only other programs understand."""
+    """Raises UserError for a path that only a shell or a download program understands."""
     if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", audio):
         raise UserError(f"not a path: the audio is an address ({address[1]}://); download it, and give the path of the file")
     if re.match(r"~[^/\\]*/", audio):
@@ -162,7 +163,7 @@ def refuse_address(audio: str) -> None:
 
 
 def refuse_characters(record: Any) -> None:
-    """Raises UserError for text that no file of ours can hold: half a surrogate pair, or a NUL."""
+    """Raises UserError for characters that cannot be stored: half a surrogate pair, or NUL."""
     text = json.dumps(record, ensure_ascii=False)
     if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):
         raise UserError("bad character: the record holds a NUL character")

@@ -1,4 +1,4 @@
-"""What became of everything that an import found: each file below the source is kept, rejected with a reason, or no sound."""
+"""The summary of an import: each file below the source is kept, rejected with a reason, or no sound."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtbi import text_units
+from mtbi.audio.sound_files import is_sound
 from mtbi.corpus import paths
 from mtbi.corpus.manifest import Rejected, Utterance, count_reasons
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What an import kept and left out."""
+    """The numbers of an import."""
 
     kept: int  #: utterances
     rejected: int  #: records, files that no record names, and folders that were not read
     hours: float  #: of the utterances kept
     speakers: int
-    reasons: dict[str, int]  #: what was rejected by reason, the commonest first
+    reasons: dict[str, int]  #: rejected records by reason, the commonest first
     files: int = 0  #: below the source, if that is a folder; the sum of the next three
     files_kept: int = 0
     files_rejected: int = 0
     no_sound: dict[str, int] = field(default_factory=dict)  #: files that are no sound, by ending
     splits: dict[str, int] = field(default_factory=dict)  #: utterances kept by split
     tagged: int = 0  #: transcripts kept with tags such as [noise] in them
-    shared: int = 0  #: utterances kept whose recording another one has already
+    shared: int = 0  #: utterances kept that share a recording with an earlier utterance
     single: int = 0  #: utterances kept that have one word, or one character where the script has no spaces
 
     def __str__(self) -> str:
@@ -58,13 +59,13 @@ def counted(numbers: Mapping[str, int]) -> str:
 
 
 def endings(files: Iterable[Path]) -> dict[str, int]:
-    """How many files have each ending."""
+    """The number of files with each ending."""
     names = (path.suffix.lower().encode(errors="replace").decode() or "without an ending" for path in files)
     return dict(Counter(names).most_common())
 
 
 def unique(utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Rejected]]:
-    """The first utterance of each id, and the others."""
+    """The first utterance of each id, and the later ones as rejected."""
     first: dict[str, Utterance] = {}
     repeated = []
     for utterance in utterances:
@@ -75,9 +76,9 @@ def unique(utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Rejec
 
 
 def unlisted(walk: paths.Walk, base: Path, named: Iterable[str]) -> list[Rejected]:
-    """The sound files that no record names, and the folders that were not read. `named` are paths from `base`, or absolute."""
+    """Sound files that no record names, and folders that were not read, as rejected. `named` paths start from `base`."""
     known = _absolute(base, named)
-    missing = [path for path in walk.files if paths.is_sound(path) and str(path) not in known]
+    missing = [path for path in walk.files if is_sound(path) and str(path) not in known]
     if missing:  # a record may name the file by another way through links
         real = {os.path.realpath(path) for path in known}
         missing = [path for path in missing if os.path.realpath(path) not in real]
@@ -87,25 +88,26 @@ def unlisted(walk: paths.Walk, base: Path, named: Iterable[str]) -> list[Rejecte
 
 
 def _absolute(base: Path, named: Iterable[str]) -> set[str]:
+    """Absolute paths. Empty paths and paths with a NUL are left out."""
     return {os.path.abspath(base / path) for path in named if path and "\0" not in path}
 
 
 def summarise(
     good: Sequence[Utterance], rejected: Sequence[Rejected], walk: paths.Walk, base: Path, tagged: int = 0
 ) -> Summary:
-    """The numbers of an import, whose records name their files by paths from `base`, or absolute ones."""
+    """The numbers of an import. Relative paths of its records start from `base`."""
     kept = _absolute(base, (utterance.audio for utterance in good))
     left_out = _absolute(base, (record["audio"] for record in rejected))
     kept_files = [path for path in walk.files if str(path) in kept]
     left_out_files = [path for path in walk.files if str(path) in left_out - kept]
     named = {*kept_files, *left_out_files}
     others = [path for path in walk.files if path not in named]
-    if any(map(paths.is_sound, others)):  # named by another way through links, see `unlisted`
+    if any(map(is_sound, others)):  # named by another way through links, see `unlisted`
         real = {os.path.realpath(path) for path in kept}
-        linked = [path for path in others if paths.is_sound(path)]
+        linked = [path for path in others if is_sound(path)]
         kept_files += [path for path in linked if os.path.realpath(path) in real]
         left_out_files += [path for path in linked if os.path.realpath(path) not in real]
-        others = [path for path in others if not paths.is_sound(path)]
+        others = [path for path in others if not is_sound(path)]
     return Summary(
         kept=len(good),
         rejected=len(rejected),

@@ -1,4 +1,4 @@
-"""The training data of the generalisation benchmark in the miniature world: the same recordings with different answers."""
+"""The training data of the generalisation benchmark, in the miniature world: the same recordings with different answers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mtbi.shards.read import Shards
 
 
 def variants(config: BehaviourConfig) -> dict[str, BehaviourConfig]:
-    """The behaviour settings of each further set of training data; the demo makes `train`."""
+    """The settings by which each set of training data is asked for. The demo itself makes the set `train`."""
     main = questions("train", config)
-    single_task = dataclasses.replace(main, per_utterance=1, wordings_per_task=5)
+    one_task = dataclasses.replace(main, per_utterance=1, wordings_per_task=5)
     return {
-        "train_repeat": dataclasses.replace(single_task, tasks=["repeat"]),
-        "train_reverse": dataclasses.replace(single_task, tasks=["reverse"]),
+        "train_repeat": dataclasses.replace(one_task, tasks=["repeat"]),
+        "train_reverse": dataclasses.replace(one_task, tasks=["reverse"]),
         "train_gold": dataclasses.replace(main, answers="gold"),
-        "train_free": dataclasses.replace(single_task, library=["content"], tasks=["chat"]),
+        "train_free": dataclasses.replace(one_task, library=["content"], tasks=["chat"]),
         "train_prompt_first": dataclasses.replace(main, prompt_first=True),
     }
 
 
 def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
-    """Make everything below OUT/data. Files that exist are kept."""
+    """Make all data below OUT/data. Folders that are complete are kept."""
     recipe = recipes.load(recipe_name, [f"run_dir={out}"])
     data = prepare(recipe, speech)
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
@@ -43,7 +43,7 @@ def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
 
 
 def encode(folder: Path, encoder: torch.nn.Module, recipe: Recipe) -> None:
-    """Store the frozen encoder's output once for all runs."""
+    """Store the frozen encoder's output, which all runs share."""
     if not (folder / "features" / INDEX_NAME).exists():
         features.write(
             Shards(str(folder / "shards")), encoder, encoder_facts(recipe.model.encoder).output_name, str(folder / "features")

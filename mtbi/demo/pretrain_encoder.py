@@ -1,12 +1,12 @@
 """Pretrain the miniature speech encoder with CTC: `python -m mtbi.demo.pretrain_encoder RECORDINGS OUT`.
 
-RECORDINGS is a folder of the Free Spoken Digit Dataset. Its speaker theo and recordings 40 to 49 of everybody are never
-trained on. Voices of espeak-ng join the four remaining speakers. Digit strings are put together afresh at every step, some
-digits from the beginning of one recording and the end of another, and changed in speed, pitch, vocal-tract length, tempo,
-channel, reverberation and noise, with SpecAugment (Park et al. 2019) on top; by a strength drawn for each string. Besides CTC a
-classifier learns the digit of each frame, whose times are known, and is then dropped. Saved is the moving average of the
-weights. About 40 minutes on one core. The shipped weights in `mtbi/demo/weights/encoder` were made so
-(docs/miniature-world.md tells how they were measured).
+RECORDINGS is a folder of the Free Spoken Digit Dataset. Training leaves out its speaker theo, and recordings 40 to 49 of every
+speaker. Voices of espeak-ng join the four remaining speakers. Every step makes new digit strings. Some digits are spliced from
+two recordings. Each string is changed in speed, pitch, vocal-tract length, tempo, channel, reverberation and noise, with
+SpecAugment (Park et al. 2019) on top. The strength of the changes is drawn for each string. Besides CTC, a classifier learns
+the digit of each frame; it is not saved. The moving average of the weights is saved. Training takes about 40 minutes on one
+core. This script made the shipped weights in `mtbi/demo/weights/encoder`. docs/miniature-world.md describes how they were
+measured.
 """
 
 from __future__ import annotations
@@ -29,21 +29,19 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from mtbi.demo.encoder import BLANK, HOP_SAMPLES, DemoEncoder, DemoEncoderConfig
+from mtbi.demo.importer import FILE_NAME, split_of
 from mtbi.demo.speech import ACCENTS, SAMPLE_RATE, VARIANTS, EspeakVoices, join
 from mtbi.demo.world import DIGITS, MAX_DIGITS, MIN_DIGITS
 from mtbi.model.encoders.protocol import frame_mask
 
-UNSEEN_SPEAKER = "theo"
-FIRST_TEST_RECORDING = 40
-
 FRAMES_A_SECOND = SAMPLE_RATE / (4 * HOP_SAMPLES)
 LEARNING_RATE = 2e-3
-LEAST = 0.1  #: strength of the changes made to the sound: drawn for each string between this
-MOST = (1.3, 0.7)  #: and these, at the beginning and at the end
-RECORDINGS_SHARE = (0.6, 0.8)  #: of the strings that are made of recordings, likewise; the others are espeak-ng's
-GAIN_DB = 16  #: by up to so much one digit of a string is quieter than another
-SPLICED = 0.3  #: share of the digits that are put together from two recordings
-FRAMES_WEIGHT = 0.5  #: of the frames' classifier, beside CTC
+SMALLEST_STRENGTH = 0.1  #: of the changes to the audio, drawn for each string
+LARGEST_STRENGTH = (1.3, 0.7)  #: of the changes to the audio, at the start and at the end of training
+RECORDINGS_SHARE = (0.6, 0.8)  #: of strings from recordings, at the start and at the end; the others are espeak-ng's
+GAIN_DB = 16  #: largest difference in level between two digits of a string
+SPLICED_SHARE = 0.3  #: of digits that are spliced from two recordings
+FRAMES_WEIGHT = 0.5  #: of the loss of the frames' classifier, beside CTC
 AVERAGE_DECAY = 0.995
 
 Pool = dict[str, dict[int, list[np.ndarray]]]  # speaker → digit → recordings at 16 kHz
@@ -55,13 +53,12 @@ def to_16k(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def read_recordings(folder: Path) -> dict[str, Pool]:
-    """The recordings by part: `train`, `known` (held-out recordings of training speakers) and `unseen`."""
-    parts: dict[str, Pool] = {part: defaultdict(lambda: defaultdict(list)) for part in ("train", "known", "unseen")}
-    for path in sorted(p for p in folder.rglob("*_*_*.*") if p.suffix in (".wav", ".flac")):
+    """The recordings by split: `train`, `test_known` (held-out recordings of training speakers) and `test_unseen`."""
+    splits: dict[str, Pool] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for path in sorted(path for path in folder.rglob("*") if FILE_NAME.fullmatch(path.name)):
         digit, speaker, number = path.stem.split("_")
-        part = "unseen" if speaker == UNSEEN_SPEAKER else "known" if int(number) >= FIRST_TEST_RECORDING else "train"
-        parts[part][speaker][int(digit)].append(to_16k(*soundfile.read(path)))
-    return parts
+        splits[split_of(speaker, int(number))][speaker][int(digit)].append(to_16k(*soundfile.read(path)))
+    return splits
 
 
 def speak_pool(voices: int, rng: random.Random) -> Pool:
@@ -87,25 +84,25 @@ def change_rate(wave: np.ndarray, factor: float) -> np.ndarray:
     return np.interp(np.arange(0, len(wave) - 1, factor), np.arange(len(wave)), wave).astype(np.float32)
 
 
-def splice(one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The beginning of one recording and the end of another of the same word, over which 20 ms fade."""
+def splice(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The start of one recording and the end of another of the same word, with a cross-fade of 20 ms."""
     share = rng.uniform(0.25, 0.75)
-    cut, cut_other = int(share * len(one)), int(share * len(other))
-    half = min(SAMPLE_RATE // 100, cut, cut_other, len(one) - cut, len(other) - cut_other)
+    cut, second_cut = int(share * len(first)), int(share * len(second))
+    half = min(SAMPLE_RATE // 100, cut, second_cut, len(first) - cut, len(second) - second_cut)
     if half < 1:
-        return one
+        return first
     fade = np.linspace(1, 0, 2 * half, dtype=np.float32)
-    middle = one[cut - half : cut + half] * fade + other[cut_other - half : cut_other + half] * (1 - fade)
-    return np.concatenate([one[: cut - half], middle, other[cut_other + half :]])
+    middle = first[cut - half : cut + half] * fade + second[second_cut - half : second_cut + half] * (1 - fade)
+    return np.concatenate([first[: cut - half], middle, second[second_cut + half :]])
 
 
 def change_channel(wave: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Another microphone, room and background: a random smooth equaliser, decaying echoes, coloured noise."""
     samples = len(wave)
-    size = 2 ** (samples + SAMPLE_RATE // 2).bit_length()  # a power of two: fast, and room for the echo's tail
+    size = 2 ** (samples + SAMPLE_RATE // 2).bit_length()  # a power of two is fast; the rest holds the echo's tail
     spectrum = np.fft.rfft(wave, size)
-    place = np.linspace(0, 1, len(spectrum))
-    decibels = sum(rng.normal(0, 4 * strength) * np.cos(np.pi * k * place * 2 + rng.uniform(0, 6.28)) for k in range(1, 6))
+    frequency = np.linspace(0, 1, len(spectrum))  # share of the highest
+    decibels = sum(rng.normal(0, 4 * strength) * np.cos(np.pi * k * frequency * 2 + rng.uniform(0, 6.28)) for k in range(1, 6))
     spectrum *= 10 ** (decibels / 20)
     if rng.random() < 0.3 * strength:
         decay = rng.uniform(0.02, 0.12) * SAMPLE_RATE
@@ -127,8 +124,8 @@ class Strings:
     waveforms: Tensor  #: (strings, samples)
     lengths: Tensor  #: (strings,) samples
     labels: Sequence[list[int]]  #: CTC classes
-    times: Sequence[list[tuple[float, float]]]  #: seconds from which to which each is spoken
-    strengths: np.ndarray  #: (strings,) of the changes made to the sound
+    times: Sequence[list[tuple[float, float]]]  #: (start, end) of each digit in seconds
+    strengths: np.ndarray  #: (strings,) of the changes to the audio
 
 
 def make_strings(
@@ -136,8 +133,8 @@ def make_strings(
 ) -> Iterator[Strings]:
     """Batches of digit strings of similar length, each string by one speaker.
 
-    `pools` gives the probability of each pool. The changes made to the sound have a strength drawn for each string between
-    two (0 = none).
+    `pools` holds each pool with its probability. The strength of the changes to the audio is drawn for each string between the
+    two `strengths` (0 = no change).
     """
     strings = []
     for _ in range(size * batches):
@@ -146,15 +143,15 @@ def make_strings(
         digits = rng.integers(0, 10, rng.integers(MIN_DIGITS, MAX_DIGITS + 1)).tolist()
         clips = [clips_of[digit][rng.integers(len(clips_of[digit]))] for digit in digits]
         if strength := rng.uniform(*strengths):
-            for place in np.flatnonzero(rng.random(len(clips)) < SPLICED):
-                takes = clips_of[digits[place]]
-                clips[place] = splice(clips[place], takes[rng.integers(len(takes))], rng)
+            for index in np.flatnonzero(rng.random(len(clips)) < SPLICED_SHARE):
+                takes = clips_of[digits[index]]
+                clips[index] = splice(clips[index], takes[rng.integers(len(takes))], rng)
             rates = np.exp(strength * (rng.uniform(-0.22, 0.22) + rng.uniform(-0.08, 0.08, len(clips))))
             gains = 10 ** (-rng.uniform(0, GAIN_DB, len(clips)) / 20)
             clips = [change_rate(clip, rate) * gain for clip, rate, gain in zip(clips, rates, gains, strict=True)]
         wave, times = join(clips, rng)
-        heard = torch.from_numpy(change_channel(wave, rng, strength) if strength else wave)
-        strings.append((heard, [digit + 1 for digit in digits], times, strength))
+        audio = torch.from_numpy(change_channel(wave, rng, strength) if strength else wave)
+        strings.append((audio, [digit + 1 for digit in digits], times, strength))
     strings.sort(key=lambda string: len(string[0]))
     for batch in rng.permutation(batches):
         waves, labels, times, drawn = zip(*strings[batch * size : (batch + 1) * size], strict=True)
@@ -163,7 +160,10 @@ def make_strings(
 
 
 def warp(features: Tensor, frames: Tensor, rng: np.random.Generator, strengths: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Other vocal tracts (mel axis stretched by string) and tempos (time axis stretched by batch), then SpecAugment."""
+    """Other vocal tracts (the mel axis stretched for each string) and tempos (the time axis stretched), then SpecAugment.
+
+    `features` are `(strings, frames, mels)`. Returns the new features and their lengths in frames.
+    """
     strings, longest, mels = features.shape
     tempo = float(np.exp(strengths.mean() * rng.uniform(-0.25, 0.25)))
     stretched = max(8, round(longest * tempo))
@@ -185,7 +185,7 @@ def warp(features: Tensor, frames: Tensor, rng: np.random.Generator, strengths: 
 
 @torch.no_grad()
 def measure(encoder: DemoEncoder, pool: Pool, strings: int = 500) -> float:
-    """Share of strings that greedy CTC gets wholly right."""
+    """Share of strings whose greedy CTC transcript is right."""
     right = 0
     for batch in make_strings([(1.0, pool)], 50, strings // 50, np.random.default_rng(0)):
         features, lengths = encoder.eval()(batch.waveforms, batch.lengths)
@@ -196,7 +196,7 @@ def measure(encoder: DemoEncoder, pool: Pool, strings: int = 500) -> float:
 
 
 def frame_labels(batch: Strings, lengths: Tensor, longest: int, stretch: float) -> Tensor:
-    """`(strings, longest)` the class spoken at each encoder frame, blank between words, -100 beyond a string's end."""
+    """The class spoken at each encoder frame, `(strings, longest)`: blank between words, -100 beyond a string's end."""
     labels = torch.full((len(batch.labels), longest), BLANK)
     for row, (classes, times) in enumerate(zip(batch.labels, batch.times, strict=True)):
         for label, (start, end) in zip(classes, times, strict=True):
@@ -206,7 +206,7 @@ def frame_labels(batch: Strings, lengths: Tensor, longest: int, stretch: float) 
 
 
 def run(encoder: DemoEncoder, recordings: Pool, spoken: Pool, options: argparse.Namespace) -> DemoEncoder:
-    """Train `encoder` in place; returns the moving average of its weights."""
+    """Train `encoder` in place. Returns the moving average of its weights."""
     rng = np.random.default_rng(options.seed)
     frames_head = torch.nn.Linear(encoder.width, 1 + len(DIGITS))
     parameters = [*encoder.parameters(), *frames_head.parameters()]
@@ -217,8 +217,10 @@ def run(encoder: DemoEncoder, recordings: Pool, spoken: Pool, options: argparse.
     bar = tqdm(total=options.steps, desc="encoder", unit="step")
     while bar.n < options.steps:
         done = bar.n / options.steps
-        most, share = (first + (last - first) * done for first, last in (MOST, RECORDINGS_SHARE))
-        for batch in make_strings([(share, recordings), (1 - share, spoken)], options.batch_size, 8, rng, (LEAST, most)):
+        largest, share = (first + (last - first) * done for first, last in (LARGEST_STRENGTH, RECORDINGS_SHARE))
+        for batch in make_strings(
+            [(share, recordings), (1 - share, spoken)], options.batch_size, 8, rng, (SMALLEST_STRENGTH, largest)
+        ):
             with torch.no_grad():
                 plain, frames = encoder.features(batch.waveforms, batch.lengths)
                 features, frames = warp(plain, frames, rng, batch.strengths)
@@ -243,13 +245,13 @@ def run(encoder: DemoEncoder, recordings: Pool, spoken: Pool, options: argparse.
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, save, and measure on held-out recordings and on the unseen speaker."""
+    """Train and save an encoder, and measure it on held-out recordings and on the unseen speaker."""
     torch.manual_seed(options.seed)
-    parts = read_recordings(options.recordings)
+    splits = read_recordings(options.recordings)
     spoken = speak_pool(options.voices, random.Random(options.seed))
-    run(DemoEncoder(DemoEncoderConfig()), parts["train"], spoken, options).save(options.out)
+    run(DemoEncoder(DemoEncoderConfig()), splits["train"], spoken, options).save(options.out)
     encoder = DemoEncoder.from_pretrained(options.out)
-    known, unseen = measure(encoder, parts["known"]), measure(encoder, parts["unseen"])
+    known, unseen = measure(encoder, splits["test_known"]), measure(encoder, splits["test_unseen"])
     print(f"{options.out}: strings wholly right, known speakers {known:.1%}, unseen {unseen:.1%}")
 
 

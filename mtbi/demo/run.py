@@ -1,7 +1,7 @@
-"""`mtbi demo`: the whole way from recordings to a speech LLM, in the miniature world.
+"""`mtbi demo`: all steps from recordings to a speech LLM, in the miniature world.
 
-Each step leaves its result in a folder of its own under RUN/data and is skipped when that folder is complete, so a
-second run starts where the first one stopped.
+Each step writes into a folder of its own under RUN/data. It is skipped when that folder is complete, so a second run starts
+where the first one stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 
 import mtbi
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.corpus import align, importers
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
@@ -36,38 +37,38 @@ if TYPE_CHECKING:
     from mtbi.benchmark.run import EvaluationReport
     from mtbi.use.open_run import TrainedRun
 
-TEST_PARTS = ("test_known", "test_unseen")
+TEST_SPLITS = ("test_known", "test_unseen")
 REPOSITORY = Path(mtbi.__file__).parents[1]
-DIALOGUES = 3200  # of each test part, for the evaluation
+DIALOGUES = 3200  # of each test split, for the evaluation
 
 
-def questions(part: str, config: BehaviourConfig) -> BehaviourConfig:
-    """Which tasks and wordings the text LLM is asked about a part of the corpus.
+def questions(split: str, config: BehaviourConfig) -> BehaviourConfig:
+    """Which tasks and wordings the text LLM is asked about a split of the corpus.
 
-    Training hears only the training tasks in their training wordings; `dev`, which picks the best checkpoint, only the
-    training tasks in held-out wordings; the test parts hear everything, also training tasks that ask for the
-    answer in another format.
+    `train` gets the training tasks in their training wordings. `dev`, which picks the best checkpoint, gets the training tasks
+    in held-out wordings. The test splits get all tasks in all wordings, also training tasks that ask for the answer in another
+    format.
     """
     trained = list(world.TRAINED_TASKS)
-    if part == "train":
+    if split == "train":
         return dataclasses.replace(config, tasks=trained, wordings="train", per_utterance=5)
-    if part == "dev":
+    if split == "dev":
         return dataclasses.replace(config, tasks=trained, wordings="heldout", per_utterance=4)
     everything = [*trained, *world.UNSEEN_TASKS, *(f"{task}/*" for task in trained if f"{task}/french" in world.FORMATS)]
     return dataclasses.replace(config, tasks=everything, wordings="all", per_utterance=8)
 
 
 def remember_source(data: Path, speech: Path | None) -> None:
-    """Refuse to mix recordings of two sources in one run folder."""
-    note = data / "source.json"
+    """Write down where the recordings come from. Raises UserError for a folder that was made from other recordings."""
+    path = data / "source.json"
     source = {"recordings": str(speech.resolve()) if speech else "espeak-ng"}
-    if note.exists() and json.loads(note.read_text()) != source:
-        made_from = json.loads(note.read_text())["recordings"]
+    if path.exists() and json.loads(path.read_text()) != source:
+        made_from = json.loads(path.read_text())["recordings"]
         raise UserError(
             f"{data} was made from {made_from}, not from {source['recordings']}: name another folder (run_dir=…), or delete it."
         )
     data.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(source) + "\n")
+    path.write_text(json.dumps(source) + "\n")
 
 
 def import_digits(data: Path, speech: Path | None) -> Path:
@@ -80,35 +81,35 @@ def import_digits(data: Path, speech: Path | None) -> Path:
     return digits
 
 
-def prepare_part(part: corpus.Part, data: Path, digits: Path, recipe: Recipe) -> Path:
-    """Strings, word times, the text LLM's answers and shards of one part; returns the folder of shards."""
-    folder = data / part.name
+def prepare_split(split: corpus.Split, data: Path, digits: Path, recipe: Recipe) -> Path:
+    """Strings, word times, the text LLM's answers and shards of one split. Returns the folder of shards."""
+    folder = data / split.name
     if (folder / "shards" / INDEX_NAME).exists():
         return folder / "shards"
     manifest, aligned = folder / "manifest.jsonl", folder / "aligned.jsonl"
     if not manifest.exists():
-        corpus.make_part(part, digits, folder)
+        corpus.make_split(split, digits, folder)
     if not aligned.exists():
         write_manifest(aligned, align.align(read_manifest(manifest), folder, DemoAligner()))
     utterances = read_manifest(aligned)
-    answer(utterances, folder, questions(part.name, recipe.behaviour), recipe, folder)
+    answer(utterances, folder, questions(split.name, recipe.behaviour), recipe, folder)
     return folder / "shards"
 
 
 def answer(utterances: list[Utterance], audio: Path, config: BehaviourConfig, recipe: Recipe, folder: Path) -> None:
-    """The text LLM's answers about utterances, and shards with them, in a folder."""
+    """Write the text LLM's answers about utterances, and shards with them, into a folder."""
     chat = read_chat(recipe)
-    behaviour.generate(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
-    write_shards(utterances, audio, behaviour.BehaviourStore(folder / "behaviour"), chat, str(folder / "shards"))
+    ask_unanswered(utterances, config, build_teacher(recipe.model, config), chat, folder / "behaviour", seed=recipe.seed)
+    write_shards(utterances, audio, AnswerStore(folder / "behaviour"), chat, str(folder / "shards"))
 
 
 def prepare(recipe: Recipe, speech: Path | None) -> Path:
-    """Everything that training and evaluation read; returns its folder."""
+    """Prepare all data that training and evaluation read. Returns their folder."""
     data = Path(recipe.run_dir) / "data"
     remember_source(data, speech)
     digits = import_digits(data, speech)
-    for part in corpus.PARTS:
-        prepare_part(part, data, digits, recipe)
+    for split in corpus.SPLITS:
+        prepare_split(split, data, digits, recipe)
     return data
 
 
@@ -130,7 +131,7 @@ def train(recipe: Recipe, overrides: list[str], processes: int = 2) -> None:
 
 
 def show_example(run: TrainedRun, report: EvaluationReport) -> None:
-    """One dialogue of an unseen task about held-out speech, and how to go on."""
+    """Print one dialogue of an unseen task about held-out speech, and the commands to go on with."""
     known = [d for d in report.dialogues if d.group == "test_known"]
     example = next((d for d in known if d.task in world.UNSEEN_TASKS and len(d.transcript.split()) > 3), known[0])
     sound = run.folder / "data" / "test_known" / "audio" / f"{example.utterance}.flac"
@@ -142,7 +143,7 @@ def show_example(run: TrainedRun, report: EvaluationReport) -> None:
 
 
 def run(speech: Path | None, overrides: list[str], prepare_only: bool = False, dialogues: int = DIALOGUES) -> None:
-    """Prepare, train, evaluate with about so many dialogues of each test part, and show one."""
+    """Prepare, train, evaluate, and show one dialogue. `dialogues` is about how many of each test split are evaluated."""
     recipe = recipes.load("demo", overrides)
     data = prepare(recipe, speech)
     if prepare_only:
@@ -152,9 +153,11 @@ def run(speech: Path | None, overrides: list[str], prepare_only: bool = False, d
     from mtbi.use.open_run import open_run
 
     trained = open_run(recipe.run_dir, "best")
-    places = {part: str(data / part / "shards") for part in TEST_PARTS}
+    shard_folders = {split: str(data / split / "shards") for split in TEST_SPLITS}
     report = load(trained)
-    if report is None or {cell.group for cell in report.cells} != set(places):
-        report = evaluate(trained, Settings(places, dialogues=dialogues, batch_size=256, transcribe=DemoAligner().transcribe))
+    if report is None or {cell.group for cell in report.cells} != set(shard_folders):
+        report = evaluate(
+            trained, Settings(shard_folders, dialogues=dialogues, batch_size=256, transcribe=DemoAligner().transcribe)
+        )
     print(f"\n{report}\n\nEvery task and answer: {report.folder}")
     show_example(trained, report)

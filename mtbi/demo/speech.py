@@ -1,4 +1,4 @@
-"""Speech for the miniature world: recordings of single digits, espeak-ng's when there are none, joined into strings."""
+"""Speech for the miniature world: espeak-ng's voices where there are no recordings, and digits joined into strings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from mtbi.demo.importer import TEST_NUMBERS, UNSEEN_SPEAKER
 from mtbi.demo.world import DIGITS
 from mtbi.errors import UserError
 
 SAMPLE_RATE = 16_000
-#: espeak-ng accents and variants that pass for different people; the last is kept for test only.
+#: Accents and variants of espeak-ng. Each pair stands for one speaker.
 ACCENTS = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = (
     "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Andy", "Annie", "Alicia", "Denis", "Gene",
@@ -25,7 +26,10 @@ VARIANTS = (
 
 
 class EspeakVoices:
-    """espeak-ng, through the library of the `espeakng-loader` wheel (no system package needed)."""
+    """espeak-ng, by the library in the wheel `espeakng-loader`. No system package is needed.
+
+    Raises UserError where the wheel is missing or its data cannot be read.
+    """
 
     def __init__(self) -> None:
         try:
@@ -41,7 +45,7 @@ class EspeakVoices:
             raise UserError(f"espeak-ng could not read its data in {data}: reinstall the package espeakng-loader.")
         self._pieces: list[np.ndarray] = []
         signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = signature(self._collect)  # kept: espeak-ng holds only a pointer to it
+        self._callback = signature(self._collect)  # an attribute, because espeak-ng holds only a pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _collect(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
@@ -50,7 +54,7 @@ class EspeakVoices:
         return 0
 
     def speak(self, text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarray:
-        """`text` as float32 samples at `self.sample_rate`, without the silence around it. `pitch` is 0 to 99."""
+        """`text` as float32 `(samples,)` at `self.sample_rate`, without silence around it. `pitch` is 0 to 99."""
         self._pieces.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise UserError(f"espeak-ng has no voice {voice!r}; see the names in its data folder.")
@@ -67,16 +71,16 @@ class EspeakVoices:
 def speak_digits(folder: Path, voices: int, recordings: int, seed: int) -> None:
     """Make a folder in the layout of the Free Spoken Digit Dataset: `{digit}_{speaker}_{n}.flac`.
 
-    The last speaker is called `theo`, as the one that FSDD's importer keeps for test. Recordings of one digit differ in
-    rate and pitch; numbers 40 to 49 are always among them, because the importer keeps those for test as well.
+    The last speaker is called `theo`, because the importer keeps the recordings of that speaker for test. Recordings of one
+    digit differ in rate and pitch. Some have the numbers that the importer keeps for test as well, from 40 on.
     """
     espeak = EspeakVoices()
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     names = rng.sample([(accent, variant) for accent in ACCENTS for variant in VARIANTS], voices)
-    numbers = [*range(recordings), *range(40, 40 + max(2, recordings // 4))]
-    for place, (accent, variant) in enumerate(tqdm(names, desc="espeak-ng speaks", unit="voice")):
-        speaker = "theo" if place == voices - 1 else f"{accent}{variant}".replace("-", "")
+    numbers = [*range(recordings), *TEST_NUMBERS[: max(2, recordings // 4)]]
+    for index, (accent, variant) in enumerate(tqdm(names, desc="espeak-ng speaks", unit="voice")):
+        speaker = UNSEEN_SPEAKER if index == voices - 1 else f"{accent}{variant}".replace("-", "")
         base_pitch = rng.randint(25, 75)
         for digit, word in enumerate(DIGITS):
             for number in numbers:
@@ -85,7 +89,7 @@ def speak_digits(folder: Path, voices: int, recordings: int, seed: int) -> None:
 
 
 def join(clips: Iterable[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Clips (16 kHz) one after the other with pauses of 50 to 350 ms; also the start and end of each clip in seconds."""
+    """Clips (16 kHz) in a row with pauses of 50 to 350 ms. Returns the waveform, and (start, end) of each clip in seconds."""
 
     def pause(shortest: float, longest: float) -> np.ndarray:
         return np.zeros(int(rng.uniform(shortest, longest) * SAMPLE_RATE), np.float32)

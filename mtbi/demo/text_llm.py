@@ -1,10 +1,9 @@
 """Train the miniature text LLM from text alone: `python -m mtbi.demo.text_llm OUT`.
 
-A 4-layer Llama (0.9 M parameters) learns to answer the tasks of digits.yaml about digit strings. Hesitation fillers are
-scattered through the digits and a little noise is added to their embeddings, so that, like a large LLM, it is robust to
-extra and imperfect tokens. The output is an ordinary Hugging Face folder (safetensors, tokenizer, chat template). About
-15 minutes on 2 cores; the shipped weights in `mtbi/demo/weights/text_llm` were made by this script with its default
-seed.
+A 4-layer Llama (0.9 M parameters) learns to answer the tasks of digits.yaml about digit strings. Fillers ("um") are scattered
+among the digits, and a little noise is added to their embeddings. Like a large LLM it then tolerates extra and imperfect
+tokens. The output is an ordinary Hugging Face folder (safetensors, tokenizer, chat template). Training takes about 15 minutes
+on 2 cores. This script with its default seed made the shipped weights in `mtbi/demo/weights/text_llm`.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 IGNORE = -100
-CONSTRAINED_SHARE = 0.25  # of the questions, as in "reverse the digits in french"
+CONSTRAINED_SHARE = 0.25  # share of questions with a constraint, as in "reverse the digits in french"
 
 
 def read_wordings() -> dict[str, list[str]]:
-    """Every wording of every digit task, training and held-out ones alike: the text LLM knows them all."""
+    """Every wording of every digit task, also the held-out ones: the text LLM learns them all."""
     return {name: list(task.wordings) for name, task in task_library.load(["digits"]).items()}
 
 
@@ -58,16 +57,16 @@ def make_tokenizer(wordings: dict[str, list[str]]) -> PreTrainedTokenizerFast:
 
 
 def random_dialogue(wordings: dict[str, list[str]], rng: random.Random) -> tuple[list[str], list[bool], list[bool]]:
-    """One dialogue as words, with a flag for the words the loss counts and one for the words of the spoken string."""
+    """One dialogue as words. One flag a word says whether the loss counts it, another whether it belongs to the string."""
     digits = world.random_digits(rng)
     density = 0.0 if rng.random() < 0.25 else rng.uniform(0.0, 3.0)
-    heard = world.with_fillers(digits, rng, density).split() if density else [world.DIGITS[d] for d in digits]
-    words, in_loss, is_heard = ["<s>"], [False], [False]
+    string = world.with_fillers(digits, rng, density).split() if density else [world.DIGITS[d] for d in digits]
+    words, in_loss, in_string = ["<s>"], [False], [False]
 
-    def add(text: list[str], counted: bool = False, spoken: bool = False) -> None:
+    def add(text: list[str], counted: bool = False, of_string: bool = False) -> None:
         words.extend(text)
         in_loss.extend([counted] * len(text))
-        is_heard.extend([spoken] * len(text))
+        in_string.extend([of_string] * len(text))
 
     for turn in range(2 if rng.random() < 0.15 else 1):
         constrained = rng.random() < CONSTRAINED_SHARE
@@ -78,36 +77,36 @@ def random_dialogue(wordings: dict[str, list[str]], rng: random.Random) -> tuple
             add(prompt)
         elif rng.random() < 0.2:
             add(prompt)
-            add(heard, spoken=True)
+            add(string, of_string=True)
         else:
-            add(heard, spoken=True)
+            add(string, of_string=True)
             add(prompt)
         add(["<|end|>", "<|assistant|>"])
         add([*world.answer_about(task, digits).split(), "<|end|>"], counted=True)
-    return words, in_loss, is_heard
+    return words, in_loss, in_string
 
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def make_batch(dialogues: list[tuple[list[str], list[bool], list[bool]]], vocabulary: dict[str, int]) -> Batch:
-    """Token ids, labels and the mask of spoken words, each `(dialogues, longest)`, padded on the right."""
+    """Token ids, labels and the mask of the string's words, each `(dialogues, tokens)`, padded on the right."""
     shape = len(dialogues), max(len(words) for words, _, _ in dialogues)
     ids = torch.full(shape, vocabulary["<pad>"])
     labels = torch.full(shape, IGNORE)
-    heard = torch.zeros(shape, dtype=torch.bool)
-    for row, (words, in_loss, is_heard) in enumerate(dialogues):
+    in_string = torch.zeros(shape, dtype=torch.bool)
+    for row, (words, in_loss, of_string) in enumerate(dialogues):
         tokens = torch.tensor([vocabulary[word] for word in words])
         ids[row, : len(words)] = tokens
         labels[row, : len(words)] = torch.where(torch.tensor(in_loss), tokens, IGNORE)
-        heard[row, : len(words)] = torch.tensor(is_heard)
-    return ids, labels, heard
+        in_string[row, : len(words)] = torch.tensor(of_string)
+    return ids, labels, in_string
 
 
 def stream_batches(
     size: int, vocabulary: dict[str, int], wordings: dict[str, list[str]], rng: random.Random
 ) -> Iterator[Batch]:
-    """Endless batches of dialogues of similar length (16 batches are sorted by length together, so little is padding)."""
+    """Endless batches of dialogues of similar length: 16 batches are sorted by length together, so that little is padding."""
     while True:
         dialogues = sorted((random_dialogue(wordings, rng) for _ in range(16 * size)), key=lambda dialogue: len(dialogue[0]))
         starts = list(range(0, len(dialogues), size))
@@ -117,7 +116,7 @@ def stream_batches(
 
 
 def train(out: Path, steps: int, batch_size: int, learning_rate: float, seed: int) -> float:
-    """Train and save the text LLM; returns the share of held-out dialogues whose every answer token is right."""
+    """Train and save the text LLM. Returns the share of new dialogues in which every answer token is right."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     wordings = read_wordings()
@@ -140,10 +139,10 @@ def train(out: Path, steps: int, batch_size: int, learning_rate: float, seed: in
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=100, num_training_steps=steps)
     vocabulary = tokenizer.get_vocab()
     bar = tqdm(zip(range(steps), stream_batches(batch_size, vocabulary, wordings, rng), strict=False), total=steps, unit="step")
-    for step, (ids, labels, heard) in bar:
+    for step, (ids, labels, in_string) in bar:
         embeddings = model.get_input_embeddings()(ids)
         scale = 0.3 * embeddings.detach().std() * torch.rand(len(ids), 1, 1)
-        embeddings = embeddings + torch.randn_like(embeddings) * scale * heard[..., None]
+        embeddings = embeddings + torch.randn_like(embeddings) * scale * in_string[..., None]
         logits = model(inputs_embeds=embeddings).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
         loss.backward()
@@ -160,7 +159,7 @@ def train(out: Path, steps: int, batch_size: int, learning_rate: float, seed: in
 
 @torch.no_grad()
 def measure(model: LlamaForCausalLM, vocabulary: dict[str, int], wordings: dict[str, list[str]], rng: random.Random) -> float:
-    """Share of 4,000 fresh dialogues (fillers and all) in which greedy decoding would give every answer right."""
+    """Share of 4,000 new dialogues, fillers included, in which greedy decoding would answer everything right."""
     right = 0
     for _ in range(8):
         ids, labels, _ = make_batch([random_dialogue(wordings, rng) for _ in range(500)], vocabulary)

@@ -1,6 +1,6 @@
-"""The miniature world: digit strings, and the one right answer to each task about them.
+"""The miniature world: digit strings, and the right answer to each task about them.
 
-Nothing here knows of audio or models. The wordings of the tasks are in `mtbi/answers/library/digits.yaml`.
+No audio or model is used here. The wordings of the tasks are in `mtbi/answers/library/digits.yaml`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GOLD: dict[str, Callable[[Sequence[int]], str]] = {
     "second": lambda d: DIGITS[d[1]],
     "twice": lambda d: " ".join(DIGITS[i] + " " + DIGITS[i] for i in d),
 }
-#: What a constraint of digits.yaml makes of an answer in digit words.
+#: Constraints of digits.yaml: from the digits of an answer to the answer in the form that is asked for.
 CONSTRAINED: dict[str, Callable[[Sequence[int]], str]] = {"numerals": GOLD["numerals"], "french": GOLD["french"]}
 #: Tasks of digits.yaml under a constraint: those that are answered in digit words.
 FORMATS = tuple(
@@ -59,7 +59,7 @@ FORMATS = tuple(
 
 
 def parse(transcript: str) -> list[int]:
-    """Digits of a transcript such as `"three five"`, fillers skipped. Raises ValueError on any other word."""
+    """The digits of a transcript such as `"three five"`, without fillers. Raises ValueError for any other word."""
     words = [word for word in transcript.split() if word not in FILLERS]
     if strange := [word for word in words if word not in DIGITS]:
         raise ValueError(f"{strange[0]!r} is no digit")

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from mtbi.answers.behaviour import Behaviour
+from mtbi.answers.store import StoredAnswer
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import ChatFormat
@@ -30,11 +30,11 @@ class StoredUtterance:
     waveform: np.ndarray  #: (samples,) float32 at 16 kHz; no samples where features are stored
     word_times: np.ndarray  #: (words, 2) samples; empty where the utterance is not aligned
     word_ids: list[np.ndarray]  #: LLM token ids of each word; without spaces, of the shortest stretch that is whole tokens
-    behaviours: list[Behaviour]
+    behaviours: list[StoredAnswer]
     features: np.ndarray | None = None  #: (frames, width) float16, the encoder's output, where it is stored
 
 
-def pack(utterance: Utterance, behaviours: list[Behaviour], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
+def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
     """The columns of one utterance. `wave` is `(samples,)` at 16 kHz, `kind` the audio format."""
     word_ids, seconds = chat.timed_ids(utterance.words or [])
     word_times = np.round(np.array(seconds, np.float64).reshape(-1, 2) * codec.SAMPLE_RATE)
@@ -70,7 +70,7 @@ def split(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
     return np.split(values, ends[:-1]) if len(ends) else []
 
 
-def same_width(behaviours: list[Behaviour]) -> tuple[np.ndarray, np.ndarray]:
+def same_width(behaviours: list[StoredAnswer]) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's top-k ids and log-probabilities of all answers, each `(answer tokens, k)` with the largest k of them."""
     width = max(behaviour.topk_ids.shape[1] for behaviour in behaviours)
     padded = [pad_teacher(behaviour.topk_ids, behaviour.topk_logprobs, width) for behaviour in behaviours]
@@ -86,7 +86,7 @@ def pad_teacher(ids: np.ndarray, logprobs: np.ndarray, width: int) -> tuple[np.n
     return np.pad(ids, missing), np.pad(logprobs, missing, constant_values=-np.inf)
 
 
-def has_teacher(behaviour: Behaviour) -> bool:
+def has_teacher(behaviour: StoredAnswer) -> bool:
     """Whether the text LLM's probabilities are stored with an answer. A gold answer has none."""
     return bool((behaviour.topk_logprobs > -np.inf).any()) or not behaviour.answer_ids
 
@@ -104,7 +104,7 @@ def unpack(columns: dict[str, Any]) -> StoredUtterance:
         strict=True,
     )
     behaviours = [
-        Behaviour(
+        StoredAnswer(
             **texts,
             before_speech_ids=before.tolist(),
             after_speech_ids=after.tolist(),

@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from mtbi import object_store
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.audio import codec
-from mtbi.corpus.manifest import Utterance, refuse_other_duration
+from mtbi.corpus.check import refuse_other_duration
+from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
@@ -25,7 +26,7 @@ from mtbi.shards.record import COLUMNS, pack, unpack
 def write_shards(
     utterances: Iterable[Utterance],
     folder: Path,
-    behaviours: BehaviourStore,
+    behaviours: AnswerStore,
     chat: ChatFormat,
     out: str,
     audio_kind: str = "flac",
@@ -53,7 +54,7 @@ class ShardWriter:
 
     utterances: Iterable[Utterance]
     folder: Path  #: relative audio paths start here
-    behaviours: BehaviourStore
+    behaviours: AnswerStore
     chat: ChatFormat
     audio_kind: str  #: audio format of the shards
     shard_bytes: int  #: largest size of a shard

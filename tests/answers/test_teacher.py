@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import families
 import numpy as np
 import pytest
 import torch
+from digit_answers import CONFIG, make_utterances
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mtbi.answers import teacher
-from mtbi.answers.teacher import TransformersTeacher, all_end_ids, as_answer
+from mtbi.answers.teacher import TransformersTeacher, all_end_ids, as_answer, build_teacher
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat, resolve_llm
 from mtbi.recipe import ModelConfig
@@ -69,3 +71,18 @@ def test_an_llm_that_nothing_could_be_trained_with_is_not_asked(tmp_path: Path) 
     families.REFUSED["lfm2"][0]().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"model.llm: lfm2 has layers that are no attention \(conv\)"):
         teacher.load_llm(ModelConfig(llm=str(tmp_path)), torch.float32, "cpu")
+
+
+def test_answers_do_not_depend_on_the_batch(chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    prompts = [chat.dialogue_ids(u.text, "say every digit twice") for u in make_utterances(12)]
+    together = teacher.answer(prompts, 24)
+    alone = [teacher.answer([prompt], 24)[0] for prompt in prompts]
+    assert len({len(prompt) for prompt in prompts}) > 1  # some are padded
+    for one, other in zip(together, alone, strict=True):
+        assert one.ids == other.ids
+        np.testing.assert_allclose(one.topk_logprobs, other.topk_logprobs, rtol=2**-10, atol=1e-3)
+
+
+def test_vllm_that_is_not_installed_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match=r"mtbi\[vllm\]"):
+        build_teacher(ModelConfig(), dataclasses.replace(CONFIG, backend="vllm"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.batches.batch import build
 from mtbi.batches.plan import Plan, Row
@@ -104,8 +105,8 @@ def test_with_the_prompt_first_each_branch_hears_the_speech_after_it(
 ) -> None:
     config = BehaviourConfig(library=["digits"], per_utterance=3, top_k=4, max_new_tokens=24, prompt_first=True)
     teacher = build_teacher(small_recipe.model, config)
-    behaviour.generate(corpus[1][:12], config, teacher, chat, tmp_path / "answers")
-    store = behaviour.BehaviourStore(tmp_path / "answers")
+    ask_unanswered(corpus[1][:12], config, teacher, chat, tmp_path / "answers")
+    store = AnswerStore(tmp_path / "answers")
     write_shards(corpus[1][:12], corpus[0], store, chat, str(tmp_path / "shards"))
     found, plan = make(tmp_path / "shards", small_recipe, share=0.7)
     assert found.index.prompt_first

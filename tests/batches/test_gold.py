@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.batches.batch import build
 from mtbi.batches.plan import Plan
@@ -30,7 +31,7 @@ GOLD = replace(IMITATED, tasks=["count"], answers="gold", top_k=32)
 
 def make_answers(utterances: list[Utterance], config: BehaviourConfig, chat: ChatFormat, out: Path, recipe: Recipe) -> None:
     teacher = build_teacher(recipe.model, config) if config.answers == "llm" else None
-    behaviour.generate(utterances, config, teacher, chat, out)
+    ask_unanswered(utterances, config, teacher, chat, out)
 
 
 @pytest.fixture(params=["one folder of answers", "two folders of shards"])
@@ -48,7 +49,7 @@ def mixed(
     for folder, config in zip(folders, (IMITATED, GOLD), strict=True):
         make_answers(known, config, chat, folder, small_recipe)
     for folder in set(folders):
-        write_shards(known, corpus[0], behaviour.BehaviourStore(folder), chat, str(folder / "shards"))
+        write_shards(known, corpus[0], AnswerStore(folder), chat, str(folder / "shards"))
     return Shards([str(folder / "shards") for folder in dict.fromkeys(folders)])
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mtbi import recipe
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.audio.codec import encode
 from mtbi.corpus.manifest import Utterance
@@ -33,8 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
             utterances.append(Utterance(f"{part}-{number}", path.name, text, "s", samples / 16000, answers=gold))
         config = BehaviourConfig(tasks=tasks, wordings="all", top_k=4, max_new_tokens=24)
         teacher, answers = build_teacher(recipe.load("demo").model, config), folder / part / "behaviour"
-        behaviour.generate(utterances, config, teacher, chat, answers, seed=1)
-        store = behaviour.BehaviourStore(answers)
+        ask_unanswered(utterances, config, teacher, chat, answers, seed=1)
+        store = AnswerStore(answers)
         write_shards(utterances, folder / part, store, chat, str(folder / part / "shards"))
     chosen = recipe.load(
         "demo", [f"run_dir={folder}", "data.shards=['{run_dir}/train/shards']", "data.eval_shards=['{run_dir}/test/shards']"]

@@ -21,7 +21,7 @@ from transformers import (
 
 from mtbi.audio import codec
 from mtbi.corpus.align import HuggingFaceAligner, align, align_manifest, tile, word_frames
-from mtbi.corpus.manifest import Part, Utterance, read_manifest, write_manifest
+from mtbi.corpus.manifest import ManifestSlice, Utterance, read_manifest, write_manifest
 from mtbi.errors import UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
@@ -176,11 +176,11 @@ def test_parts_of_another_manifest_are_not_joined(tmp_path: Path) -> None:
     (tmp_path / "a.flac").write_bytes(codec.encode(np.zeros(16000, np.float32)))
     utterances = [Utterance(name, "a.flac", "low high") for name in ("a", "b")]
     write_manifest(tmp_path / "m.jsonl", utterances)
-    align_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl", LoudTones(), Part(1, 2))
+    align_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl", LoudTones(), ManifestSlice(1, 2))
     write_manifest(tmp_path / "m.jsonl", [utterances[0], Utterance("b", "a.flac", "high")])
-    align_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl", LoudTones(), Part(2, 2))
+    align_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl", LoudTones(), ManifestSlice(2, 2))
     assert [one.text for one in read_manifest(tmp_path / "out.jsonl")] == ["low high", "high"]
     write_manifest(tmp_path / "m.jsonl", [Utterance("a", "a.flac", "low"), utterances[1]])
     for number in (1, 2):
         with pytest.raises(UserError, match=r"out\.part-\d-of-2\.jsonl: this part was aligned from another manifest"):
-            align_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl", LoudTones(), Part(number, 2))
+            align_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl", LoudTones(), ManifestSlice(number, 2))

@@ -1,8 +1,7 @@
-"""Every file of a corpus, through links and in both Unicode forms."""
+"""Every file of a corpus, through links."""
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 
 from mtbi.corpus import paths
@@ -31,14 +30,3 @@ def test_linked_folders_are_entered_once_and_loops_end(tmp_path: Path) -> None:
         ("a", "linked twice: the folder is read as b"),
         ("b/loop", "linked twice: the folder is read as ."),
     ]
-
-
-def test_a_name_in_another_unicode_form(tmp_path: Path) -> None:
-    nfc, nfd = (unicodedata.normalize(form, "größe") for form in ("NFC", "NFD"))
-    (tmp_path / nfd).mkdir()
-    (tmp_path / nfd / f"{nfc}.wav").write_bytes(b"")
-    real = tmp_path / nfd / f"{nfc}.wav"
-    assert paths.locate(real) == real
-    assert paths.locate(tmp_path / nfc / f"{nfd}.wav") == real
-    assert paths.locate(tmp_path / nfc / "other.wav") == tmp_path / nfc / "other.wav"
-    assert paths.locate(tmp_path / "ü.wav") == tmp_path / "ü.wav"

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from mtbi.corpus import manifest
+from mtbi.corpus.check import check
 from mtbi.errors import UserError
 
 GOOD = {"id": "a", "audio": "a.wav", "text": "one two"}
@@ -59,7 +60,7 @@ def reason(**record: Any) -> str:
     """Why a record is rejected; empty if it is kept."""
     Path("m.jsonl").write_text(json.dumps(GOOD | record) + "\n")
     good, rejected = manifest.scan_manifest("m.jsonl")
-    good, unfit = manifest.check(good, ".")
+    good, unfit = check(good, ".")
     assert len(good) + len(rejected) + len(unfit) == 1
     return "".join(record["reason"] for record in rejected + unfit)
 
@@ -216,7 +217,7 @@ def test_lhotse_cuts_that_are_whole_recordings() -> None:
         file.write(json.dumps(CUT) + "\n")
     (utterance,) = manifest.read_manifest("cuts.jsonl.gz")
     assert (utterance.id, utterance.text, utterance.speaker, utterance.language) == ("cut-1", "hi", "x", "en")
-    assert len(manifest.check([utterance], ".")[0]) == 1
+    assert len(check([utterance], ".")[0]) == 1
     Path("cuts.jsonl.gz").write_bytes(Path("cuts.jsonl.gz").read_bytes()[:-9])
     with pytest.raises(UserError, match="the manifest is compressed, and damaged"):
         manifest.read_manifest("cuts.jsonl.gz")

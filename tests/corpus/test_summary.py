@@ -13,8 +13,9 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from imported import rejected_kinds
 
-from mtbi.corpus import paths
+from mtbi.audio.sound_files import is_sound
 from mtbi.corpus.importers import IMPORTERS, import_corpus
 from mtbi.corpus.manifest import read_manifest
 from mtbi.errors import UserError
@@ -57,7 +58,7 @@ def test_each_file_is_accounted_for(
         named |= {os.path.realpath(source / record["audio"]) for record in rejected if record["audio"]}
         everything = [Path(place, name) for place, _, names in os.walk(source, followlinks=False) for name in names]
         for path in everything:
-            if paths.is_sound(path):
+            if is_sound(path):
                 assert os.path.realpath(path) in named
         assert len({utterance.id for utterance in kept}) == len(kept)
         if summary:
@@ -71,12 +72,6 @@ def recordings(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(BUFFER.getvalue())
-
-
-def reasons(out: Path) -> dict[str, str]:
-    """The reason for each rejected id."""
-    lines = (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
-    return {record["id"]: record["reason"].split(":")[0] for record in map(json.loads, lines)}
 
 
 def test_linked_folders_other_formats_and_equal_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +91,7 @@ def test_linked_folders_other_formats_and_equal_names(tmp_path: Path, monkeypatc
         ("s1/n", "s1"),
         ("s2/x", "s2"),
     }
-    assert reasons(out) == {
+    assert rejected_kinds(out) == {
         "s1/a": "id used before",
         "s1/b": "no transcript",
         "s1/m": "needs ffmpeg",
@@ -116,10 +111,10 @@ def test_files_that_no_table_names_and_clips_in_two_tables(tmp_path: Path) -> No
     (tmp_path / "dev.tsv").write_text(header + "x\tone.mp3\tYes.\n")
     summary = import_corpus("commonvoice", tmp_path, tmp_path / "out")
     assert summary.kept == 2
-    assert reasons(tmp_path / "out") == {"cv-one": "id used before", "clips/spare": "not listed"}
+    assert rejected_kinds(tmp_path / "out") == {"cv-one": "id used before", "clips/spare": "not listed"}
     summary = import_corpus("commonvoice", tmp_path, tmp_path / "dev", splits=["dev"])
     assert (summary.kept, summary.splits) == (1, {"dev": 1})
-    assert reasons(tmp_path / "dev") == {"cv-one": "other split", "cv-two": "other split", "clips/spare": "not listed"}
+    assert rejected_kinds(tmp_path / "dev") == {"cv-one": "other split", "cv-two": "other split", "clips/spare": "not listed"}
     with pytest.raises(UserError, match="--split test: no record has it; there are: dev, train"):
         import_corpus("commonvoice", tmp_path, tmp_path / "test", splits=["test"])
 
@@ -179,7 +174,7 @@ def test_other_layouts_are_named(name: str, layout: str, tmp_path: Path) -> None
 
 
 def test_every_importer_enters_linked_folders(tmp_path: Path) -> None:
-    assert set(IMPORTERS) == {"folder", "librispeech", "commonvoice", "fsdd", "jsonl"}
+    assert set(IMPORTERS) == {"folder", "librispeech", "commonvoice", "kaldi", "fsdd", "jsonl"}
     recordings(tmp_path, "real/7_anna_1.wav")
     (tmp_path / "real/1-2.trans.txt").write_text("7_anna_1 SEVEN")
     (tmp_path / "real/7_anna_1.txt").write_text("seven")

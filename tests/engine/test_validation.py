@@ -9,7 +9,8 @@ import torch
 
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
-from mtbi.answers import behaviour
+from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.corpus.manifest import Utterance
 from mtbi.engine import validation as module
@@ -63,8 +64,8 @@ def test_prompts_stand_where_training_puts_them(
 ) -> None:
     config = BehaviourConfig(library=["digits"], tasks=["reverse"], top_k=4, max_new_tokens=8, prompt_first=True)
     few = corpus[1][:2]
-    behaviour.generate(few, config, build_teacher(recipes.load("demo").model, config), chat, tmp_path / "answers")
-    store = behaviour.BehaviourStore(tmp_path / "answers")
+    ask_unanswered(few, config, build_teacher(recipes.load("demo").model, config), chat, tmp_path / "answers")
+    store = AnswerStore(tmp_path / "answers")
     write_shards(few, corpus[0], store, chat, str(tmp_path / "shards"))
     recipe = recipes.load("demo", [f"run_dir={tmp_path}", "train.sample_dialogues=1", "behaviour.prompt_first=true"])
     shards, asked, real = Shards(str(tmp_path / "shards")), [], module.generate

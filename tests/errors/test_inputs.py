@@ -107,7 +107,7 @@ MANIFESTS = [
     Case(
         "another layout",
         "data import librispeech . out",
-        ("nothing found", "There are 2 files: ", "1 .scp", "This looks like Kaldi", "manifest"),
+        ("nothing found", "There are 2 files: ", "1 .scp", "This looks like Kaldi: use the kind 'kaldi'"),
         both(file("wav.scp", "a a.wav"), file("a.wav", tone(1))),
     ),
     Case("nothing to import", "data import folder . out", ("nothing found", "'folder' expects: Audio files", "`.txt` file")),

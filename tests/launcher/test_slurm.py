@@ -19,7 +19,7 @@ import torch
 from servers.slurm import NODES, Cluster, processes_with, rank_process, slurm_cluster
 
 from launcher.submit import build_parser, render
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.engine import checkpoint
 
@@ -203,6 +203,6 @@ def test_array_jobs_align_and_answer_a_corpus(
             assert record["JobState"] == "COMPLETED", [path.read_text() for path in tmp_path.glob("*.out")]
     assert [utterance.id for utterance in read_manifest(aligned)] == [utterance.id for utterance in plain]
     assert sum(utterance.words is not None for utterance in read_manifest(aligned)) > 50
-    whole, parts = BehaviourStore(answers), BehaviourStore(out)
+    whole, parts = AnswerStore(answers), AnswerStore(out)
     for utterance in plain:
         assert [one.answer for one in parts.get(utterance.id)] == [one.answer for one in whole.get(utterance.id)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import ChatFormat
@@ -14,7 +14,7 @@ from mtbi.shards.read import Shards
 def test_what_was_written_is_read(
     shard_folder: Path, corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat
 ) -> None:
-    found, answered = Shards(str(shard_folder)), BehaviourStore(answers)
+    found, answered = Shards(str(shard_folder)), AnswerStore(answers)
     assert len(found) == 60
     assert len(found.index.shard_sizes) > 3
     for number, utterance in enumerate(corpus[1]):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtbi.answers.behaviour import BehaviourStore
+from mtbi.answers.store import AnswerStore
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
@@ -18,7 +18,7 @@ def test_a_bad_recording_is_named(
     folder = Path(shutil.copytree(corpus[0], tmp_path / "corpus"))
     (folder / "3.flac").write_bytes((folder / "3.flac").read_bytes()[:200])
     with pytest.raises(UserError, match=r"3\.flac \(utterance u03\): truncated"):
-        write_shards(corpus[1], folder, BehaviourStore(answers), chat, str(tmp_path / "out"))
+        write_shards(corpus[1], folder, AnswerStore(answers), chat, str(tmp_path / "out"))
 
 
 def test_a_folder_with_other_things_is_not_touched(
@@ -26,7 +26,7 @@ def test_a_folder_with_other_things_is_not_touched(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not empty"):
-        write_shards(corpus[1], corpus[0], BehaviourStore(answers), chat, str(tmp_path))
+        write_shards(corpus[1], corpus[0], AnswerStore(answers), chat, str(tmp_path))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -34,4 +34,4 @@ def test_answers_of_another_llm_are_refused(
     corpus: tuple[Path, list[Utterance]], answers: Path, chat: ChatFormat, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="another LLM, chat template or system prompt"):
-        write_shards(corpus[1], corpus[0], BehaviourStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
+        write_shards(corpus[1], corpus[0], AnswerStore(answers), ChatFormat(chat.tokenizer, "Hi"), str(tmp_path / "x"))
