@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from launcher.ranks import free_port
 from mtbi import recipe as recipes
 from mtbi import train
 from mtbi.answers import task_library
+from mtbi.benchmark.intervals import OverSeeds
 from mtbi.cli import build_parser, main
 from mtbi.corpus.importers import IMPORTERS
 from mtbi.corpus.manifest import ALIASES, Utterance, read_manifest
@@ -148,6 +150,23 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
     assert links
     assert not [link for link in links if not (REPOSITORY / link).exists()]
+
+
+def published(arm: str) -> OverSeeds:
+    """The accuracy in per cent of an arm on tasks that it never trained, from the stored runs with all of the speech."""
+    key = "test_known: never-trained tasks"
+    runs = json.loads((REPOSITORY / "benchmarks" / "generalisation" / "results.json").read_text(encoding="utf-8"))["runs"]
+    shares = [100 * run["right"][key] / run["dialogues"][key] for run in runs if re.fullmatch(rf"{arm}/seed-\d", run["run"])]
+    assert len(shares) == 3
+    return OverSeeds.of(shares)
+
+
+def test_the_result_of_the_readme_is_that_of_the_stored_runs() -> None:
+    result = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## One result")[2].partition("\n## ")[0]
+    best, shorter, single = published("mtbi_500"), published("mtbi"), published("single_task")
+    stated = [float(number) for number in re.findall(r"\d+\.\d", result.partition("An example")[0])]
+    computed = [best.value, best.low, best.high, shorter.value, single.value]
+    assert stated == [round(number, 1) for number in computed]
 
 
 def test_the_corpus_page_lists_what_there_is() -> None:

@@ -194,7 +194,9 @@ def test_no_two_classes_have_one_name() -> None:
 def described(page: str) -> dict[str, str]:
     """The tree in a page: each path, with `/` at the end of a folder, and its line."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
-    (block,) = (block for block in re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if block.startswith("mtbi/"))
+    (block,) = (
+        block for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if block.startswith("mtbi/")
+    )
     entries: dict[str, str] = {}
     folders: list[str] = []
     for line in block.splitlines():
@@ -250,6 +252,11 @@ def test_the_readme_has_a_line_for_every_folder() -> None:
     top = {path.name for path in REPOSITORY.iterdir() if path.is_dir() and path.name[0] != "."} - made
     inside = {path for path in existing("mtbi") if path.rstrip("/").count("/") == 1}
     check_tree("README.md", {f"{folder}/" for folder in top if not folder.endswith(".egg-info")} | inside)
+
+
+def test_the_tree_stands_in_the_order_of_imports() -> None:
+    inside = [path for path in described("docs/architecture.md") if re.fullmatch(r"mtbi/[^/]+/?", path)]
+    assert [re.split(r"[/.]", path)[1] for path in inside] == list(ORDER[:-1])
 
 
 def test_both_trees_say_the_same() -> None:
