@@ -30,8 +30,12 @@ from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
-#: Those of plugins.md need the example package that tests/test_plugins.py installs.
-PAGES = [REPOSITORY / "README.md", *(page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.stem != "plugins")]
+#: Pages whose commands need the packages that tests/test_plugins.py and tests/test_extend.py install.
+WITH_PACKAGES = {"plugins", "extend"}
+PAGES = [
+    REPOSITORY / "README.md",
+    *(page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.stem not in WITH_PACKAGES),
+]
 #: What stands for a recipe that the reader chooses.
 PLACEHOLDERS = {"RECIPE", "NAME"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
