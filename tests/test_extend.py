@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -128,7 +129,9 @@ def test_a_loss() -> None:
     names: dict[str, Any] = {**vars(schema), **vars(head)}
     exec(code_for("A loss", "mtbi/model/losses/smoothed.py"), names)
     exec(f"@dataclass\nclass LossConfig(LossConfig):\n    {code_for('A loss', 'mtbi/recipe/schema.py')}", names)
-    exec(code_for("A loss", "mtbi/model/losses/head.py"), names)
+    source = inspect.getsource(head.build_head)
+    assert source.count("ImitationLoss(config)") == 1
+    exec(source.replace("ImitationLoss(config)", f"({code_for('A loss', 'mtbi/model/losses/head.py')})"), names)
     torch.manual_seed(0)
     output, hidden = nn.Linear(8, 12, bias=False).requires_grad_(False), torch.randn(5, 8, requires_grad=True)
     ids = torch.arange(5)
