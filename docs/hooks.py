@@ -1,6 +1,6 @@
 """Hooks of MkDocs: they add files outside docs/ that pages link to, and render equations.
 
-A link such as `../benchmarks/demo/2026-11-21.md` works in the repository. In the site the file is a page too, and the link
+A link such as `../benchmarks/demo` works in the repository. In the site the file is a page too, and the link
 is rewritten to it. TeX in GitHub's two notations becomes MathML, which browsers show without a script.
 """
 
@@ -24,10 +24,13 @@ INLINE = re.compile(r"\$<code>(.*?)</code>\$")
 
 
 def find(link: str, page: Path) -> Path | None:
-    """The file of the repository that a link of a page leads to, or None. A link to a folder leads to the newest page in it."""
+    """The file of the repository that a link of a page leads to, or None.
+
+    A link to a folder leads to the last page in it by name, or else to its last JSON file.
+    """
     target = (page.parent / link).resolve()
     if target.is_dir():
-        target = max(target.glob("*.md"), default=target)
+        target = max(target.glob("*.md"), default=max(target.glob("*.json"), default=target))
     return target if target.is_file() and target.is_relative_to(REPOSITORY) else None
 
 

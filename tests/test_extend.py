@@ -30,14 +30,19 @@ from mtbi.model.speech_llm import build_speech_llm
 PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
 INTRODUCTION, *SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
 TITLES = {section.partition("\n")[0]: section for section in SECTIONS}
-#: A paragraph, and the block of code after it.
-BLOCK = re.compile(r"(?:^|\n\n)((?:[^\n`]|`[^`\n]+`|\n(?!\n))*)\n\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PATH = re.compile(r"`([\w/.-]+\.\w+)`")
 
 
 def blocks(text: str, language: str) -> list[tuple[str, str]]:
-    """The last path that the paragraph before a block names, and the block; `language` chooses the blocks."""
-    named = [(re.findall(r"`([\w/.-]+\.\w+)`", words), kind, code) for words, kind, code in BLOCK.findall(text)]
-    return [(paths[-1] if paths else "", code) for paths, kind, code in named if kind == language]
+    """The blocks of code in a language, each with the last path that the paragraph before it names."""
+    found, end = [], 0
+    for fence in FENCE.finditer(text):
+        paths = PATH.findall(text[end : fence.start()].strip().split("\n\n")[-1])
+        end = fence.end()
+        if fence[1] == language:
+            found.append((paths[-1] if paths else "", fence[2]))
+    return found
 
 
 def commands(title: str) -> list[list[str]]:
@@ -103,12 +108,31 @@ def code_for(title: str, path: str) -> str:
     return code
 
 
+@pytest.mark.usefixtures("workplace")
+def test_a_second_encoder() -> None:
+    (show,) = commands("A second encoder")
+    assert main(show) == 0
+    alone = recipes.load("demo", ["model.encoder.path=plugin:loudness"])
+    beside = recipes.load("two_encoders.yaml")
+    built = {}
+    for name, recipe in (("demo", recipes.load("demo")), ("alone", alone), ("beside", beside)):
+        built[name] = build_speech_llm(recipe.model, recipe.loss, torch.float32, torch.device("cpu")).encoder
+    waveforms, lengths = torch.rand(2, 16_000), torch.tensor([16_000, 9_000])
+    features, frames = built["beside"](waveforms, lengths)
+    first, first_frames = built["demo"](waveforms, lengths)
+    assert built["alone"].width == 1
+    assert features.shape == (2, first.shape[1], first.shape[2] + 1)
+    assert frames.tolist() == first_frames.tolist()
+    assert torch.equal(features[..., :-1], first)
+    assert features[0, :, -1].abs().min() > 0
+
+
 def test_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtbi import metrics
     from mtbi.metrics import records
 
-    added = eval(f"({code_for('A metric', 'mtbi/metrics/records.py')})", dict(vars(records)))
-    monkeypatch.setattr(scores, "METRICS", (*scores.METRICS, *added))
+    added = eval(code_for("A metric", "mtbi/metrics/records.py"), dict(vars(records)))
+    monkeypatch.setattr(scores, "METRICS", (*scores.METRICS, added))
 
     def dialogue(task: str, gold: str, text_llm: str, speech_llm: str) -> Dialogue:
         answers = {metrics.TEXT_LLM: text_llm, metrics.SPEECH: speech_llm}
