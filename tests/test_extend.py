@@ -68,10 +68,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with the package installed and the page's YAML files."""
+    """An empty folder to work in, with the package installed and the page's YAML and JSON files."""
     monkeypatch.syspath_prepend(str(packages))
     monkeypatch.chdir(tmp_path)
-    for path, code in (pair for section in SECTIONS for pair in blocks(section, "yaml")):
+    for path, code in (pair for section in SECTIONS for kind in ("yaml", "json") for pair in blocks(section, kind)):
         (tmp_path / path).write_text(code, encoding="utf-8")
     return tmp_path
 
@@ -185,3 +185,22 @@ def test_new_tokens(corpus: tuple, workplace: Path, capsys: pytest.CaptureFixtur
         (batch,) = next(iter(loader)).micro_batches
     model(batch).loss.backward()
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in rows.values())
+
+
+def test_a_text_source(shard_folder: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(shard_folder, workplace / "shards")
+    for command in commands("A text source"):
+        assert main(command) == 0, capsys.readouterr().err
+    both = open_inputs(recipes.load("mixture.yaml"))
+    assert (both.shards.index.utterances["samples"] == 0).sum() == 2
+    small = ["plan.rows_per_step=1", "plan.row_tokens=128"]
+    alone = recipes.load(
+        "mixture.yaml", ["data.shards=[text_shards]", "data.weights={text_shards: 1}", "interleave.share=0", *small]
+    )
+    inputs = open_inputs(alone)
+    model = build_speech_llm(alone.model, alone.loss, torch.float32, torch.device("cpu"), len(inputs.shards.index.tasks))
+    with Loader(inputs.shards, inputs.plan, rows_per_micro_batch=1) as loader:
+        (batch,) = next(iter(loader)).micro_batches
+    assert batch.audio_slot.numel() == 0
+    assert batch.target_slot.numel() > 0
+    assert float(model(batch).loss.detach()) < 0.01 * batch.target_slot.numel()  # the LLM reads what it answered
