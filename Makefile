@@ -1,32 +1,32 @@
-# `make demo` and `make test` need nothing installed but a Debian-like machine with Python 3.11 or newer.
+# `make demo` and `make test` need a Debian-like machine with Python 3.11 or newer, and nothing else.
 SHELL := /bin/bash
 BIN := .venv/bin
 SPEECH ?=
 
 .PHONY: help setup demo reproduce docs test slow format clean
 
-help: ## say what can be made
+help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: ## .venv with the exact versions of constraints.txt
 	@tools/setup.sh
 
-demo: setup ## the miniature world from recordings to a speech LLM; SPEECH=FOLDER takes FSDD recordings instead of espeak-ng
+demo: setup ## train and evaluate the miniature speech LLM; SPEECH=FOLDER takes FSDD recordings instead of espeak-ng
 	@$(BIN)/mtbi demo $(if $(SPEECH),--speech '$(SPEECH)')
 
-reproduce: setup ## the generalisation benchmark: every arm, three seeds, one report in runs/reproduce (up to 3 hours on two cores)
+reproduce: setup ## the generalisation benchmark: all arms, three seeds, one report in runs/reproduce (up to 3 hours on two cores)
 	@$(BIN)/mtbi reproduce runs/reproduce $(if $(SPEECH),--speech '$(SPEECH)')
 
 docs: setup ## the documentation as a web site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: setup ## format, lint, types and the fast tests
+test: setup ## formatting, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
-slow: setup ## the end-to-end checks of minutes
+slow: setup ## the end-to-end tests, which take minutes
 	$(BIN)/python -m pytest -m slow
 
 format: setup ## rewrite the code in the house style

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from launcher.ranks import free_port
 from mtbi import recipe as recipes
 from mtbi import train
 from mtbi.answers import task_library
+from mtbi.benchmark.intervals import OverSeeds
 from mtbi.cli import build_parser, main
 from mtbi.corpus.importers import IMPORTERS
 from mtbi.corpus.manifest import ALIASES, Utterance, read_manifest
@@ -28,8 +30,12 @@ from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
-#: Those of plugins.md need the example package that tests/test_plugins.py installs.
-PAGES = [REPOSITORY / "README.md", *(page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.stem != "plugins")]
+#: Pages whose commands need the packages that tests/test_plugins.py and tests/test_extend.py install.
+WITH_PACKAGES = {"plugins", "extend"}
+PAGES = [
+    REPOSITORY / "README.md",
+    *(page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.stem not in WITH_PACKAGES),
+]
 #: What stands for a recipe that the reader chooses.
 PLACEHOLDERS = {"RECIPE", "NAME"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -135,12 +141,16 @@ def table(page: str, header: str) -> set[str]:
     return {name for first in firsts for _, name in CODE.findall(first)}
 
 
-def test_the_guarantees_name_what_is_there() -> None:
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "docs" / "plugins.md"], ids=lambda page: page.stem)
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:mtbi|launcher|tests|tools|slurm|ds_configs)/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    assert not [path for path in named if not (REPOSITORY / path).exists()]
+
+
+def test_every_guarantee_names_its_code_and_its_test() -> None:
     text = (REPOSITORY / "docs" / "guarantees.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:mtbi|launcher|tests)/[\w/]+\.py)`", text)
-    assert len(named) > 60
-    assert not [path for path in named if not (REPOSITORY / path).is_file()]
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) > 30
     assert not [row[1] for row in rows if len(row) != 5 or "tests/" not in row[3]]
 
 
@@ -148,6 +158,23 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
     assert links
     assert not [link for link in links if not (REPOSITORY / link).exists()]
+
+
+def published(arm: str) -> OverSeeds:
+    """The accuracy in per cent of an arm on tasks that it never trained, from the stored runs with all of the speech."""
+    key = "test_known: never-trained tasks"
+    runs = json.loads((REPOSITORY / "benchmarks" / "generalisation" / "results.json").read_text(encoding="utf-8"))["runs"]
+    shares = [100 * run["right"][key] / run["dialogues"][key] for run in runs if re.fullmatch(rf"{arm}/seed-\d", run["run"])]
+    assert len(shares) == 3
+    return OverSeeds.of(shares)
+
+
+def test_the_result_of_the_readme_is_that_of_the_stored_runs() -> None:
+    result = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## One result")[2].partition("\n## ")[0]
+    best, shorter, single = published("mtbi_500"), published("mtbi"), published("single_task")
+    stated = [float(number) for number in re.findall(r"\d+\.\d", result.partition("An example")[0])]
+    computed = [best.value, best.low, best.high, shorter.value, single.value]
+    assert stated == [round(number, 1) for number in computed]
 
 
 def test_the_corpus_page_lists_what_there_is() -> None:

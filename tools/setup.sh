@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that `make demo` and `make test` need. Instant when nothing has changed.
-# PYTHON=… chooses the interpreter (default python3). Root on Debian gets missing system packages installed; others are told which.
+# Makes .venv with everything that `make demo` and `make test` need. It returns at once when nothing has changed.
+# PYTHON=… chooses the interpreter (default python3). As root on Debian it installs missing system packages; otherwise it lists them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ python=${PYTHON:-python3}
 missing=()
 command -v "$python" >/dev/null || missing+=(python3)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-# DeepSpeed and Triton compile small C++ parts at their first use: they need the compiler and Python's headers.
+# DeepSpeed and Triton compile C++ code at their first use. They need a compiler and Python's headers.
 "$python" -c 'import os, sysconfig; exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null || missing+=(python3-dev)
 command -v g++ >/dev/null || missing+=(g++)
 command -v git >/dev/null || missing+=(git)
