@@ -71,6 +71,7 @@ def choose(shards: Shards, dialogues: int) -> list[int]:
     """Utterances drawn at random that together hold about that many dialogues (0 = all), sorted by length to pad little."""
     table = shards.index.utterances
     order = np.random.default_rng(0).permutation(len(table))
+    order = order[table["samples"][order] > 0]  # text alone is not measured
     if dialogues:
         held = np.cumsum(table["branches"][order].astype(np.int64))
         order = order[: int(np.searchsorted(held, dialogues)) + 1]
@@ -82,6 +83,8 @@ def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: i
     if shards.index.encoded:
         raise UserError(f"{group}: these shards hold an encoder's output; measure on the shards with sound")
     numbers = choose(shards, dialogues)
+    if not numbers:
+        raise UserError(f"{group}: these shards hold text alone; measure on shards with sound")
     other = shards[numbers[-1]].waveform
     for number in numbers:
         sample = shards[number]

@@ -191,7 +191,7 @@ def plan(options: Options) -> None:
         used += step.used_share
         utterances += sum(len(row.groups) for row in step.rows)
     share, epochs, there = used / steps, recipe.train.steps / steps, len(shards.index.utterances)
-    coverage = Coverage.of(shards.index.utterances["words"])
+    coverage = Coverage.of(shards.index.spoken_words)
     if options.json:
         numbers = {"steps_per_epoch": steps, "utterances": utterances, "utterances_in_shards": there}
         print(

@@ -41,13 +41,15 @@ PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", 
 COMPARED = ("mtbi", "torch", "numpy", "transformers", "deepspeed", "peft")  #: whose versions all processes must share
 #: Fields of the recipe that may differ between processes: names of folders, and how a process reads.
 OWN_FIELDS = (
-    "name", "run_dir", "data.shards", "data.eval_shards", "data.cache", "data.workers", "data.prefetch", "data.retries",
+    "name", "run_dir", "data.shards", "data.eval_shards", "data.weights", "data.cache", "data.workers", "data.prefetch",
+    "data.retries",
 )  # fmt: skip
 NOT_PLANNED = ("encoded", "feature_width", "top_k")  #: facts of the data that may change between two starts
 CAUSES = {
     "geometry": "the encoder or adapter gives another number of positions",
     "tokenizer": "the LLM's tokenizer, chat template or system prompt is another one",
     "tasks": "the shards hold other tasks",
+    "weights": "data.weights gives the shards other weights",
     "plan": "this version plans other steps from the same shards",
 }
 NEW_EPOCH = "keep the weights and begin a new epoch of the data with train.new_data=new_epoch"
@@ -67,7 +69,7 @@ class Inputs:
     @property
     def coverage(self) -> Coverage:
         """Which of the utterances can be interleaved."""
-        return Coverage.of(self.shards.index.utterances["words"])
+        return Coverage.of(self.shards.index.spoken_words)
 
 
 @dataclass
@@ -86,7 +88,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     """The training shards and their plan. Raises UserError for whatever is wrong with them, an empty plan included."""
     chat = read_chat(recipe)
     shards = open_shards(recipe.data.shards, recipe, chat)
-    check_interleaving(recipe, Coverage.of(shards.index.utterances["words"]))
+    check_interleaving(recipe, Coverage.of(shards.index.spoken_words))
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
     return Inputs(chat, shards, geometry, plan, next(plan.steps()))
@@ -173,6 +175,7 @@ def facts_of(
     fields = {note.path: attrgetter(note.path)(recipe) for note in recipes.reference() if not note.path.startswith(OWN_FIELDS)}
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)
+    data |= {"weights": digest.of_json(inputs.plan.weights)}
     data |= {"geometry": digest.of_geometry(inputs.geometry), "plan": digest.of_step(inputs.first_step)}
     features_of = {"encoded": index.encoded, "feature_width": index.feature_width, "top_k": index.top_k}
     measured = digest.of_shards(evaluation.shards) if evaluation else {}

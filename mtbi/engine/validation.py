@@ -35,7 +35,8 @@ class Evaluation:
     def __init__(self, recipe: Recipe, geometry: Geometry, chat: ChatFormat, shards: Shards, rank: int, world: int) -> None:
         plain = replace(recipe.interleave, share=0.0)
         packing = replace(recipe.plan, tasks=[], hours=0.0, tasks_per_utterance=0, passes_per_epoch=1)
-        self.recipe = replace(recipe, interleave=plain, plan=packing, loss=replace(recipe.loss, task_weights={}))
+        loss, data = replace(recipe.loss, task_weights={}), replace(recipe.data, weights={})
+        self.recipe = replace(recipe, interleave=plain, plan=packing, loss=loss, data=data)
         self.shards, self.chat, self.rank, self.world = shards, chat, rank, world
         self.failure: Exception | None = None  #: why the last evaluation had to be given up, the same time on all processes
         self.plan = Plan(shards.index, self.recipe, geometry)
@@ -77,7 +78,7 @@ class Evaluation:
         """
         if self.shards.index.encoded or not self.recipe.train.sample_dialogues:
             return []
-        groups = {group.utterance: group for row in self.plan.window_rows(0, 0) for group in row.groups}
+        groups = {group.utterance: group for row in self.plan.window_rows(0, 0) for group in row.groups if group.samples}
         return [groups[utterance] for utterance in sorted(groups)][: self.recipe.train.sample_dialogues]
 
     def show_dialogues(self, model: SpeechLLM, metrics: Metrics, step: int) -> None:

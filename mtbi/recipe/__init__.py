@@ -103,6 +103,7 @@ class DataConfig:
     """Where the shards are."""
 
     shards: list[str] = field(default_factory=list)  #: folders or s3:// addresses made by `mtbi data shard`
+    weights: dict[str, float] = field(default_factory=dict)  #: passes an epoch over an address of `shards`; 1 where not named
     eval_shards: list[str] = field(default_factory=list)  #: the same, for the periodic evaluation
     cache_dir: str = ""  #: local copies of remote shards; empty = beside the run
     cache_limit_gb: float = 0.0  #: oldest copies are dropped above this; 0 = no limit
@@ -247,6 +248,7 @@ def _resolve(layers: list[tuple[str, dict[str, Any]]]) -> Recipe:
     data = recipe.data
     data.shards = [place.replace(RUN_DIR, recipe.run_dir) for place in data.shards]
     data.eval_shards = [place.replace(RUN_DIR, recipe.run_dir) for place in data.eval_shards]
+    data.weights = {place.replace(RUN_DIR, recipe.run_dir): weight for place, weight in data.weights.items()}
     data.cache_dir = data.cache_dir.replace(RUN_DIR, recipe.run_dir)
     return recipe
 
@@ -443,6 +445,10 @@ def _check(recipe: Recipe) -> None:
     if cut.text_share_min > cut.text_share_max:
         raise UserError(
             f"interleave.text_share_min ({cut.text_share_min}) is more than interleave.text_share_max ({cut.text_share_max})"
+        )
+    if unknown := sorted(set(recipe.data.weights) - set(recipe.data.shards)):
+        raise UserError(
+            f"data.weights: {unknown[0]} is not an address of data.shards ({', '.join(recipe.data.shards) or 'empty'})"
         )
     if recipe.loss.ce == recipe.loss.kl == 0:
         raise UserError("loss.ce and loss.kl are both 0, so nothing would be learnt: give one of them a weight")

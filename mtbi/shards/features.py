@@ -25,6 +25,8 @@ from mtbi.shards.read import Shards
 from mtbi.shards.record import COLUMNS, unpack
 from mtbi.shards.write import finish, partial_folder, refuse_filled
 
+SILENT_SAMPLES = 1600  # encoded for an utterance without sound, and not stored
+
 Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -67,9 +69,12 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
     with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
             columns = [source.columns(number) for number in range(start, min(start + batch_size, len(source)))]
-            waves = [torch.from_numpy(unpack(one).waveform) for one in columns]
+            waves = [torch.from_numpy(unpack(one).waveform) if one["audio"] else torch.zeros(SILENT_SAMPLES) for one in columns]
             hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
             for one, frames, length in zip(columns, hidden.cpu(), lengths.tolist(), strict=True):
+                if not one["audio"]:  # text alone
+                    writer.write(one)
+                    continue
                 features = np.ascontiguousarray(frames[:length].numpy().astype(np.float16))
                 tensors = load_tensors(one["tensors"]) | {"features": features}
                 writer.write({**one, "audio": b"", "tensors": save_tensors(tensors)})
