@@ -89,16 +89,7 @@ def shard_folder(
 def text_folder(tmp_path_factory: pytest.TempPathFactory, chat: ChatFormat) -> Path:
     """Shards of eight transcripts without sound, by way of a manifest."""
     folder = tmp_path_factory.mktemp("text")
-    texts = [
-        "one two three",
-        "nine eight",
-        "four",
-        "seven seven zero one",
-        "five six",
-        "two two",
-        "eight zero",
-        "three one four",
-    ]
+    texts = ["one two three", "nine eight", "four", "seven zero one", "five six", "two two", "eight zero", "three one four"]
     write_manifest(folder / "manifest.jsonl", [Utterance(f"t{number}", "", text) for number, text in enumerate(texts)])
     utterances = read_manifest(folder / "manifest.jsonl")
     config = BehaviourConfig(library=["digits"], per_utterance=3, top_k=4, max_new_tokens=24)

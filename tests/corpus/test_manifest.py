@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from mtbi.corpus import manifest
+from mtbi.corpus.importers import import_corpus
 from mtbi.corpus.manifest import Limits, Utterance
 from mtbi.errors import UserError
 
@@ -183,3 +184,15 @@ def test_relocated_audio_is_found_from_the_new_folder(tmp_path: Path) -> None:
     moved = manifest.relocate(Utterance("a", "deep/a.wav", "x"), tmp_path / "corpus", tmp_path)
     assert moved.audio == "corpus/deep/a.wav"
     assert manifest.relocate(moved, tmp_path, tmp_path / "elsewhere").audio == str(tmp_path / "corpus/deep/a.wav")
+
+
+def test_an_utterance_of_text_alone_has_an_id_and_stays_as_it_is(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    lines = [{"id": "t", "audio": "", "text": "hello there"}, {"audio": "", "text": "nameless"}]
+    (source / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = import_corpus("jsonl", source, tmp_path / "out")
+    assert (summary.kept, summary.rejected, summary.hours, summary.shared) == (1, 1, 0.0, 0)
+    [utterance] = manifest.read_manifest(tmp_path / "out" / "manifest.jsonl")
+    assert (utterance.id, utterance.audio, utterance.text) == ("t", "", "hello there")
+    assert "needs an `id`" in (tmp_path / "out" / "rejected.jsonl").read_text()
