@@ -15,7 +15,7 @@ from mtbi.answers.ask import ask_unanswered
 from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
 from mtbi.audio import codec
-from mtbi.corpus.manifest import Utterance
+from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.demo import world
 from mtbi.demo.speech import EspeakVoices, join
 from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
@@ -84,6 +84,20 @@ def shard_folder(
     out = tmp_path_factory.mktemp("shards") / "digits"
     write_shards(corpus[1], corpus[0], AnswerStore(answers), chat, str(out), shard_bytes=1 << 19)
     return out
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory, chat: ChatFormat) -> Path:
+    """Shards of eight transcripts without sound, by way of a manifest."""
+    folder = tmp_path_factory.mktemp("text")
+    texts = ["one two three", "nine eight", "four", "seven zero one", "five six", "two two", "eight zero", "three one four"]
+    write_manifest(folder / "manifest.jsonl", [Utterance(f"t{number}", "", text) for number, text in enumerate(texts)])
+    utterances = read_manifest(folder / "manifest.jsonl")
+    config = BehaviourConfig(library=["digits"], per_utterance=3, top_k=4, max_new_tokens=24)
+    ask_unanswered(utterances, config, build_teacher(recipes.load("demo").model, config), chat, folder / "answers")
+    store = AnswerStore(folder / "answers")
+    assert write_shards(utterances, folder, store, chat, str(folder / "shards"), shard_bytes=1 << 13) == len(texts)
+    return folder / "shards"
 
 
 @pytest.fixture

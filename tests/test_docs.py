@@ -21,7 +21,7 @@ from launcher.ranks import free_port
 from mtbi import recipe as recipes
 from mtbi import train
 from mtbi.answers import task_library
-from mtbi.benchmark.intervals import OverSeeds
+from mtbi.benchmark.intervals import MeanOverSeeds
 from mtbi.cli import build_parser, main
 from mtbi.corpus.importers import IMPORTERS
 from mtbi.corpus.manifest import ALIASES, Utterance, read_manifest
@@ -160,13 +160,13 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
     assert not [link for link in links if not (REPOSITORY / link).exists()]
 
 
-def published(arm: str) -> OverSeeds:
+def published(arm: str) -> MeanOverSeeds:
     """The accuracy in per cent of an arm on tasks that it never trained, from the stored runs with all of the speech."""
     key = "test_known: never-trained tasks"
     runs = json.loads((REPOSITORY / "benchmarks" / "generalisation" / "results.json").read_text(encoding="utf-8"))["runs"]
     shares = [100 * run["right"][key] / run["dialogues"][key] for run in runs if re.fullmatch(rf"{arm}/seed-\d", run["run"])]
     assert len(shares) == 3
-    return OverSeeds.of(shares)
+    return MeanOverSeeds.of(shares)
 
 
 def test_the_result_of_the_readme_is_that_of_the_stored_runs() -> None:

@@ -107,7 +107,7 @@ class RowBuilder:
         if group.segments is None:
             return [(self.add_clip(sound), 0, frames)]
         starts = stored.word_times[:, 0]
-        whole = self.add_clip(sound) if config.cut == "slice" else -1
+        whole = self.add_clip(sound) if config.cut == "slice" and samples else -1
         spans: list[Span] = []
         for segment in group.segments:
             if segment.is_text:

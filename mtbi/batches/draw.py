@@ -131,6 +131,7 @@ class GroupDrawer:
         """A group for each of `utterances` `(utterances,)`, except those that fit no row, which are counted."""
         rows = self.index.utterances[utterances]
         is_text = interleave.draw_many(rows["words"].astype(np.int64), rng, self.interleave)
+        is_text |= np.repeat(rows["samples"] == 0, rows["words"])  # an utterance without sound is all text
         speech = self.speech_tokens(rows, is_text)
         dialogues = self.draw_dialogues(rows, rng)
         owner, drawn = dialogues.owner, np.bincount(dialogues.owner, minlength=len(rows))

@@ -29,9 +29,11 @@ def most_speech_tokens(plan: Plan, rows: np.ndarray) -> np.ndarray:
     """Upper bounds (utterances,) of the positions of each utterance's speech, as sound or interleaved."""
     samples, words = rows["samples"].astype(np.int64), rows["words"].astype(np.int64)
     frames = np.asarray(plan.geometry.frames(samples), np.int64)
-    if not plan.interleave.share or not words.any():
-        return frames
     owner, entries = word_entries(plan.index, rows)
+    text = np.bincount(owner, entries["tokens"], minlength=len(rows)).astype(np.int64)
+    whole = np.where(samples > 0, frames, text)  # an utterance without sound is all text
+    if not plan.interleave.share or not words.any():
+        return whole
     begin = np.minimum(entries["start"].astype(np.int64), samples[owner])
     end = np.append(begin[1:], 0)
     is_last = np.append(owner[1:] != owner[:-1], True)
@@ -41,4 +43,4 @@ def most_speech_tokens(plan: Plan, rows: np.ndarray) -> np.ndarray:
     # between any two stretches, so the two positions that are added to each text word cover the rounding.
     as_text, as_sound = entries["tokens"] + 2.0, np.maximum(0, end - begin) / plan.geometry.samples_per_frame
     mixed = np.bincount(owner, np.maximum(as_text, as_sound), minlength=len(rows)) + 2
-    return np.where(words > 0, np.maximum(frames, np.ceil(mixed)), frames).astype(np.int64)
+    return np.where((words > 0) & (samples > 0), np.maximum(whole, np.ceil(mixed)), whole).astype(np.int64)

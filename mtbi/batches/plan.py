@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from mtbi.audio.codec import SAMPLE_RATE
-from mtbi.batches import interleave
+from mtbi.batches import interleave, mixture
 from mtbi.batches.draw import Geometry, Group, GroupDrawer, LeftOut
 from mtbi.errors import UserError
 from mtbi.recipe import LossConfig, Recipe
 from mtbi.shards.index import Index
+
+MIXTURE = 1  # distinguishes the draws of a mixture from the others of a window
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,13 @@ class Plan:
             self.max_samples,
         )
         self._taken = take_hours(index, recipe.plan.hours, self.seed)
+        self._weights = mixture.shard_weights(index, recipe.data.weights)
         self._windows: tuple[int, list[np.ndarray]] | None = None
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each shard in the mixture; empty where all are 1."""
+        return [] if self._weights is None else self._weights.tolist()
 
     def windows(self, epoch: int) -> list[np.ndarray]:
         """The shards of each window of an epoch, in order. A shard without a taken utterance is in no window."""
@@ -174,23 +182,31 @@ class Plan:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(sizes))
             if self._taken is not None:
                 sizes = np.add.reduceat(self._taken, interleave.starts_of(sizes))
-                order = order[sizes[order] > 0]
+            if self._weights is not None:
+                sizes = np.ceil(sizes * self._weights).astype(np.int64)
+            order = order[sizes[order] > 0]
             before = interleave.starts_of(sizes[order])
             window = before // self.config.window_utterances
             self._windows = epoch, np.split(order, np.flatnonzero(np.diff(window)) + 1)
         return self._windows[1]
 
     def window_utterances(self, epoch: int, window: int) -> np.ndarray:
-        """The utterances of a window `(utterances,)`, in the order of their shards."""
+        """The utterances of a window `(utterances,)`, in the order of their shards, each as often as its weight says."""
         ends = np.cumsum(self.index.shard_sizes)
         shards = self.windows(epoch)[window]
         utterances = np.concatenate([np.arange(ends[shard] - self.index.shard_sizes[shard], ends[shard]) for shard in shards])
-        return utterances if self._taken is None else utterances[self._taken[utterances]]
+        if self._taken is not None:
+            utterances = utterances[self._taken[utterances]]
+        if self._weights is not None:
+            weights = self._weights[np.searchsorted(ends, utterances, side="right")]
+            utterances = mixture.repeat(utterances, weights, np.random.default_rng([self.seed, epoch, window, MIXTURE]))
+        return utterances
 
     def window_rows(self, epoch: int, window: int) -> list[Row]:
         """The packed rows of a window, shuffled."""
         rng = np.random.default_rng([self.seed, epoch, window])
-        utterances = self.window_utterances(epoch, window)
+        if not len(utterances := self.window_utterances(epoch, window)):
+            return []
         passes = self.config.passes_per_epoch or max(1, self.config.window_utterances // len(utterances))
         shuffled = np.concatenate([rng.permutation(utterances) for _ in range(passes)])
         groups, left_out = self._drawer.draw(shuffled, rng)

@@ -46,7 +46,7 @@ def report(plan: Plan, train_steps: int) -> EpochReport:
         used_shares += step.used_share
         utterances += sum(len(row.groups) for row in step.rows)
     table = plan.index.utterances
-    coverage = Coverage.of(table["words"])
+    coverage = Coverage.of(plan.index.spoken_words)
     return EpochReport(steps, utterances, len(table), left_out, coverage, used_shares / steps, train_steps / steps)
 
 

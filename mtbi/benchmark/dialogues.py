@@ -78,6 +78,7 @@ def choose_utterances(shards: Shards, dialogues: int) -> list[int]:
     """Indices of random utterances with about `dialogues` dialogues in all (0 = every utterance), sorted by length."""
     table = shards.index.utterances
     order = np.random.default_rng(0).permutation(len(table))
+    order = order[table["samples"][order] > 0]  # text alone is not measured
     if dialogues:
         held = np.cumsum(table["branches"][order].astype(np.int64))
         order = order[: int(np.searchsorted(held, dialogues)) + 1]
@@ -89,6 +90,8 @@ def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: i
     if shards.index.encoded:
         raise UserError(f"{group}: these shards hold an encoder's output; measure on the shards with sound")
     numbers = choose_utterances(shards, dialogues)
+    if not numbers:
+        raise UserError(f"{group}: these shards hold text alone; measure on shards with audio")
     other = shards[numbers[-1]].waveform
     for number in numbers:
         sample = shards[number]

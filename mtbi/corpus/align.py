@@ -160,6 +160,8 @@ def align(utterances: Iterable[Utterance], folder: Path | str, aligner: CtcAlign
 
 def _word_times(utterance: Utterance, folder: Path, aligner: CtcAligner) -> list[tuple[str, float, float]] | None:
     """(word, start, end) in seconds of each word. None where alignment is impossible."""
+    if not utterance.audio:
+        return None
     words = text_units.units(utterance.text)
     try:
         wave = codec.read(folder / utterance.audio)

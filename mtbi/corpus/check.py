@@ -74,6 +74,8 @@ def _measure(utterance: Utterance, folder: Path, limits: RecordingLimits) -> Utt
         raise UserError("no transcript: the text has only tags, such as [noise]")
     if words > limits.max_words:
         raise UserError(f"transcript too long: {words} words, more than {limits.max_words}")
+    if not utterance.audio:
+        return utterance
     samples, rate_hz = codec.load(folder / utterance.audio, max_seconds=limits.max_duration_seconds)
     duration = len(samples) / rate_hz
     if duration < limits.min_duration_seconds:

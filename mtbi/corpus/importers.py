@@ -151,7 +151,7 @@ def import_jsonl(source: Path) -> Iterator[Record]:
     utterances, rejected = scan_manifest(path)
     yield from rejected
     for utterance in utterances:
-        yield replace(utterance, audio=os.path.abspath(path.parent / utterance.audio))
+        yield replace(utterance, audio=os.path.abspath(path.parent / utterance.audio)) if utterance.audio else utterance
 
 
 Importer = Callable[[Path], Iterable[Record]]
@@ -241,8 +241,9 @@ def sort_out(
             rejected.append(record)
             continue
         found_splits.add(record.split)
-        record = replace(record, audio=str(locate(record.audio)))
-        if not (allow_outside or Path(os.path.abspath(record.audio)).is_relative_to(base)):
+        if record.audio:
+            record = replace(record, audio=str(locate(record.audio)))
+        if record.audio and not (allow_outside or Path(os.path.abspath(record.audio)).is_relative_to(base)):
             reason = f"outside: the audio does not lie in {base}; allow it with --allow-outside if you trust the manifest"
         elif splits and record.split not in splits:
             reason = f"other split: {record.split or 'none'} was not chosen with --split"

@@ -46,7 +46,7 @@ class Utterance:
     """One recording with its transcript."""
 
     id: str  #: unique in its manifest
-    audio: str  #: path relative to the manifest's folder, or absolute
+    audio: str  #: path relative to the manifest's folder, or absolute; empty = an utterance of text alone, without sound
     text: str  #: transcript; empty when there is none
     speaker: str = ""
     duration_s: float = 0.0  #: seconds; 0 = not measured
@@ -87,9 +87,11 @@ def parse(record: Any) -> Utterance:
     for name, value in known.items():
         if isinstance(value, bool) or not isinstance(value, _TYPES.get(name, (str,))):
             raise UserError(f"bad record: {name} is a {type(value).__name__}")
-    if not known.get("audio"):
+    if "audio" not in known:
         keys = ", ".join(sorted(map(str, record))) or "none"
         raise UserError(f"bad record: no audio path (key `audio` or `audio_filepath`); its keys: {keys}")
+    if not known["audio"] and "id" not in known:
+        raise UserError("bad record: an utterance without sound (an empty `audio`) needs an `id`")
     records.refuse_address(known["audio"])
     known.setdefault("id", os.path.splitext(known["audio"])[0])
     known |= {name: str(known[name]) for name in ("id", "speaker") if name in known}
@@ -231,6 +233,8 @@ def write_manifest(path: Path | str, utterances: Iterable[Utterance]) -> None:
 
 def relocate(utterance: Utterance, folder: Path, out: Path) -> Utterance:
     """The utterance for a manifest in `out` instead of `folder`. A path inside `out` becomes relative, any other absolute."""
+    if not utterance.audio:
+        return utterance
     path = os.path.abspath(folder / utterance.audio)  # not Path.resolve: links into a corpus are left as they are
     base = os.path.abspath(out)
     return replace(utterance, audio=os.path.relpath(path, base) if Path(path).is_relative_to(base) else path)

@@ -121,5 +121,5 @@ def summarise(
         single=sum(text_units.count(utterance.text) == 1 for utterance in good),
         splits=dict(Counter(utterance.split for utterance in good).most_common()),
         tagged=tagged,
-        shared=len(good) - len(kept),
+        shared=sum(bool(utterance.audio) for utterance in good) - len(kept),
     )

@@ -42,7 +42,8 @@ PACKAGES = ("torch", "transformers", "deepspeed", "peft", "mosaicml-streaming", 
 COMPARED = ("mtbi", "torch", "numpy", "transformers", "deepspeed", "peft")  #: must have the same version on all processes
 #: Fields of the recipe that may differ between processes: folders, and how a process reads.
 OWN_FIELDS = (
-    "name", "run_dir", "data.shards", "data.eval_shards", "data.cache", "data.workers", "data.prefetch", "data.retries",
+    "name", "run_dir", "data.shards", "data.eval_shards", "data.weights", "data.cache", "data.workers", "data.prefetch",
+    "data.retries",
 )  # fmt: skip
 NOT_PLANNED = ("encoded", "feature_width", "top_k")  #: facts of the data that may change between two starts of a run
 #: Messages for digests that differ from a checkpoint's.
@@ -50,6 +51,7 @@ CAUSES = {
     "geometry": "the encoder or adapter gives another number of LLM positions",
     "tokenizer": "the LLM's tokenizer, chat template or system prompt has changed",
     "tasks": "the shards have other tasks",
+    "weights": "data.weights gives the shards other weights",
     "plan": "this version of mtbi plans other steps from the same shards",
 }
 NEW_EPOCH = "keep the weights and begin a new epoch of the data with train.new_data=new_epoch"
@@ -69,7 +71,7 @@ class Inputs:
     @property
     def coverage(self) -> Coverage:
         """How many of the utterances can be interleaved."""
-        return Coverage.of(self.shards.index.utterances["words"])
+        return Coverage.of(self.shards.index.spoken_words)
 
 
 @dataclass
@@ -88,7 +90,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     """Open the training shards and plan the first step. Raises UserError for every mistake in them, also for an empty plan."""
     chat = read_chat(recipe)
     shards = open_training_shards(recipe.data.shards, recipe, chat)
-    check_interleaving(recipe, Coverage.of(shards.index.utterances["words"]))
+    check_interleaving(recipe, Coverage.of(shards.index.spoken_words))
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
     return Inputs(chat, shards, geometry, plan, next(plan.steps()))
@@ -176,6 +178,7 @@ def facts_of(
     }
     index = inputs.shards.index
     data = digest.of_shards(inputs.shards)
+    data |= {"weights": digest.of_json(inputs.plan.weights)}
     data |= {"geometry": digest.of_geometry(inputs.geometry), "plan": digest.of_step(inputs.first_step)}
     stored = {"encoded": index.encoded, "feature_width": index.feature_width, "top_k": index.top_k}
     return {

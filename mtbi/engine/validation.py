@@ -36,7 +36,8 @@ class Evaluation:
     def __init__(self, recipe: Recipe, geometry: Geometry, chat: ChatFormat, shards: Shards, ranks: Ranks) -> None:
         plain = replace(recipe.interleave, share=0.0)
         packing = replace(recipe.plan, tasks=[], hours=0.0, tasks_per_utterance=0, passes_per_epoch=1)
-        self.recipe = replace(recipe, interleave=plain, plan=packing, loss=replace(recipe.loss, task_weights={}))
+        loss, data = replace(recipe.loss, task_weights={}), replace(recipe.data, weights={})
+        self.recipe = replace(recipe, interleave=plain, plan=packing, loss=loss, data=data)
         self.shards, self.chat, self.ranks = shards, chat, ranks
         self.failure: Exception | None = None  #: why the last evaluation was given up; set on all processes at the same time
         self.plan = Plan(shards.index, self.recipe, geometry)
@@ -80,7 +81,7 @@ class Evaluation:
         """
         if self.shards.index.encoded or not self.recipe.train.sample_dialogues:
             return []
-        groups = {group.utterance: group for row in self.plan.window_rows(0, 0) for group in row.groups}
+        groups = {group.utterance: group for row in self.plan.window_rows(0, 0) for group in row.groups if group.samples}
         return [groups[utterance] for utterance in sorted(groups)][: self.recipe.train.sample_dialogues]
 
     def show_dialogues(self, model: SpeechLLMModule, metrics: Metrics, step: int) -> None:

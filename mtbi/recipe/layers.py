@@ -80,6 +80,7 @@ def resolve(layers: list[Layer]) -> Recipe:
     data = recipe.data
     data.shards = [address.replace(RUN_DIR, recipe.run_dir) for address in data.shards]
     data.eval_shards = [address.replace(RUN_DIR, recipe.run_dir) for address in data.eval_shards]
+    data.weights = {address.replace(RUN_DIR, recipe.run_dir): weight for address, weight in data.weights.items()}
     data.cache_dir = data.cache_dir.replace(RUN_DIR, recipe.run_dir)
     return recipe
 
@@ -91,6 +92,10 @@ def check_together(recipe: Recipe) -> None:
         least, most = getattr(interleave, f"{name}_min"), getattr(interleave, f"{name}_max")
         if least > most:
             raise UserError(f"interleave.{name}_min ({least}) is more than interleave.{name}_max ({most})")
+    if unknown := sorted(set(recipe.data.weights) - set(recipe.data.shards)):
+        raise UserError(
+            f"data.weights: {unknown[0]} is not an address of data.shards ({', '.join(recipe.data.shards) or 'empty'})"
+        )
     if recipe.loss.ce == recipe.loss.kl == 0:
         raise UserError("loss.ce and loss.kl are both 0, so nothing would be learnt: give one of them a weight")
 

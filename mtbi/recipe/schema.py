@@ -142,6 +142,7 @@ class DataConfig:
     """Where the shards are."""
 
     shards: list[str] = setting([], "folders or s3:// addresses made by `mtbi data shard`")
+    weights: dict[str, float] = setting({}, "passes of an epoch over an address of `shards`; 1 for those not named")
     eval_shards: list[str] = setting([], "shards for the periodic evaluation")
     cache_dir: str = setting("", "folder for local copies of remote shards; empty = in the run's folder")
     cache_limit_gb: float = setting(0.0, "GB above which the oldest copies are deleted; 0 = no limit")

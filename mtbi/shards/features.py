@@ -24,6 +24,8 @@ from mtbi.shards.read import Shards
 from mtbi.shards.record import COLUMNS, unpack
 from mtbi.shards.write import finish, partial_folder, refuse_filled
 
+SILENT_SAMPLES = 1600  # encoded for an utterance without sound, and not stored
+
 Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -58,9 +60,15 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
     with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
             columns = [source.columns(number) for number in range(start, min(start + batch_size, len(source)))]
-            waves = [torch.from_numpy(unpack(utterance).waveform) for utterance in columns]
+            waves = [
+                torch.from_numpy(unpack(utterance).waveform) if utterance["audio"] else torch.zeros(SILENT_SAMPLES)
+                for utterance in columns
+            ]
             hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
             for utterance, frames, length in zip(columns, hidden.cpu(), lengths.tolist(), strict=True):
+                if not utterance["audio"]:  # text alone
+                    writer.write(utterance)
+                    continue
                 features = np.ascontiguousarray(frames[:length].numpy().astype(np.float16))
                 tensors = load_tensors(utterance["tensors"]) | {"features": features}
                 writer.write({**utterance, "audio": b"", "tensors": save_tensors(tensors)})

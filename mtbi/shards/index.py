@@ -61,6 +61,16 @@ class Index:
     without_teacher: bool = False  #: some answers have no stored probabilities of the text LLM
     origins: list[Origin] = field(default_factory=list)  #: the folders, in the order of the shards; empty = not known
 
+    @property
+    def spoken_words(self) -> np.ndarray:
+        """`(utterances with sound,)` the number of aligned words of each."""
+        return self.utterances["words"][self.utterances["samples"] > 0]
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether any utterance has sound. The others are text alone."""
+        return bool(self.utterances["samples"].any())
+
     def facts(self) -> dict[str, Any]:
         """What `mtbi_index.json` holds."""
         return {column.name: getattr(self, column.name) for column in fields(self) if column.name not in NOT_STORED}
@@ -148,8 +158,10 @@ def concatenate(indexes: list[Index], addresses: list[str], several_teachers: bo
     """
     if len(indexes) == 1:
         return indexes[0]
+    first = next((index for index in indexes if index.has_sound), indexes[0])  # text alone fits shards of any encoder
     for address, index in zip(addresses, indexes, strict=True):
-        check_same_llm(index, address, indexes[0], addresses[0], several_teachers)
+        fitted = index if index.has_sound else replace(index, encoded=first.encoded)
+        check_same_llm(fitted, address, first, first.origins[0].address, several_teachers)
     tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
     tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
     branch_count = word_count = 0
@@ -163,7 +175,7 @@ def concatenate(indexes: list[Index], addresses: list[str], several_teachers: bo
             tables[name].append(table)
     joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in tables.items()}
     return replace(
-        indexes[0],
+        first,
         tasks=tasks,
         top_k=max(index.top_k for index in indexes),
         new_tokens=max((index.new_tokens for index in indexes), key=len),

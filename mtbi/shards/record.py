@@ -27,7 +27,7 @@ class StoredUtterance:
     id: str
     text: str
     speaker: str
-    waveform: np.ndarray  #: (samples,) float32 at 16 kHz; no samples where features are stored
+    waveform: np.ndarray  #: (samples,) float32 at 16 kHz; no samples where features are stored, or text alone
     word_times: np.ndarray  #: (words, 2) samples; empty where the utterance is not aligned
     word_ids: list[np.ndarray]  #: LLM token ids of each word; without spaces, of the shortest stretch that is whole tokens
     behaviours: list[StoredAnswer]
@@ -35,8 +35,13 @@ class StoredUtterance:
 
 
 def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
-    """The columns of one utterance. `wave` is `(samples,)` at 16 kHz, `kind` the audio format."""
+    """The columns of one utterance. `wave` is `(samples,)` at 16 kHz, `kind` the audio format.
+
+    An utterance without audio has its whole transcript as one word.
+    """
     word_ids, seconds = chat.timed_ids(utterance.words or [])
+    if not len(wave):
+        word_ids, seconds = [chat.transcript_ids(utterance.text)], [(0.0, 0.0)]
     word_times = np.round(np.array(seconds, np.float64).reshape(-1, 2) * codec.SAMPLE_RATE)
     topk_ids, topk_logprobs = same_width(behaviours)
     tensors = {
@@ -53,7 +58,7 @@ def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray,
         "id": utterance.id,
         "text": utterance.text,
         "speaker": utterance.speaker,
-        "audio": codec.encode(wave, kind),
+        "audio": codec.encode(wave, kind) if len(wave) else b"",
         "answers": [{name: getattr(behaviour, name) for name in TEXT_FIELDS} for behaviour in behaviours],
         "tensors": save_tensors(tensors),
     }
@@ -114,12 +119,12 @@ def unpack(columns: dict[str, Any]) -> StoredUtterance:
         )
         for texts, before, after, answer, topk_ids, topk_logprobs in parts
     ]
-    features = tensors.get("features")
+    features, audio = tensors.get("features"), columns["audio"]
     return StoredUtterance(
         columns["id"],
         columns["text"],
         columns["speaker"],
-        codec.decode(columns["audio"]) if features is None else np.zeros(0, np.float32),
+        codec.decode(audio) if audio and features is None else np.zeros(0, np.float32),
         tensors["word_times"],
         split(tensors["word_ids"], tensors["word_ends"]),
         behaviours,

@@ -80,6 +80,7 @@ class Stats:
     answer_tokens: int | None = None
     tasks: dict[str, int] = field(default_factory=dict)  #: dialogues of each task
     rejected: dict[str, int] = field(default_factory=dict)  #: records left out, by kind of reason, the commonest first
+    text_only: int = 0  #: utterances without sound
     single: int = 0  #: utterances of one word, which cannot be interleaved
 
 
@@ -96,7 +97,8 @@ def read(place: str, cache_dir: str = "") -> Stats:
 def of_manifest(path: Path) -> Stats:
     """The numbers of a manifest, and of `rejected.jsonl` beside it."""
     utterances = manifest.read_manifest(path)
-    durations = np.array([utterance.duration_s for utterance in utterances], np.float64)
+    spoken = [utterance for utterance in utterances if utterance.audio]
+    durations = np.array([utterance.duration_s for utterance in spoken], np.float64)
     durations = durations[np.isfinite(durations) & (durations > 0)]
     words = np.array([text_units.count(utterance.text) for utterance in utterances], np.int64)
     return Stats(
@@ -110,6 +112,7 @@ def of_manifest(path: Path) -> Stats:
         Histogram.of(words, whole=True),
         speakers=len({utterance.speaker for utterance in utterances}),
         rejected=read_rejected(path.with_name("rejected.jsonl")),
+        text_only=len(utterances) - len(spoken),
         single=int((words == 1).sum()),
     )
 
@@ -125,11 +128,12 @@ def read_rejected(path: Path) -> dict[str, int]:
 
 def of_shards(place: str, index: Index) -> Stats:
     """The numbers of shards, from their index alone."""
-    durations, words = index.utterances["samples"] / SAMPLE_RATE, index.utterances["words"]
+    samples, words = index.utterances["samples"], index.spoken_words
+    durations = samples[samples > 0] / SAMPLE_RATE
     drawn = np.bincount(index.branches["task"], minlength=len(index.tasks)).tolist()
     return Stats(
         place,
-        len(durations),
+        len(samples),
         int((words > 0).sum()),
         len(durations),
         float(durations.sum()) / 3600,
@@ -139,6 +143,7 @@ def of_shards(place: str, index: Index) -> Stats:
         dialogues=len(index.branches),
         answer_tokens=int(index.branches["answer_tokens"].sum(dtype="u8")),
         tasks=dict(zip(index.tasks, drawn, strict=False)),
+        text_only=len(samples) - len(durations),
         single=int((words == 1).sum()),
     )
 
@@ -146,7 +151,7 @@ def of_shards(place: str, index: Index) -> Stats:
 def render(stats: Stats, columns: int) -> str:
     """The numbers, and bars that fit into so many columns."""
     in_shards = stats.dialogues is not None
-    unmeasured = stats.utterances - stats.measured
+    unmeasured = stats.utterances - stats.text_only - stats.measured
     lines = [
         f"utterances  {stats.utterances}, {stats.aligned} of them aligned",
         f"speech      {stats.hours:.2f} h" + (f", without {unmeasured} utterances of unknown duration" if unmeasured else ""),
@@ -154,6 +159,8 @@ def render(stats: Stats, columns: int) -> str:
     if not in_shards:
         lines.append(f"speakers    {stats.speakers}")
     lines.append(f"words       {stats.words}" + (" in aligned utterances" if in_shards else ""))
+    if stats.text_only:
+        lines.append(f"text alone  {stats.text_only} utterances, without sound")
     if stats.single:
         lines.append(f"one word    {stats.single} utterances, never interleaved")
     if in_shards:

@@ -107,7 +107,12 @@ class ShardWriter:
         return len(index.rows["utterances"])
 
     def read_audio(self, utterance: Utterance) -> np.ndarray:
-        """The waveform `(samples,)` of an utterance. Raises UserError, with the file's path, for an unusable recording."""
+        """The waveform `(samples,)` of an utterance; no samples where it is text alone.
+
+        Raises UserError, with the file's path, for an unusable recording.
+        """
+        if not utterance.audio:
+            return np.zeros(0, np.float32)
         path = Path(self.folder) / utterance.audio
         try:
             wave = codec.read(path)

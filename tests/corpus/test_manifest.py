@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mtbi.corpus import manifest
+from mtbi.corpus.importers import import_corpus
 from mtbi.corpus.manifest import ManifestSlice, Utterance
 from mtbi.errors import UserError
 
@@ -97,3 +98,15 @@ def test_a_slice_has_a_number_and_a_total() -> None:
     for wrong in ("0/3", "4/3", "half"):
         with pytest.raises(UserError, match="a part has the form 3/8"):
             ManifestSlice.parse(wrong)
+
+
+def test_an_utterance_of_text_alone_has_an_id_and_stays_as_it_is(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    lines = [{"id": "t", "audio": "", "text": "hello there"}, {"audio": "", "text": "nameless"}]
+    (source / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = import_corpus("jsonl", source, tmp_path / "out")
+    assert (summary.kept, summary.rejected, summary.hours, summary.shared) == (1, 1, 0.0, 0)
+    [utterance] = manifest.read_manifest(tmp_path / "out" / "manifest.jsonl")
+    assert (utterance.id, utterance.audio, utterance.text) == ("t", "", "hello there")
+    assert "needs an `id`" in (tmp_path / "out" / "rejected.jsonl").read_text()
