@@ -50,7 +50,6 @@ COVERED_BY = {
     "mtbi/hf/processing.py": "tests/use/test_export.py",
     "mtbi/hf/ultravox.py": "tests/use/test_export.py",
     "mtbi/hf/ultravox_processing.py": "tests/use/test_export.py",
-    "mtbi/llm/load.py": "tests/model/test_speech_llm.py",
     "mtbi/llm/zero3_loading.py": "tests/engine/test_zero3.py",
     "mtbi/model/encoders/pretrained.py": "tests/model/encoders/test_build.py",
     "mtbi/model/encoders/protocol.py": "tests/model/encoders/test_build.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,8 @@ from mtbi.batches.batch import Batch, RowBuilder, clip_tensors, target_tensors, 
 from mtbi.llm import attention
 from mtbi.model.adapter import build_adapter
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.model.speech_llm import SpeechLLMModule
-from mtbi.recipe import AdapterConfig, LossConfig
+from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
+from mtbi.recipe import AdapterConfig, EncoderConfig, LossConfig, ModelConfig
 
 VOCABULARY = 61
 SIZES = {
@@ -129,3 +130,23 @@ def pack_rows() -> Callable[..., Batch]:
 def packed() -> Batch:
     """Two rows of groups of several sizes, one without branches, with padding at the end."""
     return pack(ROWS, 48)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_model: Callable[..., SpeechLLMModule]) -> str:
+    """A tiny Llama on disk."""
+    make_model("llama").llm.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def heard(packed: Batch) -> Batch:
+    """The packed batch, with audio frames that the demo encoder (a quarter as many) has too."""
+    return replace(packed, audio_frame=packed.audio_frame // 5)
+
+
+def build(folder: str, dtype: torch.dtype = torch.float32, **settings: Any) -> SpeechLLMModule:
+    """A speech LLM of the tiny Llama in `folder` and the demo encoder; `settings` are those of `ModelConfig`."""
+    config = ModelConfig(llm=folder, encoder=EncoderConfig("demo"), adapter=AdapterConfig(stack=2, hidden=16), **settings)
+    torch.manual_seed(0)
+    return build_speech_llm(config, LossConfig(ce=1.0, kl=1.0), dtype, torch.device("cpu"), tasks=3)

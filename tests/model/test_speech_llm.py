@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
+from tiny_models import build
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
+from transformers import WhisperConfig, WhisperModel
 
 from mtbi.errors import UserError
 from mtbi.llm import attention
@@ -13,25 +12,6 @@ from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import AdapterConfig, EncoderConfig, LoraConfig, LossConfig, ModelConfig
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def folder(tmp_path, make_model):
-    """A tiny Llama on disk."""
-    make_model("llama").llm.save_pretrained(tmp_path)
-    return str(tmp_path)
-
-
-def build(folder, dtype=torch.float32, **settings):
-    config = ModelConfig(llm=folder, encoder=EncoderConfig("demo"), adapter=AdapterConfig(stack=2, hidden=16), **settings)
-    torch.manual_seed(0)
-    return build_speech_llm(config, LossConfig(ce=1.0, kl=1.0), dtype, CPU, tasks=3)
-
-
-@pytest.fixture
-def heard(packed):
-    """The packed batch, with audio frames that the demo encoder (a quarter as many) has too."""
-    return replace(packed, audio_frame=packed.audio_frame // 5)
 
 
 def test_only_the_adapter_trains(folder, heard):
@@ -98,33 +78,6 @@ def test_whispers_sinusoids_stay_as_they_are(folder, tmp_path):
     assert "encoder.encoder.embed_positions.weight" not in names
 
 
-def test_activation_checkpointing_changes_no_gradient(folder, heard):
-    results = []
-    for chosen in ("auto", "off", "on"):
-        model = build(folder, activation_checkpointing=chosen).train()
-        assert model.llm.is_gradient_checkpointing == (chosen == "on")  # `auto` is decided before, for training alone
-        out = model(heard)
-        out.loss.backward()
-        results.append([out.loss, *(parameter.grad for parameter in model.trainable_parameters().values())])
-    torch.testing.assert_close(results[0], results[1])
-    torch.testing.assert_close(results[1], results[2])
-
-
-@pytest.mark.slow
-def test_compiling_changes_no_gradient_and_compiles_layers_once(folder, heard, tmp_path):
-    six, results = LlamaConfig.from_pretrained(folder, num_hidden_layers=6), []
-    LlamaForCausalLM(six).save_pretrained(tmp_path / "six")
-    for on in (False, True):
-        model = build(str(tmp_path / "six"), compile=on).train()
-        torch._dynamo.utils.counters.clear()
-        out = model(heard)
-        out.loss.backward()
-        results.append([out.loss, *(parameter.grad for parameter in model.trainable_parameters().values())])
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert 0 < graphs <= 4, "before and after attention, for the first layer and for all others"
-
-
 class Products(TorchDispatchMode):
     """The shapes of all matrix products that are computed while it is active."""
 
@@ -184,11 +137,3 @@ def test_the_shipped_models_are_the_default():
     model = build_speech_llm(ModelConfig(), LossConfig(), torch.float32, CPU)
     assert model.llm.config._attn_implementation == attention.DENSE
     assert model.encoder.width == 144
-
-
-def test_mistakes_are_named(tmp_path, folder):
-    with pytest.raises(UserError, match=r"model\.llm: cannot read the configuration of"):
-        build(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="lora"):
-        build(folder, llm_lora=LoraConfig(rank=2, targets=["nothing"]))
-    assert AutoModelForCausalLM.from_pretrained(folder) is not None
