@@ -1,4 +1,4 @@
-"""Speech-text interleaving: some spans of an utterance are given to the speech LLM as text tokens instead of sound."""
+"""Speech-text interleaving: the speech LLM gets some spans of an utterance as text tokens instead of sound."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtbi.recipe import InterleaveConfig
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring words given in the same way. The segments of an utterance tile its words."""
+    """Neighbouring words that are all text or all sound. The segments of an utterance tile its words."""
 
     first: int  #: first word
     stop: int  #: one past the last word
@@ -29,7 +29,7 @@ def check(config: InterleaveConfig) -> None:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many utterances can be interleaved: those of at least two aligned words, as one span stays sound."""
+    """How many utterances can be interleaved. They need two aligned words, because one span stays sound."""
 
     utterances: int
     unaligned: int  #: without word times
@@ -37,7 +37,7 @@ class Coverage:
 
     @classmethod
     def of(cls, words: np.ndarray) -> Coverage:
-        """Of utterances with so many aligned words each, `(utterances,)`."""
+        """The coverage of utterances with sound, from the number of aligned words of each, `(utterances,)`."""
         return cls(len(words), int((words == 0).sum()), int((words == 1).sum()))
 
     @property
@@ -54,35 +54,35 @@ class Coverage:
 
 
 def starts_of(counts: np.ndarray) -> np.ndarray:
-    """Where each of several neighbouring stretches of so many items begins."""
+    """Where each of several neighbouring stretches begins, from their lengths: the sum of the lengths before it."""
     return np.cumsum(counts) - counts
 
 
 def draw_many(words: np.ndarray, rng: np.random.Generator, config: InterleaveConfig) -> np.ndarray:
     """Which words of many utterances become text: `(utterances,)` counts to `(sum of words,)` booleans.
 
-    A share of the utterances is interleaved. Of these, the share of text is drawn for the utterance, the length of each
-    span and whether it is text after that. At least one span stays sound.
+    A share of the utterances is interleaved. For each of them we draw its share of text, then the length of each span, then
+    whether that span becomes text. At least one span stays sound.
     """
     total, starts = int(words.sum()), starts_of(words)
     owner = np.repeat(np.arange(len(words)), words)
     mixed = rng.random(len(words)) < config.share
     text_share = rng.uniform(config.text_share_min, config.text_share_max, len(words))
-    # As many spans are drawn as there are words; those that begin after the last word are not there.
+    # As many spans are drawn as there are words. Those that would begin after the last word are not used.
     lengths = rng.integers(config.span_words_min, config.span_words_max + 1, total)
     before = starts_of(lengths)
     begins = before - before[starts[owner]] if total else before
-    there = begins < words[owner]
+    used = begins < words[owner]
     is_text = rng.random(total) < text_share[owner]
-    spans = np.bincount(owner[there], minlength=len(words))
-    all_text = np.bincount(owner[there & is_text], minlength=len(words)) == spans
-    spared = np.floor(rng.random(len(words)) * spans).astype(int)
+    spans = np.bincount(owner[used], minlength=len(words))
+    all_text = np.bincount(owner[used & is_text], minlength=len(words)) == spans
+    kept_as_sound = np.floor(rng.random(len(words)) * spans).astype(int)
     local = np.arange(total) - starts[owner]
-    is_text[all_text[owner] & (local == spared[owner])] = False
-    # From spans to words: a word belongs to the last span that begins at or before it.
+    is_text[all_text[owner] & (local == kept_as_sound[owner])] = False
+    # From spans to words: a word is in the last span that begins at or before it.
     first_words = np.zeros(total, int)
-    first_words[(starts[owner] + begins)[there]] = 1
-    return is_text[there][np.cumsum(first_words) - 1] & mixed[owner]
+    first_words[(starts[owner] + begins)[used]] = 1
+    return is_text[used][np.cumsum(first_words) - 1] & mixed[owner]
 
 
 def segments_of(is_text: np.ndarray) -> tuple[Segment, ...] | None:

@@ -1,4 +1,4 @@
-"""From the plan to this process's micro-batches: threads fetch shards and decode audio ahead of the step that needs them."""
+"""This process's micro-batches of the plan. Threads fetch shards and decode audio before the step that needs them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class LoadedStep:
                 batch, left_out = self.futures[place].result()
                 self.unreadable, self.loader.unreadable = self.unreadable + left_out, self.loader.unreadable + left_out
             except Exception as error:
-                self.loader.failure = error  # all processes shall end together: a batch of nothing says so
+                self.loader.failure = error  # an empty batch follows, so that all processes end together
                 batch = build([Row()] * self.loader.rows_per_micro_batch, self.loader.shards.__getitem__, self.loader.plan)
             self.loader.waiting -= 1
             self.loader.top_up()
@@ -94,11 +94,10 @@ class LoadedStep:
 class Loader:
     """Iterate for LoadedSteps from `position` on, without end. `close` it, or use it in a `with` statement.
 
-    At most `prefetch` micro-batches are ready or being made ahead. An error while planning is raised in the iteration, on all
-    processes, which plan alike. A micro-batch that cannot be fetched or decoded is empty, and `failure` says why.
-    With `skip_unreadable`, utterances that are lost or damaged for good (DamagedError) are left out and counted; a store that
-    refuses or does not answer is a `failure` all the same.
-    `doing` is told what this process is at, for a watchdog.
+    At most `prefetch` micro-batches are ready or being made. All processes make the same plan, so an error of the plan is
+    raised in the iteration on all of them. A micro-batch that cannot be fetched or decoded is empty; `failure` is its error.
+    With `skip_unreadable`, utterances that are lost or damaged for good (DamagedError) are left out and counted. A store that
+    refuses access or does not answer is still a `failure`. `doing` is called with the current activity, for a watchdog.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Loader:
         prefetch: int = 4,
         position: Position | None = None,
         skip_unreadable: bool = False,
-        doing: Callable[[str], None] = lambda what: None,
+        doing: Callable[[str], None] = lambda activity: None,
     ) -> None:
         self.shards, self.plan, self.rank, self.world = shards, plan, rank, world
         self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
@@ -129,7 +128,7 @@ class Loader:
         self._parts: deque[tuple[LoadedStep, list[Row]]] = deque()  #: of planned steps, not yet given to the threads
 
     def _plan_ahead(self, position: Position | None) -> None:
-        """Runs in a thread of its own: the next window is planned while steps of this one are computed."""
+        """Plan the next window in a thread while steps of this one are computed."""
         try:
             for step in self.plan.steps(position):
                 self._put(step)
@@ -148,7 +147,7 @@ class Loader:
         """Deal out the next planned step; waits for the planner."""
         step = self._planned.get()
         if isinstance(step, Exception):
-            self._planned.put(step)  # whoever asks again gets the same answer
+            self._planned.put(step)  # the next call raises it again
             raise step
         rows_per_step = self.plan.config.rows_per_step
         parts = rows_of(step.rows, rows_per_step, self.rank, self.world, self.rows_per_micro_batch)

@@ -15,10 +15,10 @@ from mtbi.shards.index import Index
 def shard_weights(index: Index, weights: dict[str, float]) -> np.ndarray | None:
     """`(shards,)` the weight of each shard's source; None where all weights are 1. Raises UserError where all are 0."""
     named = {address.rstrip("/"): weight for address, weight in weights.items()}
-    found = np.array([named.get(origin.address, 1.0) for origin in index.origins for _ in range(origin.shards)])
-    if len(found) and not found.any():
+    weight = np.array([named.get(origin.address, 1.0) for origin in index.origins for _ in range(origin.shards)])
+    if len(weight) and not weight.any():
         raise UserError("data.weights: every source of data.shards has the weight 0; give one of them a weight above 0.")
-    return found if (found != 1).any() else None
+    return weight if (weight != 1).any() else None
 
 
 def repeat(utterances: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

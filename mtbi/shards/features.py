@@ -54,7 +54,7 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
 
     if source.index.encoded:
         raise UserError(f"these shards hold features already ({source.index.encoded})")
-    refuse_filled(out, "features go")
+    refuse_filled(out)
     partial = partial_folder(out)
     width = 0
     with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:

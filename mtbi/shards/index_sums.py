@@ -1,7 +1,7 @@
-"""Checksums of a shard index: a damaged table would make another plan of the same shards, and nobody would be told.
+"""Checksums of a shard index. Without them, a damaged table would give another plan of the same shards without an error.
 
-`mtbi_index.json` keeps them under `sums`: one for each table, and one for everything else in it. A place that was written
-before they existed is read without them.
+`mtbi_index.json` keeps them under `sums`: one for each table, and one for all else in the file. Shards of earlier versions
+have none, and are read without a check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FACTS = "facts"  #: the entry for the JSON file itself
 
 
 def sums_of(folder: Path, tables: Iterable[str], record: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of the tables in `folder`, which are read once, and of the rest of the index. Raises OSError."""
+    """SHA-256 of each table in `folder`, and of the rest of the index. Raises OSError."""
     sums = {}
     for name in tables:
         with (folder / f"{name}.npy").open("rb") as file:
@@ -27,7 +27,7 @@ def sums_of(folder: Path, tables: Iterable[str], record: dict[str, Any]) -> dict
 
 
 def damaged(folder: Path, tables: Iterable[str], record: dict[str, Any]) -> list[str]:
-    """Which of the tables, or `facts`, are not as they were written. Raises OSError."""
+    """The tables, and `facts` for the JSON file, that differ from what was written. Raises OSError."""
     if KEY not in record:
         return []
     kept = record[KEY] if isinstance(record[KEY], dict) else {}

@@ -1,4 +1,4 @@
-"""What a manifest or shards hold, in numbers and histograms: `mtbi data stats`."""
+"""Numbers and histograms of a manifest or of shards: `mtbi data stats`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Histogram:
         top = float(np.quantile(values, 0.99, method="higher"))
         scale = 10.0 ** (math.floor(math.log10(top or 1.0)) - 1)
         widths = (step * scale for step in (1, 2, 5, 10, 20))
-        width = next(one for one in widths if top < MOST_BINS * one and one >= whole)
+        width = next(width for width in widths if top < MOST_BINS * width and width >= whole)
         last = int(top // width)
         bins = np.minimum(values // width, last).astype(np.int64)
         return cls(width, np.bincount(bins).tolist(), float(values.max()), whole)
@@ -46,7 +46,7 @@ class Histogram:
     @property
     def starts(self) -> list[float]:
         """Where each bin begins."""
-        return [place * self.width for place in range(len(self.counts))]
+        return [number * self.width for number in range(len(self.counts))]
 
     @property
     def open_ended(self) -> bool:
@@ -65,7 +65,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Stats:
-    """Numbers of a manifest, or of shards: those know no speakers, and the words of aligned utterances only."""
+    """Numbers of a manifest or of shards. Shards hold no speakers, and the words of aligned utterances only."""
 
     place: str
     utterances: int
@@ -171,14 +171,14 @@ def render(stats: Stats, columns: int) -> str:
 
 
 def sections(stats: Stats) -> dict[str, dict[str, int]]:
-    """What is drawn, by title; empty ones are left out."""
-    found = {
+    """The counts that are shown as bars, by title. Empty ones are left out."""
+    titled = {
         "utterances by duration in seconds": stats.durations.by_label,
         "utterances by words of the transcript": stats.transcripts.by_label,
         "dialogues by task": stats.tasks,
         "rejected records by reason (rejected.jsonl)": stats.rejected,
     }
-    return {title: counts for title, counts in found.items() if counts}
+    return {title: counts for title, counts in titled.items() if counts}
 
 
 def shorten(label: str) -> str:
@@ -208,8 +208,8 @@ def plot(stats: Stats, folder: Path) -> list[Path]:
         if histogram.counts:
             made[name], axes = figure(7.5, 4.8)
             shift = 0.5 if histogram.whole else 0.0  # the bar of 2 words reaches from 1.5 to 2.5
-            places = [low - shift for low in histogram.starts]
-            axes.bar(places, histogram.counts, histogram.width, align="edge", edgecolor="white")
+            edges = [low - shift for low in histogram.starts]
+            axes.bar(edges, histogram.counts, histogram.width, align="edge", edgecolor="white")
             beyond = f" (last bar: up to {histogram.largest:g})" if histogram.open_ended else ""
             axes.set(xlabel=f"{unit}{beyond}", ylabel="utterances", title=stats.place)
             axes.grid(alpha=0.3, axis="y")

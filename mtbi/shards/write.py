@@ -71,7 +71,7 @@ class ShardWriter:
 
     def write_folder(self, out: str) -> int:
         """Write to a folder. It gets its name when it is complete, so a killed run leaves no half of it."""
-        refuse_filled(out, "shards go")
+        refuse_filled(out)
         partial = partial_folder(out)
         count = self.write(partial, label=Path(out).parent.name)
         finish(partial, out)
@@ -133,10 +133,10 @@ def refuse_used(out: str, scratch: Path) -> None:
     raise UserError(f"{out}: holds shards already; choose another address, or delete them there and in the caches.")
 
 
-def refuse_filled(out: str, content: str) -> None:
-    """Raises UserError where a local folder holds something. `content` names what was to be written, as `shards go`."""
+def refuse_filled(out: str) -> None:
+    """Raises UserError where a local folder holds something."""
     if Path(out).exists() and any(Path(out).iterdir()):
-        raise UserError(f"{out}: not empty; {content} into a new folder. Choose another one, or delete it.")
+        raise UserError(f"{out}: not empty; shards go into a new folder. Choose another one, or delete it.")
 
 
 def partial_folder(out: str) -> Path:
