@@ -73,13 +73,13 @@ class LoadedStep:
     @property
     def micro_batches(self) -> Iterator[Batch]:
         """This process's micro-batches; to be iterated once."""
-        for place in range(self.micro_batch_count):
+        for index in range(self.micro_batch_count):
             began = time.perf_counter()
             self.loader.doing("waiting for data")
-            while len(self.futures) <= place:
+            while len(self.futures) <= index:
                 self.loader.submit_next()
             try:
-                batch, left_out = self.futures[place].result()
+                batch, left_out = self.futures[index].result()
                 self.unreadable, self.loader.unreadable = self.unreadable + left_out, self.loader.unreadable + left_out
             except Exception as error:
                 self.loader.failure = error  # an empty batch follows, so that all processes end together

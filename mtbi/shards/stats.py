@@ -84,14 +84,14 @@ class Stats:
     single: int = 0  #: utterances of one word, which cannot be interleaved
 
 
-def read(place: str, cache_dir: str = "") -> Stats:
+def read(address: str, cache_dir: str = "") -> Stats:
     """The numbers of a manifest (`.jsonl` or `.json`), or of a folder or s3:// address of shards.
 
     Raises UserError where neither can be read there.
     """
-    if place.endswith((".jsonl", ".json")) or Path(place).is_file():
-        return of_manifest(Path(place))
-    return of_shards(place, Shards(place, cache_dir).index)
+    if address.endswith((".jsonl", ".json")) or Path(address).is_file():
+        return of_manifest(Path(address))
+    return of_shards(address, Shards(address, cache_dir).index)
 
 
 def of_manifest(path: Path) -> Stats:
@@ -126,13 +126,13 @@ def read_rejected(path: Path) -> dict[str, int]:
         raise UserError(f"{path}: not a list of rejected records ({error!r}); delete it, or import the corpus again") from error
 
 
-def of_shards(place: str, index: Index) -> Stats:
+def of_shards(address: str, index: Index) -> Stats:
     """The numbers of shards, from their index alone."""
     samples, words = index.utterances["samples"], index.spoken_words
     durations = samples[samples > 0] / SAMPLE_RATE
     drawn = np.bincount(index.branches["task"], minlength=len(index.tasks)).tolist()
     return Stats(
-        place,
+        address,
         len(samples),
         int((words > 0).sum()),
         len(durations),
