@@ -131,9 +131,9 @@ def save(report: EvaluationReport, run: TrainedRun) -> None:
     """
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
-    (report.folder / "answers.jsonl").write_text("".join(answers), encoding="utf-8")
-    (report.folder / "table.md").write_text(scores.render(report.cells) + "\n", encoding="utf-8")
-    (report.folder / "notes.md").write_text(scores.notes(report.cells) + "\n", encoding="utf-8")
+    files.write_text(report.folder / "answers.jsonl", "".join(answers))
+    files.write_text(report.folder / "table.md", scores.render(report.cells) + "\n")
+    files.write_text(report.folder / "notes.md", scores.notes(report.cells) + "\n")
     numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(scores.to_json, report.cells))}
     files.write_text(report.folder / "report.json", json.dumps(numbers, indent=1) + "\n")
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import mtbi
+from mtbi import files
 from mtbi import recipe as recipes
 from mtbi.answers.ask import ask_unanswered
 from mtbi.answers.store import AnswerStore
@@ -68,7 +69,7 @@ def remember_source(data: Path, speech: Path | None) -> None:
             f"{data} was made from {made_from}, not from {source['recordings']}: name another folder (run_dir=…), or delete it."
         )
     data.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(source) + "\n")
+    files.write_text(path, json.dumps(source) + "\n")
 
 
 def import_digits(data: Path, speech: Path | None) -> Path:

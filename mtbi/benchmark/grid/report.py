@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtbi import pictures
+from mtbi import files, pictures
 from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.benchmark.grid import findings, plots
@@ -54,7 +54,7 @@ def write(grid: Grid, out: Path) -> Path:
     parts.append("## Arms\n\n" + arm_table(grid, full))
     parts += draw_pictures(grid, full, groups, out)
     parts.append("## Commands\n\n```\n" + "\n".join(shown_commands(grid, out)) + "\n```")
-    (out / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    files.write_text(out / "report.md", "\n\n".join(parts) + "\n")
     save_numbers(grid, full, results, out)
     hparams(grid, full, groups, out)
     return out / "report.md"
@@ -231,7 +231,7 @@ def save_numbers(grid: Grid, full: dict[str, list[RunResult]], results: list[Run
             for result in results
         ],
     }
-    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    files.write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
 
 
 def hparams(grid: Grid, full: dict[str, list[RunResult]], groups: list[str], out: Path) -> None:
