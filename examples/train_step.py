@@ -43,11 +43,11 @@ else:
     manifest = make_split(Split("few", "train", strings=8, seed=1), folder / "digits", folder)
     utterances = read_manifest(manifest)
     ask_unanswered(utterances, recipe.behaviour, build_teacher(recipe.model, recipe.behaviour), chat, folder / "answers")
-    place = str(folder / "shards")
-    write_shards(utterances, folder, AnswerStore(folder / "answers"), chat, place)
+    address = str(folder / "shards")
+    write_shards(utterances, folder, AnswerStore(folder / "answers"), chat, address)
 
 # --- one packed batch: the first global step of the plan --------------------------------------------------------------
-data = Shards(place, str(folder / "cache"))
+data = Shards(address, str(folder / "cache"))
 plan = Plan(data.index, recipe, FrameGeometry.from_config(recipe.model))
 step = next(plan.steps())
 packed = batch.build(step.rows, data.__getitem__, plan)

@@ -20,8 +20,8 @@ from mtbi.batches.batch import Batch, build
 from mtbi.batches.plan import Plan
 from mtbi.llm import attention
 from mtbi.model.adapter import build_adapter
-from mtbi.model.encoders.build import Whisper
-from mtbi.model.frame_counts import WHISPER_STAGES, FrameGeometry
+from mtbi.model.encoders.whisper import WHISPER_STAGES, Whisper
+from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import LossConfig
 from mtbi.shards.index import BRANCH, UTTERANCE, WORD, Index

@@ -63,7 +63,7 @@ RUNS = [
         "evaluate $run --checkpoint step-9",
         ("step-9: no checkpoint there", "`best`, `latest` or a folder"),
     ),
-    Case("unknown device", "chat $run --device gpu hello", ("device 'gpu' cannot be used here", "say cpu")),
+    Case("unknown device", "chat $run --device gpu hello", ("device 'gpu' cannot be used here", "choose cpu")),
     Case(
         "items without instruction",
         "evaluate $run --shards m.jsonl",
@@ -124,7 +124,7 @@ BENCHMARKS = [
         file("grid.yaml", GRID + "\tx: 1"),
     ),
     Case("nothing to report", "reproduce out --report-only", ("out: no run is finished", "leave --report-only out")),
-    Case("no speech for the demo", "demo --speech fsdd", ("fsdd: no such folder", "--speech wants the folder")),
+    Case("no speech for the demo", "demo --speech fsdd", ("fsdd: no such folder", "--speech needs the folder")),
 ]
 COMMANDS = [
     Case("unknown command", "trian", ("invalid choice: 'trian'", "'evaluate'", "`mtbi --help`")),
