@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from launcher.ranks import MISTAKE
 from mtbi.engine import checkpoint
 
 
+@pytest.mark.slow
 def test_a_mixture_of_speech_and_text_trains_and_goes_on(
     launch: Callable[..., list[str]], run: Callable[..., str], shard_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
