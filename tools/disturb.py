@@ -3,8 +3,8 @@
     .venv/bin/python tools/disturb.py OUT --shards runs/demo/data/train/shards --cases 500 --seed 1
 
 Each case has a random recipe, an undisturbed run on two processes, and a run with one disturbance: a file system that fails or
-is stale on one rank, a killed rank, a damaged shard or checkpoint, a field that differs between ranks or between two starts, or
-a second job in the same folder. Then the disturbance ends. The run is started again until it ends with status 0, or has failed
+is stale on one rank, an object store that refuses, a killed rank, an odd utterance, a damaged shard or checkpoint, a field that
+differs between ranks or between two starts, or a second job in the same folder. Then the disturbance ends. The run is started again until it ends with status 0, or has failed
 three more times. The outcome is one of
 
 - `equal`: the run ended with status 0. Weights, moments and position are those of the undisturbed run to the last bit;
@@ -31,7 +31,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from disturbances import DISTURBANCES, Runner, Start, result
+from disturbances import DISTURBANCES
+from small_runs import Runner, Start, faulty_store, result
 
 from launcher.distributed import build_collectives
 from mtbi import files
@@ -125,19 +126,21 @@ def experiment(out: Path, shards: Path, count: int, seed: int, recipe_count: int
 
     There are `recipe_count` recipes, whose undisturbed runs are made once.
     """
-    rng, runner = random.Random(seed), Runner(shards)
+    rng = random.Random(seed)
     recipes = [draw_fields(rng) for _ in range(recipe_count)]
     path = out / "disturb.json"
     cases = [Case(**case) for case in json.loads(path.read_text())["cases"]] if path.exists() else []
     record: dict[str, Any] = {}
-    for number in range(len(cases), count):
-        cases.append(try_case(number, runner, out, seed, recipes))
-        case = cases[-1]
-        print(f"{number}: {case.disturbance} ({case.detail}): {case.statuses} {case.outcome}, {case.seconds} s", flush=True)
-        outcomes = Counter(case.outcome for case in cases)
-        by_kind = {name: dict(Counter(c.outcome for c in cases if c.disturbance == name)) for name in DISTURBANCES}
-        record = {"seed": seed, "outcomes": dict(outcomes), "by_kind": by_kind, "cases": [asdict(case) for case in cases]}
-        files.write_text(path, json.dumps(record, indent=1) + "\n")
+    with faulty_store(shards) as faults:
+        runner = Runner(shards, faults)
+        for number in range(len(cases), count):
+            cases.append(try_case(number, runner, out, seed, recipes))
+            case = cases[-1]
+            print(f"{number}: {case.disturbance} ({case.detail}): {case.statuses} {case.outcome}, {case.seconds} s", flush=True)
+            outcomes = Counter(case.outcome for case in cases)
+            by_kind = {name: dict(Counter(c.outcome for c in cases if c.disturbance == name)) for name in DISTURBANCES}
+            record = {"seed": seed, "outcomes": dict(outcomes), "by_kind": by_kind, "cases": [asdict(case) for case in cases]}
+            files.write_text(path, json.dumps(record, indent=1) + "\n")
     return record or json.loads(path.read_text())
 
 

@@ -1,40 +1,32 @@
-"""The disturbances of `tools/disturb.py`, and a runner that forks small runs of two processes."""
+"""The disturbances of `tools/disturb.py`. Each of them disturbs one start of a small run."""
 
 from __future__ import annotations
 
-import builtins
 import errno
-import hashlib
-import io
 import json
-import multiprocessing
-import os
 import random
-import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from launcher import ranks
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+from small_runs import FIELDS, STEPS, STORED_SHARDS, TIMEOUT_SECONDS, Rank, Runner, Start, end, run_to_a_checkpoint
+from streaming import MDSWriter
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS = 5
-STOP_STEP = 3  #: after which a run is killed or stopped
-TIMEOUT_SECONDS = 150
-PRELOAD = [
-    "torch", "deepspeed", "deepspeed.runtime.zero.muon.original_muon", "peft", "streaming", "tensorboard", "transformers",
-    "mtbi.train", "mtbi.engine.engine", "mtbi.engine.log", "mtbi.engine.inputs", "mtbi.engine.zero3",
-]  # fmt: skip
-FIELDS = [
-    f"train.steps={STEPS}", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=2",
-    "train.warmup_steps=2", "train.hang_seconds=60", "train.keep_last=3", "plan.row_tokens=192", "plan.rows_per_step=4",
-    "plan.window_utterances=20", "precision=fp32", "data.eval_shards=[]",
-]  # fmt: skip
+from mtbi import recipe as recipes
+from mtbi.audio import codec
+from mtbi.batches.plan import Plan
+from mtbi.model.frame_counts import FrameGeometry
+from mtbi.shards.read import Shards
+from mtbi.shards.record import COLUMNS
+
 #: Fields that change between two starts, or differ between ranks, each with a value that disturb.DRAWN does not have.
 CHANGED = {
     "seed": "7", "interleave.share": "0.25", "plan.tasks_per_utterance": "2", "plan.rows_per_step": "2",
@@ -45,147 +37,8 @@ CHANGED = {
 }  # fmt: skip
 FAILURES = (errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOENT, errno.ENOSPC)
 
-
-@dataclass
-class Rank:
-    """The disturbance of one process of a start."""
-
-    fields: list[str] = field(default_factory=list)  #: overrides of this rank alone
-    failing: str = ""  #: folder below which files cannot be opened
-    failure: int = 0  #: errno of such an open
-    first: int = 0  #: opens below the folder that succeed before the first failure
-    times: int = 0  #: failures before opens succeed again
-
-
-@dataclass
-class Start:
-    """One start of a run on two processes."""
-
-    run_dir: Path
-    fields: list[str]
-    stage: int
-    ranks: dict[int, Rank] = field(default_factory=dict)
-    signals: dict[int, int] = field(default_factory=dict)  #: signal by rank, sent once rank 0 has logged STOP_STEP
-
-
-def failing_open(rank: Rank) -> Callable[..., Any]:
-    """An `open` that fails as `rank` says."""
-    real_open, count = io.open, 0
-
-    def opened(file: Any, *arguments: Any, **named: Any) -> Any:
-        nonlocal count
-        if isinstance(file, str | os.PathLike) and os.fspath(file).startswith(rank.failing):
-            count += 1
-            if rank.first < count <= rank.first + rank.times:
-                raise OSError(rank.failure, os.strerror(rank.failure), os.fspath(file))
-        return real_open(file, *arguments, **named)
-
-    return opened
-
-
-def be_rank(number: int, port: int, command: list[str], rank: Rank, log: str) -> None:
-    """Train as rank `number` of two. Runs in a forked process."""
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
-    from mtbi import train
-
-    sys.argv = ["mtbi/train.py", *command, *rank.fields]
-    if rank.times:
-        builtins.open = io.open = failing_open(rank)
-    try:
-        status = train.main()
-    except SystemExit as error:
-        status = int(error.code or 0) if not isinstance(error.code, str) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    os._exit(status)
-
-
-class Runner:
-    """Starts runs by forking. Like a launcher, it ends all processes once one has failed."""
-
-    def __init__(self, shards: Path) -> None:
-        self.shards = shards
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOAD)
-
-    def launch(self, start: Start) -> list[multiprocessing.process.BaseProcess]:
-        """Start the two processes of a run."""
-        start.run_dir.mkdir(parents=True, exist_ok=True)
-        config = str(REPOSITORY / "ds_configs" / f"zero{start.stage}.json")
-        folders = [f"run_dir={start.run_dir}", f"data.shards=[{self.shards}]"]
-        command = ["--deepspeed", config, *FIELDS, *folders, *start.fields]
-        port, processes = ranks.free_port(), []
-        for number in range(2):
-            rank = start.ranks.get(number, Rank())
-            arguments = (number, port, command, rank, str(start.run_dir / f"rank-{number}.log"))
-            process = self.context.Process(target=be_rank, args=arguments, daemon=True)
-            process.start()
-            processes.append(process)
-        return processes
-
-    def run(self, start: Start) -> int:
-        """Start a run and wait for it; returns 0, or the status of the first process that failed (124 = it took too long)."""
-        before = self.steps(start.run_dir)
-        processes, signals = self.launch(start), dict(start.signals)
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
-            if signals and len(self.steps(start.run_dir)) >= len(before) + 1 and self.steps(start.run_dir)[-1] >= STOP_STEP:
-                for number, kind in signals.items():
-                    os.kill(processes[number].pid or 0, kind)
-                signals.clear()
-            statuses = [process.exitcode for process in processes]
-            if all(status == 0 for status in statuses):
-                return 0
-            if failed := [status for status in statuses if status]:
-                time.sleep(0.5)  # the other process may report a reason too
-                end(processes)
-                return failed[0]
-            time.sleep(0.05)
-        end(processes)
-        return 124
-
-    def steps(self, run_dir: Path) -> list[int]:
-        """The steps that rank 0 has logged, over all starts."""
-        log = run_dir / "rank-0.log"
-        text = log.read_text(errors="replace") if log.exists() else ""
-        return [int(step) for step in re.findall(r"^step (\d+)/", text, re.MULTILINE)]
-
-
-def end(processes: list[multiprocessing.process.BaseProcess]) -> None:
-    """Kill the processes of a start that still run."""
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
-
-
-def result(run_dir: Path) -> str:
-    """A digest of the run's final weights, moments and position; "" without a final checkpoint."""
-    folder = run_dir / "checkpoints" / f"step-{STEPS:08d}"
-    if not (folder / "state.json").exists():
-        return ""
-    state = json.loads((folder / "state.json").read_text())
-    facts = [
-        hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("trainable.safetensors", "optimizer.safetensors")
-    ]
-    return hashlib.sha256(json.dumps([*facts, state["step"], state["position"]]).encode()).hexdigest()
-
-
 #: Takes the runner, an undisturbed start and a random generator; returns a description of the disturbance and the exit status.
 Disturbance = Callable[[Runner, Start, random.Random], tuple[str, int]]
-
-
-def run_to_a_checkpoint(runner: Runner, start: Start) -> None:
-    """Run until both ranks were asked to stop, which leaves a checkpoint."""
-    runner.run(replace(start, signals={0: signal.SIGUSR2, 1: signal.SIGUSR2}))
 
 
 def failing_files(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
@@ -234,15 +87,96 @@ def damage(path: Path, rng: random.Random) -> str:
     return f"{path.name} {kind}"
 
 
-def damaged_shards(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
-    """One file of the shards is damaged, for both ranks or for one."""
+def copy_of_shards(runner: Runner, start: Start) -> Path:
+    """A new copy of the shards beside a run's folder."""
     copy = start.run_dir.with_name(f"{start.run_dir.name}-shards")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(runner.shards, copy)
+    return copy
+
+
+def damaged_shards(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
+    """One file of the shards is damaged, for both ranks or for one."""
+    copy = copy_of_shards(runner, start)
     damaged = damage(rng.choice(sorted(copy.iterdir())), rng)
     numbers = rng.choice([[0], [1], [0, 1]])
     ranks = {number: Rank([f"data.shards=[{copy}]"]) for number in numbers}
     return f"{damaged}, ranks {numbers}", runner.run(replace(start, ranks=ranks))
+
+
+def odd_record(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
+    """One utterance of the shards is odd although every checksum is right, for both ranks or for one."""
+    copy = copy_of_shards(runner, start)
+    oddity, number = rng.choice(sorted(ODDITIES)), rng.choice(trained_utterances(copy, start))
+    replace_record(copy, number, ODDITIES[oddity])
+    numbers = rng.choice([[0], [1], [0, 1]])
+    ranks = {number: Rank([f"data.shards=[{copy}]"]) for number in numbers}
+    return f"utterance {number} with {oddity}, ranks {numbers}", runner.run(replace(start, ranks=ranks))
+
+
+def trained_utterances(shards: Path, start: Start) -> list[int]:
+    """The numbers of the utterances that the run trains on."""
+    recipe = recipes.load("demo", [*FIELDS, *start.fields])
+    steps = Plan(Shards(str(shards)).index, recipe, FrameGeometry.from_config(recipe.model)).steps()
+    return sorted({group.utterance for step in islice(steps, STEPS) for row in step.rows for group in row.groups})
+
+
+def without_last_token(columns: dict[str, Any]) -> dict[str, Any]:
+    """The record whose last answer is one token shorter than the index says."""
+    tensors = load_tensors(columns["tensors"])
+    for name in ("answer_ids", "topk_ids", "topk_logprobs"):
+        tensors[name] = tensors[name][:-1]
+    tensors["answer_ends"] = np.minimum(tensors["answer_ends"], len(tensors["answer_ids"]))
+    return columns | {"tensors": save_tensors(tensors)}
+
+
+def half_of_the_audio(columns: dict[str, Any]) -> dict[str, Any]:
+    """The record with the first half of its recording."""
+    wave = codec.decode(columns["audio"])
+    return columns | {"audio": codec.encode(wave[: len(wave) // 2])}
+
+
+#: What makes a record odd, and the odd record for a right one.
+ODDITIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "no audio": lambda columns: columns | {"audio": b""},
+    "half of its audio": lambda columns: (
+        columns | {"audio": codec.encode(np.array_split(codec.decode(columns["audio"]), 2)[0])}
+    ),
+    "audio that is cut off": lambda columns: columns | {"audio": columns["audio"][: len(columns["audio"]) // 2]},
+    "an answer less": lambda columns: columns | {"answers": columns["answers"][1:]},
+    "an answer token less": without_last_token,
+}
+
+
+def replace_record(folder: Path, number: int, make_odd: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the shard of utterance `number` again with an odd record in its place, and with right checksums."""
+    shards, index = Shards(str(folder)), json.loads((folder / "index.json").read_text())
+    ends = np.cumsum(shards.index.shard_sizes)
+    shard = int(np.searchsorted(ends, number, "right"))
+    scratch = folder.with_name(f"{folder.name}-scratch")
+    with MDSWriter(out=str(scratch), columns=COLUMNS, hashes=["xxh64"], size_limit=None) as writer:
+        for other in range(ends[shard] - shards.index.shard_sizes[shard], ends[shard]):
+            columns = shards.columns(other)
+            writer.write(make_odd(columns) if other == number else columns)
+    [entry] = json.loads((scratch / "index.json").read_text())["shards"]
+    name = index["shards"][shard]["raw_data"]["basename"]
+    shutil.move(scratch / entry["raw_data"]["basename"], folder / name)
+    entry["raw_data"]["basename"] = name
+    index["shards"][shard] = entry
+    (folder / "index.json").write_text(json.dumps(index))
+    shutil.rmtree(scratch)
+
+
+def refusing_store(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
+    """The object store of the shards answers some requests with a fault, once or for good. Unreadable data may be skipped."""
+    fault, first = rng.choice(["500", "503", "dropped", "truncated", "expired"]), rng.choice([0, 2, 4, 5, 6, 8, 12])
+    times, unreadable = rng.choice([1, 2, 5, 1000]), rng.choice(["stop", "skip"])
+    cache = start.run_dir.with_name(f"{start.run_dir.name}-cache")
+    fields = [f"data.shards=[{STORED_SHARDS}]", f"data.cache_dir={cache}", f"data.unreadable={unreadable}", "data.retries=1"]
+    runner.faults.waiting = [""] * first + [fault] * times
+    status = runner.run(replace(start, ranks={number: Rank(fields) for number in range(2)}))
+    runner.faults.waiting = []
+    return f"{fault} after {first} requests, {times} times, unreadable={unreadable}", status
 
 
 def damaged_checkpoint(runner: Runner, start: Start, rng: random.Random) -> tuple[str, int]:
@@ -291,6 +225,8 @@ DISTURBANCES: dict[str, Disturbance] = {
     "folder is stale": stale_folder,
     "rank is killed": killed_rank,
     "shards are damaged": damaged_shards,
+    "record is odd": odd_record,
+    "store refuses": refusing_store,
     "checkpoint is damaged": damaged_checkpoint,
     "field differs between ranks": field_between_ranks,
     "field changes between starts": field_between_starts,

@@ -21,7 +21,7 @@ from mtbi.errors import UserError
 from mtbi.recipe import Recipe
 from mtbi.shards.index import INDEX_NAME, TABLES, Index, write_index
 from mtbi.shards.read import Shards
-from mtbi.shards.record import COLUMNS, unpack
+from mtbi.shards.record import COLUMNS
 from mtbi.shards.write import finish, partial_folder, refuse_filled
 
 SILENT_SAMPLES = 1600  # encoded for an utterance without sound, and not stored
@@ -59,19 +59,17 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
     width = 0
     with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
-            columns = [source.columns(number) for number in range(start, min(start + batch_size, len(source)))]
-            waves = [
-                torch.from_numpy(unpack(utterance).waveform) if utterance["audio"] else torch.zeros(SILENT_SAMPLES)
-                for utterance in columns
-            ]
+            records = [source.record(number) for number in range(start, min(start + batch_size, len(source)))]
+            # Text alone has no samples: silence is encoded in their place, and not stored.
+            waves = [torch.from_numpy(u.waveform) if len(u.waveform) else torch.zeros(SILENT_SAMPLES) for _, u in records]
             hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
-            for utterance, frames, length in zip(columns, hidden.cpu(), lengths.tolist(), strict=True):
-                if not utterance["audio"]:  # text alone
-                    writer.write(utterance)
+            for (columns, utterance), frames, length in zip(records, hidden.cpu(), lengths.tolist(), strict=True):
+                if not len(utterance.waveform):
+                    writer.write(columns)
                     continue
                 features = np.ascontiguousarray(frames[:length].numpy().astype(np.float16))
-                tensors = load_tensors(utterance["tensors"]) | {"features": features}
-                writer.write({**utterance, "audio": b"", "tensors": save_tensors(tensors)})
+                tensors = load_tensors(columns["tensors"]) | {"features": features}
+                writer.write({**columns, "audio": b"", "tensors": save_tensors(tensors)})
                 width = features.shape[1]
     for table in TABLES:
         np.save(partial / f"{table}.npy", getattr(source.index, table), allow_pickle=False)

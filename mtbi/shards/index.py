@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mtbi.answers.store import StoredAnswer
 from mtbi.errors import UserError
 from mtbi.llm import identity
 from mtbi.shards import index_sums
@@ -71,6 +72,16 @@ class Index:
         """Whether any utterance has sound. The others are text alone."""
         return bool(self.utterances["samples"].any())
 
+    def difference(self, number: int, utterance: StoredUtterance) -> str | None:
+        """What of a stored utterance differs from its rows: `samples`, `answers` or `words`; None if all agree."""
+        samples, branches, words, first_branch, first_word = self.utterances[number].tolist()
+        if utterance.features is None and len(utterance.waveform) != samples:
+            return "samples"
+        stored = self.branches[first_branch : first_branch + branches].tolist()
+        if [(self.tasks[task], *row) for task, *row in stored] != [(a.task, *branch_row(a)) for a in utterance.behaviours]:
+            return "answers"
+        return None if self.words[first_word : first_word + words].tolist() == word_rows(utterance) else "words"
+
     def facts(self) -> dict[str, Any]:
         """What `mtbi_index.json` holds."""
         return {column.name: getattr(self, column.name) for column in fields(self) if column.name not in NOT_STORED}
@@ -79,6 +90,18 @@ class Index:
 #: Facts that the indexes of earlier versions lack, with their values.
 LATER_FACTS = {"llm_size": "", "without_teacher": False, "new_tokens": []}
 FACT_TYPES = {column.name: str(column.type) for column in fields(Index) if column.name not in NOT_STORED}
+
+
+def branch_row(answer: StoredAnswer) -> tuple[int, int, int, int, bool, bool]:
+    """The row of a stored answer in the table `branches`, without its task."""
+    lengths = len(answer.before_speech_ids), len(answer.after_speech_ids), len(answer.answer_ids)
+    return (answer.wording, *lengths, answer.heldout, answer.truncated)
+
+
+def word_rows(utterance: StoredUtterance) -> list[tuple[int, int, int]]:
+    """The rows of an utterance in the table `words`."""
+    times = zip(utterance.word_times.tolist(), utterance.word_ids, strict=True)
+    return [(start, end, len(ids)) for (start, end), ids in times]
 
 
 class IndexWriter:
@@ -96,12 +119,10 @@ class IndexWriter:
         self.rows["utterances"].append((len(utterance.waveform), *counts, len(branches), len(words)))
         for answer in utterance.behaviours:
             task = self.tasks.setdefault(answer.task, len(self.tasks))
-            lengths = len(answer.before_speech_ids), len(answer.after_speech_ids), len(answer.answer_ids)
-            branches.append((task, answer.wording, *lengths, answer.heldout, answer.truncated))
+            branches.append((task, *branch_row(answer)))
             self.top_k = max(self.top_k, answer.topk_ids.shape[1])
             self.without_teacher |= not has_teacher(answer)
-        times = zip(utterance.word_times, utterance.word_ids, strict=True)
-        words += [(start, end, len(ids)) for (start, end), ids in times]
+        words += word_rows(utterance)
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
         """Write the tables, then the JSON file. `facts` are those that the utterances do not say."""

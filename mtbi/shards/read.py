@@ -271,11 +271,22 @@ class Shards:
         folder = int(np.searchsorted(self.ends, number, side="right"))
         return self.folders[folder].columns(number - (int(self.ends[folder - 1]) if folder else 0))
 
-    def __getitem__(self, number: int) -> StoredUtterance:
-        """Utterance `number`, counted over all addresses. Raises as `ShardFolder.columns` does."""
+    def record(self, number: int) -> tuple[dict[str, Any], StoredUtterance]:
+        """The stored columns of utterance `number`, and the utterance. Raises as `ShardFolder.columns` does.
+
+        An utterance that differs from its rows in the index is damaged too: the plan would lay out another one.
+        """
         columns = self.columns(number)
+        name = columns.get("id")
         try:
-            return unpack(columns)
+            utterance = unpack(columns)
+            difference = self.index.difference(number, utterance)
         except (UserError, SafetensorError, ValueError, TypeError, KeyError, IndexError) as error:
-            name = columns.get("id")
             raise DamagedError(f"utterance {name!r} cannot be decoded ({error}); make the shards again.") from error
+        if difference:
+            raise DamagedError(f"utterance {name!r}: its {difference} are not those of the index; make the shards again.")
+        return columns, utterance
+
+    def __getitem__(self, number: int) -> StoredUtterance:
+        """Utterance `number`, counted over all addresses. Raises as `record` does."""
+        return self.record(number)[1]

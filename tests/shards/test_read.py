@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disturbances import ODDITIES, replace_record
 from streaming import MDSWriter
 from streaming.base.format.mds.reader import MDSReader
 
@@ -34,6 +35,27 @@ def test_a_damaged_shard_is_reported_with_its_name(shard_folder: Path, tmp_path:
     path.unlink()
     with pytest.raises(UserError, match=r"shard.00001.mds: this shard is missing"):
         Shards(str(tmp_path / "copy"))[found.index.shard_sizes[0]]
+
+
+@pytest.mark.parametrize(
+    ("oddity", "message"),
+    [
+        ("no audio", "utterance 'u07': its samples are not those of the index"),
+        ("half of its audio", "utterance 'u07': its samples are not those of the index"),
+        ("audio that is cut off", "utterance 'u07' cannot be decoded"),
+        ("an answer less", "utterance 'u07' cannot be decoded"),
+        ("an answer token less", "utterance 'u07': its answers are not those of the index"),
+    ],
+)
+def test_an_odd_utterance_with_a_right_checksum_is_damaged(
+    oddity: str, message: str, shard_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shard_folder, tmp_path / "copy")
+    replace_record(tmp_path / "copy", 7, ODDITIES[oddity])
+    odd = Shards(str(tmp_path / "copy"))
+    assert (odd[6].id, odd[8].id) == ("u06", "u08")
+    with pytest.raises(DamagedError, match=message):
+        odd[7]
 
 
 def test_pickles_are_refused(shard_folder: Path, tmp_path: Path) -> None:
