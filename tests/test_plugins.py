@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import train_on
 
 from mtbi import plugins
 from mtbi import recipe as recipes
@@ -87,15 +88,9 @@ def test_from_an_installed_importer_to_an_answer(
     model = build_speech_llm(recipe.model, recipe.loss, torch.float32, torch.device("cpu")).train()
     trainable = model.trainable_parameters()
     assert all(name.startswith("adapter.kind.") for name in trainable)
-    optimizer, losses = torch.optim.AdamW(trainable.values(), 1e-2), []
     with Loader(shards, Plan(shards.index, recipe, geometry), rows_per_micro_batch=2) as loader:
         (batch,) = next(iter(loader)).micro_batches
-    for _ in range(3):
-        out = model(batch)
-        (out.loss / out.weight).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(out.loss.item())
+    losses = train_on(model, batch, steps=3, rate=1e-2)
     assert losses[2] < losses[1] < losses[0]
     sizes = memory.sizes_of(recipe)
     assert (sizes.encoder, sizes.trainable) == (0, sum(value.numel() for value in trainable.values()))

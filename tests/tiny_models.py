@@ -79,6 +79,18 @@ def make_model() -> Callable[..., SpeechLLMModule]:
     return make
 
 
+def train_on(model: nn.Module, batch: Batch, steps: int, rate: float) -> list[float]:
+    """The losses of some steps with AdamW on one batch, each before its step."""
+    optimizer, losses = torch.optim.AdamW(model.trainable_parameters().values(), rate), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out = model(batch)
+        (out.loss / out.weight).backward()
+        optimizer.step()
+        losses.append(out.loss.item())
+    return losses
+
+
 def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, seed: int = 5) -> Batch:
     """A batch whose groups are (samples of the clip, lengths of the branches): 2 tokens, the clip's frames, 1 token, branches.
 

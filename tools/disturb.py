@@ -4,8 +4,8 @@
 
 Each case has a random recipe, an undisturbed run on two processes, and a run with one disturbance: a file system that fails or
 is stale on one rank, an object store that refuses, a killed rank, an odd utterance, a damaged shard or checkpoint, a field that
-differs between ranks or between two starts, or a second job in the same folder. Then the disturbance ends. The run is started again until it ends with status 0, or has failed
-three more times. The outcome is one of
+differs between ranks or between two starts, or a second job in the same folder. Then the disturbance ends. The run is started
+again until it ends with status 0, or has failed three more times. The outcome is one of
 
 - `equal`: the run ended with status 0. Weights, moments and position are those of the undisturbed run to the last bit;
 - `refused`: no start ended with status 0;

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import SIZES, VOCABULARY, ToyEncoder
+from tiny_models import SIZES, VOCABULARY, ToyEncoder, train_on
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from mtbi.llm import attention
@@ -99,14 +99,7 @@ def test_training_changes_new_rows_and_no_frozen_matrix(kind, tagged):
     single = {"llm.model.embed_tokens.new_rows"}
     assert names == (single | {"llm.lm_head.new_rows"} if kind == "untied" else single)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-2)
-    losses = []
-    for _ in range(8):
-        out = model(batch)
-        (out.loss / out.weight).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(out.loss.detach()))
+    losses = train_on(model, batch, steps=8, rate=1e-2)
     assert losses[-1] < losses[0]
     for name, value in model.named_parameters():
         if name in names:

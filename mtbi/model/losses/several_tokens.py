@@ -14,9 +14,8 @@ from torch.nn import functional
 
 from mtbi.batches.batch import Batch
 
-SHARE = (
-    0.3  #: weight of the mean loss of all later tokens beside the loss of the next one, as in DeepSeek-V3 (arXiv 2412.19437)
-)
+#: Weight of the mean loss of all later tokens beside the loss of the next one, as in DeepSeek-V3 (arXiv 2412.19437).
+SHARE = 0.3
 Columns = tuple[Tensor, ...]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import train_on
 
 from mtbi import recipe as recipes
 from mtbi.batches.loader import Loader
@@ -62,15 +63,9 @@ def test_from_training_to_an_export(shard_folder: Path, small_recipe: Recipe, tm
     assert (model.encoder.first.training, model.encoder.beside["low"].training) == (False, True)
     sizes = memory.sizes_of(chosen)
     assert sizes.trainable == sum(value.numel() for value in trainable.values())
-    optimizer, losses = torch.optim.AdamW(trainable.values(), 1e-3), []
     with Loader(shards, Plan(shards.index, chosen, geometry), rows_per_micro_batch=2) as loader:
         batch = next(iter(next(iter(loader)).micro_batches))
-    for _ in range(4):
-        out = model(batch)
-        (out.loss / out.weight).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(out.loss.item())
+    losses = train_on(model, batch, steps=4, rate=1e-3)
     assert losses[-1] < losses[0]
 
     state = {name: value.detach().clone() for name, value in trainable.items()}
