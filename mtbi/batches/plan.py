@@ -267,6 +267,8 @@ class Plan:
 
     def nothing_fits(self) -> UserError:
         """The error for an epoch without a step."""
+        if self._weights is not None and self.left_out == LeftOut():
+            return UserError("data.weights: an epoch draws no utterance; give a source of data.shards a larger weight.")
         return UserError(
             f"no utterance fits plan.row_tokens={self.config.row_tokens}: {self.left_out.too_big} need more tokens, "
             f"{self.left_out.too_long} are longer than {self.max_samples / SAMPLE_RATE:g} s (plan.max_audio_seconds, or what "

@@ -91,6 +91,12 @@ def test_weights_of_nothing_are_refused(shard_folder: Path, small_recipe: Recipe
         recipes.load("demo", ["data.shards=[a]", "data.weights={b: 2}"])
 
 
+def test_an_epoch_without_an_utterance_names_the_weights(shard_folder: Path, small_recipe: Recipe) -> None:
+    data = replace(small_recipe.data, weights={str(shard_folder): 1e-9})
+    with pytest.raises(UserError, match=r"^data\.weights: an epoch draws no utterance; give a source"):
+        next(make_plan(Shards(str(shard_folder)), replace(small_recipe, data=data)).steps())
+
+
 def test_text_alone_counts_neither_as_speech_nor_as_unaligned(shard_folder: Path, text_folder: Path) -> None:
     shards = Shards([str(shard_folder), str(text_folder)])
     assert len(shards.index.spoken_words) == 60
