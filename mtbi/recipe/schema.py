@@ -98,7 +98,7 @@ class ModelConfig:
         False, "run Python code that comes with the LLM or encoder; leave off unless you have read it"
     )
     new_tokens: list[str] = setting([], "tokens to add to the LLM with trainable rows, such as <speaker1>")
-    hidden_tokens: list[str] = setting([], "those of new_tokens that the text of answers leaves out")
+    hidden_tokens: list[str] = setting([], "new tokens that the text of an answer does not show")
 
 
 def in_use(model: ModelConfig) -> ModelConfig:
@@ -142,7 +142,9 @@ class DataConfig:
     """Where the shards are."""
 
     shards: list[str] = setting([], "folders or s3:// addresses made by `mtbi data shard`")
-    weights: dict[str, float] = setting({}, "passes of an epoch over an address of `shards`; 1 for those not named")
+    weights: dict[str, float] = setting(
+        {}, "how often an epoch goes over each address of `shards`; 1 if an address is not named"
+    )
     eval_shards: list[str] = setting([], "shards for the periodic evaluation")
     cache_dir: str = setting("", "folder for local copies of remote shards; empty = in the run's folder")
     cache_limit_gb: float = setting(0.0, "GB above which the oldest copies are deleted; 0 = no limit")
