@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 LANGUAGES = ("en", "de", "zh", "th", "jw")
 SPECIAL = (
@@ -49,10 +55,9 @@ def write_whisper(folder: Path, multilingual: bool) -> Path:
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=80, max_target_positions=64,
         pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, init_std=0.3,
     )  # fmt: skip
-    model = WhisperForConditionalGeneration(config)
-    model.generation_config.is_multilingual = multilingual
-    model.generation_config.suppress_tokens = model.generation_config.begin_suppress_tokens = None
-    model.save_pretrained(folder)
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    ids = {"decoder_start_token_id": start, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    GenerationConfig(**ids, is_multilingual=multilingual).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor().save_pretrained(folder)
     return folder
