@@ -30,7 +30,7 @@ SECONDS_PER_FRAME = FRAME_SAMPLES / SAMPLE_RATE
 STEP_SECONDS = 2  #: clips are padded to a multiple of this, so that those of a batch are equally long
 BATCH_SECONDS = {"cpu": 120, "cuda": 960}  #: sound in a batch, with its padding
 #: The lowest mean log-probability of a transcript's tokens that counts as a transcript of the recording.
-LOWEST_SCORE = -5.0
+LOWEST_SCORE = -4.0
 MULTILINGUAL_TOKENS = 51_865  #: vocabulary of the first multilingual models; English-only ones are smaller
 
 
