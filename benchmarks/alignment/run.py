@@ -1,7 +1,7 @@
 """How near word times are to the truth. `python benchmarks/alignment/run.py SPEECH MODEL… [--out FOLDER]`
 
-SPEECH is the folder of small public recordings. A MODEL is a Whisper or CTC model, by name or folder. The word times of two sets
-are known:
+SPEECH is the folder of small public recordings. A MODEL is a Whisper or CTC model, by name or folder. The word times of two
+sets are known:
 
 - `meetings`: AMI, distant speakers of meetings, with the word times of AMI's own forced alignment. A clip is one speaker's
   segment. Words during which somebody else speaks are counted apart.
