@@ -17,13 +17,14 @@ from mtbi.errors import UserError
 TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS = (
     "mtbi.text_styles", "mtbi.task_libraries", "mtbi.adapters", "mtbi.encoders", "mtbi.importers",
 )  # fmt: skip
-ALIGNERS = "aligners"  #: shipped ones only
+ALIGNERS, MODEL_ALIGNERS = "aligners", "aligners by model_type"  #: shipped ones only
 
 #: Shipped parts by kind and name, as "module:name". A part is imported when it is used, so its folder may stand above the code
 #: that uses it, as `demo/` does.
 SHIPPED: dict[str, dict[str, str]] = {
     ENCODERS: {"demo": "mtbi.demo.encoder:DemoFamily"},
     ALIGNERS: {"demo": "mtbi.demo.encoder:DemoAligner"},
+    MODEL_ALIGNERS: {"whisper": "mtbi.model.word_times.whisper:WhisperAligner"},
     IMPORTERS: {
         "folder": "mtbi.corpus.importers:import_folder",
         "librispeech": "mtbi.corpus.importers:import_librispeech",

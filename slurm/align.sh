@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compute word times of a corpus on a Slurm cluster. Each task of the array aligns its part of the manifest:
-#   sbatch --array=1-64 slurm/align.sh MANIFEST OUT.jsonl --model CTC_MODEL
+#   sbatch --array=1-64 slurm/align.sh MANIFEST OUT.jsonl --model openai/whisper-base
 # A task that was killed, requeued or submitted again keeps finished parts. The last task to finish joins all parts in OUT.jsonl.
 #SBATCH --job-name=mtbi-align
 #SBATCH --time=04:00:00

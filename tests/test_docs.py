@@ -53,7 +53,7 @@ SMALLER = {
     },
     "your-corpus.md": {
         "whisper-large-v3_qwen3-8b": "demo",
-        "facebook/wav2vec2-large-960h-lv60-self": "demo",
+        "openai/whisper-base": "demo",
         "run_dir=work/run": "run_dir=work/run data.eval_shards=[] train.steps=3",
     },
 }

@@ -82,17 +82,19 @@ def add_align(group: Group) -> None:
         group,
         "align",
         run_align,
-        "mtbi data align work/train/manifest.jsonl work/train/aligned.jsonl --model facebook/wav2vec2-large-960h-lv60-self",
+        "mtbi data align work/train/manifest.jsonl work/train/aligned.jsonl --model openai/whisper-base",
         "mtbi data align work/train/manifest.jsonl work/train/aligned.jsonl --part $SLURM_ARRAY_TASK_ID/8",
     )
     command.add_argument("manifest", type=Path)
     command.add_argument("out", type=Path, help="the manifest with word times")
-    command.add_argument("--model", default="demo", help="demo (default), or a CTC model of transformers (name or folder)")
+    command.add_argument(
+        "--model", default="demo", help="demo (default), or a Whisper or CTC model of transformers (name or folder)"
+    )
     add_slice(command)
 
 
 def run_align(options: Options) -> None:
-    """Add the time of every word, by CTC forced alignment."""
+    """Add the time of every word, by Whisper's attention or by CTC forced alignment."""
     from mtbi.corpus import align, manifest
 
     part = manifest.ManifestSlice.parse(options.part) if options.part else None

@@ -36,7 +36,7 @@ def add_evaluate(commands: Group) -> None:
     command.add_argument("--no-controls", action="store_true", help="leave out silence, no audio and other speech")
     prompt_first = "do not also ask with the prompt before the speech"
     command.add_argument("--no-prompt-first", action="store_true", help=prompt_first)
-    cascade = "also measure a CTC recogniser (demo, or one of transformers) followed by the text LLM"
+    cascade = "also measure a recogniser (demo, or a Whisper or CTC model) followed by the text LLM"
     command.add_argument("--cascade", metavar="MODEL", help=cascade)
     command.add_argument("--judge", metavar="URL", help="also have an LLM at an OpenAI-compatible address (…/v1) grade answers")
     command.add_argument("--judge-model", default="gpt-4o-mini", metavar="NAME", help="the judge (default: gpt-4o-mini)")

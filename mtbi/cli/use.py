@@ -61,7 +61,7 @@ def add_serve(commands: Group) -> None:
     add_run(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     command.add_argument("--port", type=int, default=8000, help="(default: 8000)")
-    aligner = "finds when each word is spoken: demo, or a CTC model of transformers (default: demo with the demo's encoder)"
+    aligner = "finds when each word is spoken: demo, or a Whisper or CTC model (default: demo with the demo's encoder)"
     command.add_argument("--aligner", default="", metavar="MODEL", help=aligner)
     command.add_argument("--max-new-tokens", type=at_least(1), default=512, help="longest answer (default: 512)")
     command.add_argument("--max-megabytes", type=above_zero, default=25, help="largest request (default: 25)")

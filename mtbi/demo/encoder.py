@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtbi.corpus.ctc_aligner import CtcAligner
 from mtbi.demo.world import DIGITS
 from mtbi.model.encoders.build import MINIATURE
 from mtbi.model.encoders.pretrained import count_layers, keep_layers
@@ -203,7 +204,7 @@ class DemoFamily:
         return DemoEncoder(DemoEncoderConfig(**sizes))
 
 
-class DemoAligner:
+class DemoAligner(CtcAligner):
     """Emissions and labels for `mtbi.corpus.align`: one CTC label for each digit word."""
 
     blank = BLANK

@@ -23,7 +23,7 @@ from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches import interleave
 from mtbi.batches.interleave import Segment
 from mtbi.corpus import align
-from mtbi.corpus.align import CtcAligner
+from mtbi.corpus.aligner import Aligner, Clip
 from mtbi.errors import UserError
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.generate import GREEDY, Decoding, complete
@@ -63,8 +63,8 @@ class Mix:
             raise UserError("words: each must start at or after the one before it")
 
 
-def choose_aligner(name: str, run: TrainedRun) -> CtcAligner | None:
-    """The aligner of that name: `demo`, or a CTC model of transformers.
+def choose_aligner(name: str, run: TrainedRun) -> Aligner | None:
+    """The aligner of that name: `demo`, or a Whisper or CTC model of transformers.
 
     Without a name it is the shipped aligner of the run's encoder, or None where there is none. Raises UserError for a model
     that cannot align.
@@ -74,25 +74,22 @@ def choose_aligner(name: str, run: TrainedRun) -> CtcAligner | None:
     return align.open_aligner(chosen) if chosen else None
 
 
-def align_words(aligner: CtcAligner, wave: np.ndarray, transcript: str) -> list[Word]:
+def align_words(aligner: Aligner, wave: np.ndarray, transcript: str) -> list[Word]:
     """The words of a transcript with their times, which tile the utterance. Without a transcript the aligner recognises it.
 
     Raises UserError if there are no words, or if they cannot be aligned.
     """
-    units = text_units.units(transcript or aligner.transcribe(wave))
-    if not units:
+    clip = Clip(wave, text_units.units(transcript or aligner.transcribe(wave)))
+    if not clip.units:
         raise UserError("no word was recognised in the recording: type the transcript")
-    log_probs, seconds_per_frame = aligner.emissions(wave)
-    spans = align.word_frames(log_probs, [aligner.labels(word) for word in units], aligner.blank, aligner.delimiter)
-    if spans is None:
-        raise UserError(
-            "the words cannot be aligned: the recording is too short for them, or the aligner can spell none of them"
-        )
-    times = align.tile(spans, seconds_per_frame, len(wave) / SAMPLE_RATE)
-    spaces = [piece.startswith(" ") for piece in text_units.pieces(units)]
+    [alignment] = aligner.align([clip])
+    times = align.times_of(clip, alignment)
+    if times is None:
+        raise UserError(f"the words cannot be aligned: {alignment.reason}")
+    spaces = [piece.startswith(" ") for piece in text_units.pieces(clip.units)]
     return [
         Word(word=word.lstrip(), start=start, end=end, space=space)
-        for word, space, (start, end) in zip(units, spaces, times, strict=True)
+        for (word, start, end), space in zip(times, spaces, strict=True)
     ]
 
 

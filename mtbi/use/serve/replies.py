@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtbi.answers.teacher import all_end_ids
 from mtbi.audio.codec import SAMPLE_RATE
-from mtbi.corpus.align import CtcAligner
+from mtbi.corpus.aligner import Aligner
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import MARK, ChatFormat
 from mtbi.model.frame_counts import FrameGeometry
@@ -167,7 +167,7 @@ class ReplyBuilder:
             raise ApiError(400, reason) from error
         return replace(self.run, chat=chat)
 
-    def align(self, aligner: CtcAligner, file: IO[bytes]) -> dict:
+    def align(self, aligner: Aligner, file: IO[bytes]) -> dict:
         """Word times of a recording. Raises ApiError 400 if its words cannot be aligned."""
         request, decoder = self.parse(file, AlignRequest)
         wave = decoder.decode(request.input_audio, "input_audio")

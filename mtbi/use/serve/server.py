@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
-from mtbi.corpus.align import CtcAligner
+from mtbi.corpus.aligner import Aligner
 from mtbi.use.open_run import TrainedRun
 from mtbi.use.serve.api_types import ApiError, ChatRequest, Completion, event, failed, usage
 from mtbi.use.serve.limits import ServerLimits
@@ -81,7 +81,7 @@ async def events(completion: Completion, texts: AsyncIterator[str], reply: Reply
 class Api:
     """The routes that use the model."""
 
-    def __init__(self, run: TrainedRun, limits: ServerLimits, aligner: CtcAligner | None) -> None:
+    def __init__(self, run: TrainedRun, limits: ServerLimits, aligner: Aligner | None) -> None:
         self.limits, self.aligner = limits, aligner
         self.replies, self.queue = ReplyBuilder(run, limits), RequestQueue(limits.waiting)
         self.model = {"id": self.replies.name, "object": "model", "created": 0, "owned_by": "mtbi"}
@@ -108,7 +108,7 @@ class Api:
     async def align(self, request: Request) -> JSONResponse:
         """Answer with the times of the words in a recording."""
         if (aligner := self.aligner) is None:
-            reason = "no word times: start `mtbi serve` with --aligner and the name of a CTC model of transformers"
+            reason = "no word times: start `mtbi serve` with --aligner and the name of a Whisper or CTC model"
             raise ApiError(404, reason)
         with self.queue.reserve():
             async with upload(request, self.limits.upload_seconds) as file, self.queue.turn():
@@ -129,7 +129,7 @@ def wants_usage(request: ChatRequest) -> bool:
 def make_app(
     run: TrainedRun,
     limits: ServerLimits | None = None,
-    aligner: CtcAligner | None = None,
+    aligner: Aligner | None = None,
     api_key: str = "",
     origins: Sequence[str] = (),
 ) -> FastAPI:
