@@ -33,7 +33,7 @@ class Question:
     @property
     def given(self) -> str | None:
         """The answer that the LLM is not asked for; None where there is none."""
-        return {"gold": self.gold, "transcript": self.transcript}.get(self.source)
+        return self.gold if self.source == "gold" else self.transcript if self.source == "transcript" else None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -72,7 +72,7 @@ def draw_questions(
                     suffix,
                     wording >= task.training_wordings,
                     utterance.text,
-                    utterance.answers.get(task.name),
+                    utterance.answers.get(task.name, utterance.text if task.answers == "transcript" else None),
                     task.max_new_tokens or config.max_new_tokens,
                     "gold" if config.answers == "gold" else task.answers,
                     task.unfiltered,

@@ -212,6 +212,11 @@ def parts_of(folder: Path) -> list[Path]:
     return [folder / name for name in wanted]
 
 
+def is_folder(folder: Path) -> bool:
+    """Whether a folder was made by `mtbi behave`, in one piece or in parts."""
+    return (folder / SETTINGS_FILE).exists() or any(folder.glob(f"part-*-of-*/{SETTINGS_FILE}"))
+
+
 class AnswerStore:
     """The answers of a folder, or of its parts, by utterance. Raises UserError where the folder holds none."""
 

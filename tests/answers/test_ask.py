@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from digit_answers import CONFIG, make_utterances
 from mtbi.answers.ask import STOP_EVERY, ask_unanswered
 from mtbi.answers.store import AnswerStore, read_lines
 from mtbi.answers.teacher import TransformersTeacher
+from mtbi.cli import main
 from mtbi.corpus.manifest import Utterance, write_manifest
 from mtbi.demo import world
 from mtbi.llm.chat_format import ChatFormat
@@ -71,7 +73,9 @@ def test_each_task_keeps_its_own_limit_beside_others(tmp_path: Path, chat: ChatF
     assert long.answer == make_utterances(1)[0].text
 
 
-def test_a_task_may_take_the_transcript_as_its_answer(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+def test_a_task_may_take_the_transcript_as_its_answer(
+    tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher, capsys: pytest.CaptureFixture[str]
+) -> None:
     library = "tasks: {write: {train: [write it], answers: transcript}, repeat: {train: [repeat it]}}"
     (tmp_path / "tasks.yaml").write_text(library)
     config = dataclasses.replace(CONFIG, library=[str(tmp_path / "tasks.yaml")], filter=["truncated"], max_new_tokens=2)
@@ -81,7 +85,12 @@ def test_a_task_may_take_the_transcript_as_its_answer(tmp_path: Path, chat: Chat
     assert (written.task, written.answer) == ("write", make_utterances(1)[0].text)
     assert written.answer_ids[-1] == chat.end_id
     assert written.topk_ids.size == 0
+    assert written.gold == written.answer
     assert store.left_out == {("repeat", "truncated"): 2}
+    assert main(["data", "stats", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"kept": {"write": 2}, "left_out": {"repeat: truncated": 2}}
+    assert main(["data", "stats", str(tmp_path / "out")]) == 0
+    assert "repeat: truncated 2" in capsys.readouterr().out
     assert ask_unanswered(make_utterances(2), config, teacher, chat, tmp_path / "out") == 0
 
 
