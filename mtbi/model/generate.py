@@ -82,13 +82,14 @@ def room_for_answer(llm: Any, positions: int, wanted: int) -> int:
 def generate(
     model: SpeechLLMModule,
     prompts: Sequence[Sequence[Piece]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     end_id: int,
     streamer: BaseStreamer | None = None,
     decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
     """Token ids of each answer, without the end token: `end_id`, or another one of the LLM's.
 
+    `max_new_tokens` is the longest answer, for all prompts or for each. An answer without an end token before it is so long.
     A streamer (one prompt only) gets each token as it is made. An answer ends at the latest where the context does. Under
     ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ. Raises ContextError for
     prompts that are longer than the LLM's context.
@@ -107,19 +108,20 @@ def complete(
     model: SpeechLLMModule,
     embeddings: Tensor,
     mask: Tensor,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     end_id: int,
     streamer: BaseStreamer | None = None,
     decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
     """`generate` for embedded prompts: `embeddings` (prompts, tokens, hidden), their `mask` (prompts, tokens)."""
-    max_new_tokens = room_for_answer(model.llm, embeddings.shape[1], max_new_tokens)
+    limits = [max_new_tokens] * len(mask) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    longest = room_for_answer(model.llm, embeddings.shape[1], max(limits))
     ends = all_end_ids(model.llm.generation_config, end_id)
     with decoding.randomness(embeddings.device):
         answers = model.llm.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=longest,
             eos_token_id=ends,
             pad_token_id=end_id,
             streamer=streamer,
@@ -127,7 +129,9 @@ def complete(
             synced_gpus=is_partitioned(model.llm) and torch.distributed.get_world_size() > 1,
             **decoding.settings(),
         ).tolist()
-    return [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+    return [
+        list(takewhile(lambda token: token not in ends, answer[:limit])) for answer, limit in zip(answers, limits, strict=True)
+    ]
 
 
 @torch.no_grad()
