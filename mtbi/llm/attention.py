@@ -10,7 +10,8 @@ attention sinks (gpt-oss) included:
 - `flex` is PyTorch's FlexAttention (arXiv 2412.05496): one compiled kernel over whole rows, which skips masked blocks.
 
 The packing is passed as the forward keyword `packing`. Without one (generation) the back ends are transformers' own `sdpa`,
-with sinks added. Attention dropout is not applied in packed rows.
+with sinks added. On CPUs the key heads are not repeated for it, which would take most of a step's time. Attention dropout is
+not applied in packed rows.
 """
 
 from __future__ import annotations
@@ -304,7 +305,7 @@ def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         _refuse_unknown(module, kwargs | {"softcap": softcap})
-        if packing is None and s_aux is None:
+        if packing is None and s_aux is None and query.device.type != "cpu":
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         if packing is None:
             causal = attention_mask is None and query.shape[2] > 1
