@@ -2,8 +2,13 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 SPEECH ?=
+HELD_OUT ?=
+RECIPE ?= whisper-tiny.en_smollm2-135m
+LLM ?=
+ENCODER ?=
+OUT ?= runs/real
 
-.PHONY: help setup demo reproduce docs test slow format clean
+.PHONY: help setup demo real reproduce docs test slow format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -13,6 +18,10 @@ setup: ## .venv with the exact versions of constraints.txt
 
 demo: setup ## train and evaluate the miniature speech LLM; SPEECH=FOLDER takes FSDD recordings instead of espeak-ng
 	@$(BIN)/mtbi demo $(if $(SPEECH),--speech '$(SPEECH)')
+
+real: setup ## train and evaluate on real speech: SPEECH='FOLDER …', and if you like HELD_OUT='FOLDER …' RECIPE= LLM= ENCODER= OUT=
+	@$(BIN)/python tools/real.py $(SPEECH) $(if $(HELD_OUT),--held-out $(HELD_OUT)) --out '$(OUT)' --recipe '$(RECIPE)' \
+	    $(if $(LLM),--llm '$(LLM)') $(if $(ENCODER),--encoder '$(ENCODER)')
 
 reproduce: setup ## the generalisation benchmark: all arms, three seeds, one report in runs/reproduce (up to 3 hours on two cores)
 	@$(BIN)/mtbi reproduce runs/reproduce $(if $(SPEECH),--speech '$(SPEECH)')

@@ -76,7 +76,7 @@ def test_manifests(tmp_path: Path) -> None:
         path = tmp_path / "manifest.jsonl"
         path.write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode() + tail)
         only_our_errors(lambda: manifest.read_manifest(path))
-        only_our_errors(lambda: list(dialogues.from_jsonl("group", path)))
+        only_our_errors(lambda: list(dialogues.read_items("group", path, False)))
 
     for_a_while(check)
 

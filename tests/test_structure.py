@@ -52,6 +52,7 @@ COVERED_BY = {
     "mtbi/hf/ultravox.py": "tests/use/test_export.py",
     "mtbi/hf/ultravox_processing.py": "tests/use/test_export.py",
     "mtbi/llm/zero3_loading.py": "tests/engine/test_zero3.py",
+    "mtbi/metrics/kinds.py": "tests/metrics/test_records.py",
     "mtbi/model/encoders/pretrained.py": "tests/model/encoders/test_build.py",
     "mtbi/model/encoders/protocol.py": "tests/model/encoders/test_build.py",
     "mtbi/model/frame_counts.py": "tests/model/encoders/test_build.py",

@@ -11,38 +11,46 @@ import torch
 from torch import nn
 
 from mtbi.benchmark.dialogues import Dialogue, Turn
+from mtbi.benchmark.recogniser import Transcriber
 from mtbi.metrics import CASCADE, NO_AUDIO, SHUFFLED, SILENCE, SPEECH, TEXT_LLM
 from mtbi.model.generate import Piece, answer_logits, generate
 from mtbi.model.losses.imitation import teacher_divergence
 from mtbi.use.open_run import TrainedRun
 
 SPARE_TOKENS = 16  #: an answer is cut off at twice the length of the text LLM's answer and so many tokens more
-UNKNOWN_ANSWER_TOKENS = 256  #: the longest answer if the text LLM has not answered yet
 CONTROLS = (SILENCE, NO_AUDIO, SHUFFLED)  #: their answers show what can be guessed without the utterance
 CONTROL_EVERY = 8  #: one dialogue of so many is also asked under the controls
-
-Transcriber = Callable[[np.ndarray], str]  #: from a waveform `(samples,)` at 16 kHz
 
 
 class ConditionAsker:
     """Asks a speech LLM under every condition, and the text LLM inside it."""
 
-    def __init__(self, run: TrainedRun, transcribe: Transcriber | None = None, controls: Iterable[str] = CONTROLS) -> None:
-        """With `transcribe`, a recogniser, the text LLM also answers from the recogniser's transcripts (the cascade)."""
-        self.run, self.transcribe, self.controls = run, transcribe, tuple(controls)
-        self.transcripts: dict[tuple[str, str], str] = {}  #: the recogniser's, by group and utterance
+    def __init__(
+        self,
+        run: TrainedRun,
+        transcribe: Transcriber | None = None,
+        controls: Iterable[str] = CONTROLS,
+        answered: Callable[[str, int, int], None] = lambda source, answers, cut_off: None,
+    ) -> None:
+        """With `transcribe`, a recogniser, the text LLM also answers from the recogniser's transcripts (the cascade).
 
-    def ask(self, turns: list[Turn], first: int = 0) -> None:
-        """Fill in the answers of dialogues. `first` is the index of the first of them in the whole benchmark."""
-        unanswered = [turn for turn in turns if TEXT_LLM not in turn.dialogue.answers]
+        `answered` is called with a source, the number of its new answers, and how many of them were cut off.
+        """
+        self.run, self.transcribe, self.controls, self.answered = run, transcribe, tuple(controls), answered
+        self.transcripts: dict[tuple[str, str], str] = {}  #: the recogniser's, by group and recording
+
+    def ask(self, turns: list[Turn]) -> None:
+        """Fill in the answers of dialogues. Answers that a dialogue has already stay."""
         with text_only(self.run.model.llm):
-            self.add_answers(unanswered, TEXT_LLM, lambda turn: self.text_ids(turn.dialogue.transcript))
+            self.add_answers(turns, TEXT_LLM, lambda turn: self.text_ids(turn.dialogue.transcript))
             if self.transcribe:
-                self.add_answers(turns, CASCADE, lambda turn: self.text_ids(self.recognise(turn)))
+                self.recognise(turns, self.transcribe)
+                self.add_answers(turns, CASCADE, lambda turn: self.text_ids(turn.dialogue.heard or ""))
         self.add_answers(turns, SPEECH, lambda turn: turn.waveform)
-        controlled = [turn for index, turn in enumerate(turns, start=first) if index % CONTROL_EVERY == 0]
+        controlled = [turn for turn in turns if turn.controlled]
+        silence = {id(turn.waveform): np.zeros_like(turn.waveform) for turn in controlled}  # each is encoded once
         inputs: dict[str, Callable[[Turn], Piece]] = {
-            SILENCE: lambda turn: np.zeros_like(turn.waveform),
+            SILENCE: lambda turn: silence[id(turn.waveform)],
             NO_AUDIO: lambda turn: self.text_ids(""),
             SHUFFLED: lambda turn: turn.other,
         }
@@ -54,13 +62,16 @@ class ConditionAsker:
         """Token ids `(tokens,)` of a transcript."""
         return torch.tensor(self.run.chat.transcript_ids(transcript), dtype=torch.long)
 
-    def recognise(self, turn: Turn) -> str:
-        """The recogniser's transcript of an utterance. Each utterance is recognised once."""
-        assert self.transcribe
-        key = (turn.dialogue.group, turn.dialogue.utterance)
-        if key not in self.transcripts:
-            self.transcripts[key] = self.transcribe(turn.waveform)
-        return self.transcripts[key]
+    def recognise(self, turns: list[Turn], transcribe: Transcriber) -> None:
+        """Set `heard`. Each recording is recognised once."""
+        for turn in turns:
+            if turn.dialogue.heard is not None:
+                self.transcripts.setdefault(_recording(turn), turn.dialogue.heard)
+        new = {_recording(turn): turn.waveform for turn in turns if _recording(turn) not in self.transcripts}
+        if new:
+            self.transcripts.update(zip(new, transcribe(list(new.values())), strict=True))
+        for turn in turns:
+            turn.dialogue.heard = self.transcripts[_recording(turn)]
 
     def prompt(self, turn: Turn, speech: Piece) -> list[Piece]:
         """The dialogue up to the answer, with `speech` (a waveform or token ids) in the place of the speech."""
@@ -68,26 +79,35 @@ class ConditionAsker:
         return [torch.tensor([*self.run.chat.prefix_ids, *lead]), speech, torch.tensor(suffix)]
 
     def limit(self, dialogue: Dialogue) -> int:
-        """The longest answer to a dialogue, in tokens."""
+        """The longest answer to a dialogue, in tokens.
+
+        An answer has the task's limit, as the text LLM's answer had. It is cut off earlier where it is more than twice as long
+        as the text LLM's.
+        """
         if TEXT_LLM not in dialogue.answers:
-            return UNKNOWN_ANSWER_TOKENS
-        return 2 * len(self.run.chat.plain_ids(dialogue.answers[TEXT_LLM])) + SPARE_TOKENS
+            return dialogue.max_new_tokens
+        known = len(self.run.chat.plain_ids(dialogue.answers[TEXT_LLM]))
+        return max(known, min(dialogue.max_new_tokens, 2 * known + SPARE_TOKENS))
 
     def add_answers(self, turns: list[Turn], source: str, speech: Callable[[Turn], Piece]) -> None:
-        """Generate one more answer to each dialogue and store it under `source`."""
+        """Generate an answer to each dialogue that has none of `source` yet."""
+        turns = [turn for turn in turns if source not in turn.dialogue.answers]
         if not turns:
             return
         chat = self.run.chat
         limits = [self.limit(turn.dialogue) for turn in turns]
-        ids = generate(self.run.model, [self.prompt(turn, speech(turn)) for turn in turns], max(limits), chat.end_id)
-        ids = [
-            answer[:limit] for answer, limit in zip(ids, limits, strict=True)
-        ]  # independent of the other dialogues in the batch
-        for turn, text in zip(turns, map(chat.decode, ids), strict=True):
-            turn.dialogue.answers[source] = text
+        answers = generate(self.run.model, [self.prompt(turn, speech(turn)) for turn in turns], limits, chat.end_id)
+        cut_off = 0
+        for turn, ids, limit in zip(turns, answers, limits, strict=True):
+            turn.dialogue.answers[source] = chat.decode(ids)
+            if len(ids) >= limit:
+                turn.dialogue.cut_off.append(source)
+                cut_off += 1
+        self.answered(source, len(turns), cut_off)
 
     def compare_tokens(self, turns: list[Turn]) -> None:
         """Compare the speech LLM's next-token probabilities with the stored ones, along the text LLM's answers."""
+        turns = [turn for turn in turns if not turn.dialogue.tokens]
         if not turns:
             return
         prompts = [self.prompt(turn, turn.waveform) for turn in turns]
@@ -101,6 +121,10 @@ class ConditionAsker:
             dialogue.tokens = len(stored.answer_ids)
             dialogue.token_hits = float((scores.argmax(-1) == targets).sum())
             dialogue.token_divergence = float(teacher_divergence(scores, ids, shares).sum())
+
+
+def _recording(turn: Turn) -> tuple[str, str]:
+    return turn.dialogue.group, turn.dialogue.cluster
 
 
 @contextmanager

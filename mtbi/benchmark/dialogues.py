@@ -15,6 +15,7 @@ from mtbi.answers.task_library import Task
 from mtbi.audio import codec
 from mtbi.errors import UserError
 from mtbi.metrics import SCORERS, TEXT_LLM
+from mtbi.metrics.instructions import check_names
 from mtbi.shards.read import Shards
 from mtbi.shards.record import StoredUtterance
 from mtbi.text_units import nfc
@@ -22,8 +23,10 @@ from mtbi.text_units import nfc
 #: Keys of an item in a JSONL file that a dialogue has a field for.
 ITEM_KEYS = {
     "audio", "audio_filepath", "audio_path", "instruction", "textual_audio", "seed_transcript", "text",
-    "id", "label", "metric", "dataset", "task", "speaker",
+    "id", "label", "metric", "dataset", "task", "speaker", "max_new_tokens", "heldout",
 }  # fmt: skip
+
+UNKNOWN_ANSWER_TOKENS = 256  #: the longest answer of a task without a limit of its own
 
 
 @dataclass
@@ -42,7 +45,10 @@ class Dialogue:
     gold: str | None  #: the right answer, where there is one
     form: str = ""  #: regular expression that an answer matches if it follows the instruction; empty = unknown
     scorer: str = "exact"
+    max_new_tokens: int = UNKNOWN_ANSWER_TOKENS  #: the longest answer of the task
     answers: dict[str, str] = field(default_factory=dict)  #: by source: `SPEECH`, `TEXT_LLM`, a control
+    cut_off: list[str] = field(default_factory=list)  #: sources whose answers did not end before the longest length
+    heard: str | None = None  #: the recogniser's transcript, for the cascade
     #: The speech LLM's next-token predictions along the stored answer. All three are 0 where they were not measured.
     token_hits: float = 0.0  #: stored tokens that are the top-1 prediction
     token_divergence: float = (
@@ -72,6 +78,7 @@ class Turn:
     waveform: np.ndarray  #: (samples,) float32 at 16 kHz
     other: np.ndarray  #: the waveform of another utterance of about the same length
     stored: StoredAnswer | None  #: the text LLM's tokens and probabilities, for dialogues from shards
+    controlled: bool = False  #: asked under the controls too
 
 
 def choose_utterances(shards: Shards, dialogues: int) -> list[int]:
@@ -85,8 +92,13 @@ def choose_utterances(shards: Shards, dialogues: int) -> list[int]:
     return [int(number) for number in order[np.argsort(table["samples"][order], kind="stable")]]
 
 
-def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: int) -> Iterator[Turn]:
-    """About `dialogues` stored dialogues (0 = all). Raises UserError for shards of encoder output."""
+def from_shards(
+    group: str, shards: Shards, tasks: dict[str, Task], dialogues: int, max_new_tokens: int = UNKNOWN_ANSWER_TOKENS
+) -> Iterator[Turn]:
+    """About `dialogues` stored dialogues (0 = all). Raises UserError for shards of encoder output.
+
+    `max_new_tokens` is the longest answer of tasks without a limit of their own.
+    """
     if shards.index.encoded:
         raise UserError(f"{group}: these shards hold an encoder's output; measure on the shards with sound")
     numbers = choose_utterances(shards, dialogues)
@@ -97,6 +109,8 @@ def from_shards(group: str, shards: Shards, tasks: dict[str, Task], dialogues: i
         sample = shards[number]
         for stored in sample.behaviours:
             dialogue = stored_dialogue(group, sample, stored, tasks.get(stored.task), shards.index.prompt_first)
+            if not (stored.task in tasks and tasks[stored.task].max_new_tokens):
+                dialogue.max_new_tokens = max_new_tokens
             yield Turn(dialogue, sample.waveform, other, stored)
         other = sample.waveform
 
@@ -118,24 +132,29 @@ def stored_dialogue(
         stored.gold,
     )
     dialogue.answers[TEXT_LLM] = stored.answer
+    dialogue.cut_off = [TEXT_LLM] if stored.truncated else []
     if task:
-        dialogue.form, dialogue.scorer = task.form, task.scorer
+        dialogue.form, dialogue.scorer, dialogue.max_new_tokens = task.form, task.scorer, task.max_new_tokens
     return dialogue
 
 
 def with_prompt_moved(turn: Turn) -> Turn:
     """The same question with the prompt on the other side of the speech, without any answer yet."""
     dialogue = turn.dialogue
-    return replace(turn, dialogue=replace(dialogue, prompt_first=not dialogue.prompt_first, answers={}), stored=None)
+    return replace(
+        turn, dialogue=replace(dialogue, prompt_first=not dialogue.prompt_first, answers={}, cut_off=[]), stored=None
+    )
 
 
-def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[Turn]:
+def read_items(group: str, path: Path, prompt_first: bool, max_new_tokens: int = UNKNOWN_ANSWER_TOKENS) -> list[Dialogue]:
     """The items of a JSONL file in the format of Speech-IFEval (Lu et al. 2025).
 
-    An item needs `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`; `id`, `label`, `metric` and
-    `dataset` are optional, and further keys become `Dialogue.extra`. A relative audio path starts at the file's folder, or at
-    a folder `audios` in it or beside it. `metric` is the name of a scorer, where `wer` means `wer_english`; any other name
-    means exact match. Raises UserError with the line number for unusable items.
+    An item needs `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`. An empty `instruction` means
+    that the speech itself is the question. `id`, `label`, `metric`, `dataset`, `task`, `heldout` and `max_new_tokens` are
+    optional, and further keys become `Dialogue.extra`. `instruction_id_list` and `kwargs` are instructions that
+    `mtbi.metrics.instructions` checks. A relative audio path starts at the file's folder, or at a folder `audios` in it or
+    beside it. `metric` is the name of a scorer, where `wer` means `wer_english`. Any other name means exact match with the
+    label, or similarity where there is none. Raises UserError with the line number for unusable items.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -143,31 +162,46 @@ def from_jsonl(group: str, path: Path, prompt_first: bool = False) -> Iterator[T
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if not lines:
         raise UserError(f"{path}: empty; each line is a JSON object with `audio` and `instruction`")
+    items = [parse_item(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return [
+        item_dialogue(group, path, number, item, prompt_first, max_new_tokens) for number, item in enumerate(items, start=1)
+    ]
+
+
+def from_items(items: list[Dialogue]) -> Iterator[Turn]:
+    """The items of `read_items` with their speech. Raises UserError for a recording that cannot be read."""
     other: np.ndarray | None = None
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        dialogue = item_dialogue(group, path, number, parse_item(line, where), prompt_first)
+    for item in items:
         try:
-            waveform = codec.read(Path(dialogue.recording))
+            waveform = codec.read(Path(item.recording))
         except UserError as error:
-            raise UserError(f"{where}: {dialogue.recording}: {error}") from error
-        yield Turn(dialogue, waveform, waveform[::-1].copy() if other is None else other, None)
+            raise UserError(f"{item.group}, item {item.utterance}: {item.recording}: {error}") from error
+        yield Turn(item, waveform, waveform[::-1].copy() if other is None else other, None)
         other = waveform
 
 
 def parse_item(line: str, where: str) -> dict[str, Any]:
-    """A line of a JSONL file. `audio` and `instruction` are in the result. Raises UserError where they are missing."""
+    """A line of a JSONL file. `audio` and `instruction` are in the result. Raises UserError for an unusable item."""
     try:
         item = json.loads(line)
         audio = item.get("audio") or item.get("audio_filepath") or item["audio_path"]
-        return {**item, "audio": str(audio), "instruction": str(item["instruction"])}
+        item |= {"audio": str(audio), "instruction": str(item["instruction"])}
+        names, arguments = item.get("instruction_id_list") or [], item.get("kwargs") or []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: an item is a JSON object with `audio` and `instruction` ({error!r})") from error
+    try:
+        check_names(names, arguments)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return item
 
 
-def item_dialogue(group: str, path: Path, number: int, item: dict[str, Any], prompt_first: bool) -> Dialogue:
+def item_dialogue(
+    group: str, path: Path, number: int, item: dict[str, Any], prompt_first: bool, max_new_tokens: int
+) -> Dialogue:
     """The dialogue of an item in line `number` of a JSONL file. Raises UserError where its recording is missing."""
     metric = str(item.get("metric"))
+    other_scorer = "similarity" if item.get("label") is None else "exact"
     return Dialogue(
         group=group,
         utterance=str(item.get("id", number)),
@@ -176,11 +210,12 @@ def item_dialogue(group: str, path: Path, number: int, item: dict[str, Any], pro
         task=str(item.get("dataset") or item.get("task") or path.stem),
         wording=0,
         prompt=nfc(item["instruction"]),
-        heldout=True,
+        heldout=bool(item.get("heldout", True)),
         prompt_first=prompt_first,
         transcript=nfc(str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or "")),
         gold=None if item.get("label") is None else nfc(str(item["label"])),
-        scorer="wer_english" if metric == "wer" else metric if metric in SCORERS else "exact",
+        scorer="wer_english" if metric == "wer" else metric if metric in SCORERS else other_scorer,
+        max_new_tokens=max_new_tokens if item.get("max_new_tokens") is None else int(item["max_new_tokens"]),
         extra={key: value for key, value in item.items() if key not in ITEM_KEYS},
     )
 

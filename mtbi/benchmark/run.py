@@ -7,21 +7,24 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from mtbi import files
 from mtbi.answers import task_library
-from mtbi.benchmark import dialogues, scores
-from mtbi.benchmark.answers import CONTROLS, ConditionAsker, Transcriber, in_batches
-from mtbi.benchmark.dialogues import Dialogue, Turn
+from mtbi.benchmark import dialogues, saved_answers, scores
+from mtbi.benchmark.answers import CONTROL_EVERY, CONTROLS, ConditionAsker, in_batches
+from mtbi.benchmark.dialogues import UNKNOWN_ANSWER_TOKENS, Dialogue, Turn
 from mtbi.benchmark.judge import Judge
+from mtbi.benchmark.progress import EvaluationProgress
+from mtbi.benchmark.recogniser import open_recogniser
+from mtbi.benchmark.saved_answers import SavedAnswers
 from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
 from mtbi.shards.open_shards import open_shards as open_as_recipe
 from mtbi.shards.read import Shards
 from mtbi.use.open_run import TrainedRun
 
+BATCH_SIZES = (32, 64)  #: dialogues asked together on a CPU and on a GPU
 MOVED_PROMPT_EVERY = 2  #: one utterance of so many is also asked with the prompt on the other side of the speech
 
 
@@ -33,11 +36,22 @@ class Settings:
         default_factory=dict
     )  #: addresses of shards or .jsonl files by group; empty = data.eval_shards
     dialogues: int = 2000  #: about so many in each group; 0 = all
-    batch_size: int = 64
+    batch_size: int = 0  #: dialogues asked together; 0 = `BATCH_SIZES`
     controls: tuple[str, ...] = CONTROLS
     prompt_first: bool = True  #: ask some dialogues with the prompt on the other side of the speech too
-    transcribe: Transcriber | None = None  #: a recogniser, for the cascade
+    max_new_tokens: int = UNKNOWN_ANSWER_TOKENS  #: the longest answer to an item of a .jsonl file without a limit of its own
+    recogniser: str = ""  #: a recogniser by name (`mtbi.benchmark.recogniser`), for the cascade
+    reuse: bool = False  #: keep the answers of the last report of the checkpoint, and ask only what it lacks
     judge: Judge | None = None
+
+
+@dataclass
+class DialogueGroup:
+    """Dialogues of one place."""
+
+    name: str
+    turns: Iterator[Turn]
+    dialogues: int  #: about how many
 
 
 @dataclass
@@ -74,32 +88,53 @@ def evaluate(run: TrainedRun, settings: Settings) -> EvaluationReport:
     if not addresses:
         raise UserError("no evaluation shards: name them with --shards NAME=FOLDER, or set data.eval_shards in the recipe")
     tasks = task_library.load(recipe.behaviour.library)
-    groups = {name: list_turns(name, address, run, tasks, settings) for name, address in addresses.items()}
-    asker = ConditionAsker(run, settings.transcribe, settings.controls)
-    answered: list[Dialogue] = []
-    for name, turns in groups.items():
-        with tqdm(desc=name, unit="dialogue", disable=None) as bar:
-            for batch in in_batches(turns, settings.batch_size):
-                asker.ask(batch, first=len(answered))
-                answered += [turn.dialogue for turn in batch]
-                bar.update(len(batch))
+    groups = [list_turns(name, address, run, tasks, settings) for name, address in addresses.items()]
+    folder = run.folder / "evaluation" / run.checkpoint.name
+    asked_of = saved_answers.identity(run)
+    saved = SavedAnswers(folder, asked_of, settings.recogniser, settings.reuse)
+    answered = ask(run, groups, settings, saved)
     if settings.judge:
         settings.judge.judge(answered)
-    report = EvaluationReport(
-        run.folder / "evaluation" / run.checkpoint.name, scores.table(answered, trained_tasks(run)), answered
-    )
-    save(report, run)
+    report = EvaluationReport(folder, scores.table(answered, trained_tasks(run)), answered)
+    save(report, run, {"asked_of": asked_of, "recogniser": settings.recogniser})
+    saved.remove()
     return report
+
+
+def ask(run: TrainedRun, groups: list[DialogueGroup], settings: Settings, saved: SavedAnswers) -> list[Dialogue]:
+    """Ask every dialogue of every group. Each batch is saved when it is answered."""
+    transcribe = open_recogniser(settings.recogniser, run.device) if settings.recogniser else None
+    size = settings.batch_size or BATCH_SIZES[run.device.type == "cuda"]
+    answered: list[Dialogue] = []
+    for group in groups:
+        with EvaluationProgress(group.name, group.dialogues) as progress:
+            asker = ConditionAsker(run, transcribe, settings.controls, progress.answered)
+            for batch in in_batches(group.turns, size):
+                for index, turn in enumerate(batch, start=len(answered)):
+                    turn.controlled = index % CONTROL_EVERY == 0
+                saved.restore(batch)
+                asker.ask(batch)
+                saved.add(turn.dialogue for turn in batch)
+                answered += [turn.dialogue for turn in batch]
+                progress.finished(len(batch))
+    return answered
 
 
 def list_turns(
     name: str, address: str, run: TrainedRun, tasks: dict[str, task_library.Task], settings: Settings
-) -> Iterator[Turn]:
+) -> DialogueGroup:
     """The dialogues of a group. Some are repeated with the prompt on the other side of the speech."""
+    behaviour = run.recipe.behaviour
     if address.endswith(".jsonl"):
-        return dialogues.from_jsonl(name, Path(address), run.recipe.behaviour.prompt_first)
-    turns = dialogues.from_shards(name, open_shards(address, run), tasks, settings.dialogues)
-    return add_moved_prompts(turns) if settings.prompt_first else turns
+        items = dialogues.read_items(name, Path(address), behaviour.prompt_first, settings.max_new_tokens)
+        return DialogueGroup(name, dialogues.from_items(items), len(items))
+    shards = open_shards(address, run)
+    turns = dialogues.from_shards(name, shards, tasks, settings.dialogues, behaviour.max_new_tokens)
+    stored = int(shards.index.utterances["branches"].sum(dtype="u8"))
+    about = min(stored, settings.dialogues or stored)
+    if not settings.prompt_first:
+        return DialogueGroup(name, turns, about)
+    return DialogueGroup(name, add_moved_prompts(turns), about + about // MOVED_PROMPT_EVERY)
 
 
 def add_moved_prompts(turns: Iterator[Turn]) -> Iterator[Turn]:
@@ -124,9 +159,10 @@ def open_shards(address: str, run: TrainedRun) -> Shards:
     return open_as_recipe(address, replace(run.recipe, run_dir=str(run.folder)), run.chat)
 
 
-def save(report: EvaluationReport, run: TrainedRun) -> None:
+def save(report: EvaluationReport, run: TrainedRun, asked: dict[str, Any]) -> None:
     """Write `answers.jsonl` (every dialogue), `table.md`, `notes.md` (on the intervals) and `report.json` (every number).
 
+    `asked` says what the answers depend on (`mtbi.benchmark.saved_answers`).
     `report.json` is written last, so that it stands for a complete report.
     """
     report.folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +170,8 @@ def save(report: EvaluationReport, run: TrainedRun) -> None:
     files.write_text(report.folder / "answers.jsonl", "".join(answers))
     files.write_text(report.folder / "table.md", scores.render(report.cells) + "\n")
     files.write_text(report.folder / "notes.md", scores.notes(report.cells) + "\n")
-    numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, "cells": list(map(scores.to_json, report.cells))}
+    cells = list(map(scores.to_json, report.cells))
+    numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, **asked, "cells": cells}
     files.write_text(report.folder / "report.json", json.dumps(numbers, indent=1) + "\n")
 
 

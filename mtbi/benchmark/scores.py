@@ -110,8 +110,14 @@ def percent(value: MeanWithInterval | float | None) -> str:
 
 
 def render(cells: list[Cell]) -> str:
-    """A Markdown table of the metrics that any of the cells has."""
-    shown = [metric for metric in METRICS if metric.column and any(metric.name in cell.values for cell in cells)]
+    """A Markdown table of the metrics that any of the cells has. A metric with a stand-in in every cell is left out."""
+    shown = [
+        metric
+        for metric in METRICS
+        if metric.column
+        and any(metric.name in cell.values for cell in cells)
+        and not all(metric.instead in cell.values for cell in cells if metric.name in cell.values)
+    ]
     header = ["speakers", "tasks", "wording", "prompt", "dialogues", *(metric.column for metric in shown)]
     rows = [
         [cell.group, cell.tasks, cell.wording, cell.prompt, str(cell.dialogues), *(entry(cell, metric) for metric in shown)]

@@ -23,7 +23,8 @@ def add_evaluate(commands: Group) -> None:
         commands,
         "evaluate",
         run_evaluate,
-        "mtbi evaluate runs/demo --tasks --cascade demo",
+        "mtbi evaluate runs/demo --tasks --recogniser demo",
+        "mtbi evaluate runs/real --recogniser openai/whisper-base --reuse",
         "mtbi evaluate /scratch/run1 --checkpoint latest --shards dev=s3://bucket/dev closed.jsonl",
         "mtbi evaluate /scratch/run1 --json | jq '.cells[0].accuracy'",
     )
@@ -32,12 +33,17 @@ def add_evaluate(commands: Group) -> None:
     command.add_argument("--shards", nargs="+", default=[], metavar="[NAME=]ADDRESS", help=shards)
     dialogues = "about how many in each group; 0 = all (default: 2000)"
     command.add_argument("--dialogues", type=at_least(0), default=2000, help=dialogues)
-    command.add_argument("--batch-size", type=at_least(1), default=64, help="dialogues at once (default: 64)")
+    batch_size = "dialogues at once; a killed evaluation loses one batch (default: 64 on a GPU, else 32)"
+    command.add_argument("--batch-size", type=at_least(0), default=0, metavar="N", help=batch_size)
     command.add_argument("--no-controls", action="store_true", help="leave out silence, no audio and other speech")
     prompt_first = "do not also ask with the prompt before the speech"
     command.add_argument("--no-prompt-first", action="store_true", help=prompt_first)
-    cascade = "also measure a recogniser (demo, or a Whisper or CTC model) followed by the text LLM"
-    command.add_argument("--cascade", metavar="MODEL", help=cascade)
+    recogniser = "also measure a recogniser followed by the text LLM: a Whisper or CTC model, or demo"
+    command.add_argument("--recogniser", "--cascade", default="", metavar="MODEL", help=recogniser)
+    longest = "longest answer to an item of a .jsonl file (default: 256)"
+    command.add_argument("--max-new-tokens", type=at_least(1), default=256, metavar="N", help=longest)
+    reuse = "keep the answers of this checkpoint's last report, and ask only what it lacks"
+    command.add_argument("--reuse", action="store_true", help=reuse)
     command.add_argument("--judge", metavar="URL", help="also have an LLM at an OpenAI-compatible address (…/v1) grade answers")
     command.add_argument("--judge-model", default="gpt-4o-mini", metavar="NAME", help="the judge (default: gpt-4o-mini)")
     command.add_argument("--tasks", action="store_true", help="print every task, not only the summary")
@@ -49,7 +55,6 @@ def run_evaluate(options: Options) -> None:
     from mtbi.benchmark import run as benchmark
     from mtbi.benchmark import scores
     from mtbi.benchmark.judge import Judge
-    from mtbi.corpus.align import open_aligner
     from mtbi.use.open_run import open_run
 
     settings = benchmark.Settings(
@@ -58,8 +63,10 @@ def run_evaluate(options: Options) -> None:
         batch_size=options.batch_size,
         controls=() if options.no_controls else benchmark.CONTROLS,
         prompt_first=not options.no_prompt_first,
+        max_new_tokens=options.max_new_tokens,
+        recogniser=options.recogniser,
+        reuse=options.reuse,
         judge=Judge(options.judge, options.judge_model) if options.judge else None,
-        transcribe=open_aligner(options.cascade).transcribe if options.cascade else None,
     )
     report = benchmark.evaluate(open_run(options.run, options.checkpoint, options.device), settings)
     if options.json:

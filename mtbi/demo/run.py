@@ -157,8 +157,6 @@ def run(speech: Path | None, overrides: list[str], prepare_only: bool = False, d
     shard_folders = {split: str(data / split / "shards") for split in TEST_SPLITS}
     report = load(trained)
     if report is None or {cell.group for cell in report.cells} != set(shard_folders):
-        report = evaluate(
-            trained, Settings(shard_folders, dialogues=dialogues, batch_size=256, transcribe=DemoAligner().transcribe)
-        )
+        report = evaluate(trained, Settings(shard_folders, dialogues=dialogues, batch_size=256, recogniser="demo"))
     print(f"\n{report}\n\nEvery task and answer: {report.folder}")
     show_example(trained, report)

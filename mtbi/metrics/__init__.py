@@ -1,9 +1,7 @@
 """The metrics of answers: one form of a text (`normalise`), comparisons of texts (`texts`), one record a metric (`records`)."""
 
-from mtbi.metrics.normalise import is_unspaced, normalise
-from mtbi.metrics.records import (
+from mtbi.metrics.kinds import (
     CASCADE,
-    METRICS,
     NO_AUDIO,
     SCORERS,
     SHUFFLED,
@@ -17,7 +15,10 @@ from mtbi.metrics.records import (
     reference,
     score,
 )
-from mtbi.metrics.texts import bleu, cer, chrf, exact_match, follows, wer
+from mtbi.metrics.normalise import is_unspaced, normalise
+from mtbi.metrics.records import METRICS
+from mtbi.metrics.repetition import is_repetitive
+from mtbi.metrics.texts import bleu, cer, chrf, exact_match, follows, rouge_l, wer, word_errors
 
 __all__ = [
     "CASCADE",
@@ -37,9 +38,12 @@ __all__ = [
     "follows",
     "is_correct",
     "is_graded",
+    "is_repetitive",
     "is_unspaced",
     "normalise",
     "reference",
+    "rouge_l",
     "score",
     "wer",
+    "word_errors",
 ]

@@ -1,4 +1,4 @@
-"""How near answers are to their references, as texts: exact match, form, error rates, BLEU and chrF.
+"""How near answers are to their references, as texts: exact match, form, error rates, BLEU, chrF and ROUGE-L.
 
 All texts are compared in a form that keeps what changes the meaning: see `mtbi.metrics.normalise`.
 """
@@ -12,6 +12,7 @@ from functools import cache
 
 import jiwer
 import regex
+from rapidfuzz.distance import LCSseq
 
 from mtbi import text_units
 from mtbi.metrics.normalise import (
@@ -49,16 +50,27 @@ def _clean(answers: Sequence[str], references: Sequence[str], english: bool) -> 
     return kept
 
 
-def wer(answers: Sequence[str], references: Sequence[str], english: bool = False) -> float | None:
-    """Word error rate of all answers together. Empty references are left out; the result is None where none remains.
+def word_errors(answer: str, reference: str, english: bool = False) -> tuple[int, int]:
+    """The word errors of an answer (substitutions, deletions, insertions) and the number of words of its reference.
 
-    Each character of a script without spaces counts as a word, so a text of two scripts has a mixed error rate.
+    Each character of a script without spaces counts as a word, so a text of two scripts has a mixed error rate. An empty
+    reference has no words and no errors.
     """
     hypotheses, truths = (
         [" ".join(unit.strip() for unit in text_units.units(text)) for text in texts]
-        for texts in _clean(answers, references, english)
+        for texts in _clean([answer], [reference], english)
     )
-    return float(jiwer.wer(truths, hypotheses)) if truths else None
+    if not truths:
+        return 0, 0
+    found = jiwer.process_words(truths, hypotheses)
+    return found.substitutions + found.deletions + found.insertions, found.substitutions + found.deletions + found.hits
+
+
+def wer(answers: Sequence[str], references: Sequence[str], english: bool = False) -> float | None:
+    """Word error rate of all answers together. Empty references are left out; the result is None where none remains."""
+    counts = [word_errors(answer, truth, english) for answer, truth in zip(answers, references, strict=True)]
+    words = sum(count for _, count in counts)
+    return sum(errors for errors, _ in counts) / words if words else None
 
 
 def cer(answers: Sequence[str], references: Sequence[str]) -> float | None:
@@ -99,6 +111,13 @@ def chrf(answers: Sequence[str], references: Sequence[str]) -> float:
 
     hypotheses, truths = ([text_units.nfc(text) for text in texts] for texts in (answers, references))
     return float(corpus_chrf(hypotheses, [truths]).score) / 100
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of units, after `normalise`. Two empty texts have 1."""
+    said, expected = ([unit.strip() for unit in text_units.units(normalise(text))] for text in (answer, reference))
+    total = len(said) + len(expected)
+    return 2 * LCSseq.similarity(said, expected) / total if total else 1.0
 
 
 def list_items(text: str) -> Counter[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mtbi.answers.teacher import all_end_ids
 from mtbi.errors import UserError
+from mtbi.llm.decode import Prompts, decode
 from mtbi.llm.load import is_partitioned
 from mtbi.model.speech_llm import SpeechLLMModule
 
@@ -82,13 +83,14 @@ def room_for_answer(llm: Any, positions: int, wanted: int) -> int:
 def generate(
     model: SpeechLLMModule,
     prompts: Sequence[Sequence[Piece]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     end_id: int,
     streamer: BaseStreamer | None = None,
     decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
     """Token ids of each answer, without the end token: `end_id`, or another one of the LLM's.
 
+    `max_new_tokens` is the longest answer, for all prompts or for each. An answer without an end token before it is so long.
     A streamer (one prompt only) gets each token as it is made. An answer ends at the latest where the context does. Under
     ZeRO-3 every rank must call this equally often; the number and length of its prompts may differ. Raises ContextError for
     prompts that are longer than the LLM's context.
@@ -96,10 +98,60 @@ def generate(
     training = model.training
     model.eval()
     try:
+        if streamer is None and decoding == GREEDY and not is_partitioned(model.llm) and all(map(has_end, prompts)):
+            return answer_in_changing_batch(model, prompts, each(max_new_tokens, prompts), end_id)
         embeddings, mask = embed_prompts(model, prompts)
         return complete(model, embeddings, mask, max_new_tokens, end_id, streamer, decoding)
     finally:
         model.train(training)
+
+
+def each(limit: int | Sequence[int], prompts: Sized) -> list[int]:
+    """The longest answer to each prompt."""
+    return [limit] * len(prompts) if isinstance(limit, int) else list(limit)
+
+
+def has_end(prompt: Sequence[Piece]) -> bool:
+    """Whether a prompt ends with token ids, and holds more than one of them or something before it."""
+    return isinstance(prompt[-1], Tensor) and len(prompt[-1]) > (len(prompt) == 1)
+
+
+@torch.no_grad()
+def answer_in_changing_batch(
+    model: SpeechLLMModule, prompts: Sequence[Sequence[Piece]], limits: Sequence[int], end_id: int
+) -> list[list[int]]:
+    """Greedy answers by `mtbi.llm.decode`: what stands before the last piece is read once for all prompts that share it."""
+    groups: dict[tuple[Hashable, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(tuple(map(identity_of, prompt[:-1])), []).append(number)
+    starts = unpadded_starts(model, [prompts[numbers[0]][:-1] for numbers in groups.values()])
+    ends = [piece.tolist() for piece in (prompt[-1] for prompt in prompts)]
+    asked = [
+        Prompts(
+            start,
+            [ends[number] for number in numbers],
+            [room_for_answer(model.llm, len(start) + len(ends[number]), limits[number]) for number in numbers],
+        )
+        for start, numbers in zip(starts, groups.values(), strict=True)
+    ]
+    end_ids = all_end_ids(model.llm.generation_config, end_id)
+    order = list(groups.values())
+    answers: list[list[int]] = [[] for _ in prompts]
+    for answer in decode(model.llm, asked, end_ids, rows=len(prompts)):
+        group, end = answer.prompt
+        answers[order[group][end]] = list(takewhile(lambda token: token not in end_ids, answer.ids))
+    return answers
+
+
+def identity_of(piece: Piece) -> Hashable:
+    """Equal for token ids that are the same and for one and the same recording."""
+    return tuple(piece.tolist()) if isinstance(piece, Tensor) else id(piece)
+
+
+def unpadded_starts(model: SpeechLLMModule, starts: Sequence[Sequence[Piece]]) -> list[Tensor]:
+    """The embeddings (tokens, hidden) of each start, which may have no piece."""
+    embeddings, mask = embed_prompts(model, [start or [torch.zeros(0, dtype=torch.long)] for start in starts])
+    return [row[mask_row > 0] for row, mask_row in zip(embeddings, mask, strict=True)]
 
 
 @torch.no_grad()
@@ -107,19 +159,20 @@ def complete(
     model: SpeechLLMModule,
     embeddings: Tensor,
     mask: Tensor,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     end_id: int,
     streamer: BaseStreamer | None = None,
     decoding: Decoding = GREEDY,
 ) -> list[list[int]]:
     """`generate` for embedded prompts: `embeddings` (prompts, tokens, hidden), their `mask` (prompts, tokens)."""
-    max_new_tokens = room_for_answer(model.llm, embeddings.shape[1], max_new_tokens)
+    limits = each(max_new_tokens, mask)
+    longest = room_for_answer(model.llm, embeddings.shape[1], max(limits))
     ends = all_end_ids(model.llm.generation_config, end_id)
     with decoding.randomness(embeddings.device):
         answers = model.llm.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=longest,
             eos_token_id=ends,
             pad_token_id=end_id,
             streamer=streamer,
@@ -127,7 +180,9 @@ def complete(
             synced_gpus=is_partitioned(model.llm) and torch.distributed.get_world_size() > 1,
             **decoding.settings(),
         ).tolist()
-    return [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+    return [
+        list(takewhile(lambda token: token not in ends, answer[:limit])) for answer, limit in zip(answers, limits, strict=True)
+    ]
 
 
 @torch.no_grad()

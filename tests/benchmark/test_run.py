@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mtbi import recipe
 from mtbi.answers import task_library
 from mtbi.benchmark import run as benchmark
-from mtbi.benchmark.answers import CONTROL_EVERY, CONTROLS, SPARE_TOKENS, UNKNOWN_ANSWER_TOKENS, ConditionAsker
-from mtbi.benchmark.dialogues import choose_utterances, from_shards, with_prompt_moved
+from mtbi.benchmark.answers import CONTROL_EVERY, CONTROLS, SPARE_TOKENS, ConditionAsker
+from mtbi.benchmark.dialogues import UNKNOWN_ANSWER_TOKENS, choose_utterances, from_shards, with_prompt_moved
+from mtbi.benchmark.recogniser import Transcriber
 from mtbi.benchmark.run import Settings, evaluate, load_cells
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
@@ -20,8 +22,14 @@ from mtbi.metrics import CASCADE, SPEECH, TEXT_LLM
 from mtbi.use.open_run import TrainedRun
 
 
-def test_the_whole_way(run: TrainedRun) -> None:
-    report = evaluate(run, Settings(dialogues=0, batch_size=4, transcribe=lambda wave: "three five"))
+def hears_three_five(name: str, device: torch.device) -> Transcriber:
+    """A recogniser that hears the same in every recording."""
+    return lambda waveforms: ["three five" for _ in waveforms]
+
+
+def test_the_whole_way(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "open_recogniser", hears_three_five)
+    report = evaluate(run, Settings(dialogues=0, batch_size=4, recogniser="three five"))
     after = [d for d in report.dialogues if not d.prompt_first]
     assert {(d.utterance, d.task) for d in after} == {
         (f"test-{number}", task) for number in range(3) for task in ("repeat", "count", "twice", "repeat/french")
@@ -54,27 +62,32 @@ def test_batching_does_not_change_answers(run: TrainedRun) -> None:
 
     def answers(size: int) -> list[dict[str, str]]:
         turns = list(from_shards("test", shards, task_library.load(["digits"]), 0))
+        for index, turn in enumerate(turns):
+            turn.controlled = index % CONTROL_EVERY == 0
         for start in range(0, len(turns), size):
-            ConditionAsker(run).ask(turns[start : start + size], first=start)
+            ConditionAsker(run).ask(turns[start : start + size])
         return [turn.dialogue.answers for turn in turns]
 
     assert answers(1) == answers(12)
 
 
 def test_how_long_an_answer_may_be_does_not_depend_on_its_batch(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_on(_model: object, prompts: list, longest: int, _end_id: int) -> list[list[int]]:
-        return [run.chat.plain_ids("one") * longest for _ in prompts]
+    def run_on(_model: object, _prompts: list, limits: list[int], _end_id: int) -> list[list[int]]:
+        return [run.chat.plain_ids("one") * limit for limit in limits]
 
     monkeypatch.setattr("mtbi.benchmark.answers.generate", run_on)
     shards = benchmark.open_shards(run.recipe.data.eval_shards[0], run)
     turns = list(from_shards("test", shards, task_library.load(["digits"]), 0))
+    turns[1].dialogue.max_new_tokens = 18
     moved = with_prompt_moved(turns[0])
     ConditionAsker(run, controls=()).ask([*turns, moved])
     for turn in turns:
         spoken, known = (len(run.chat.plain_ids(turn.dialogue.answers[who])) for who in (SPEECH, TEXT_LLM))
-        assert spoken == 2 * known + SPARE_TOKENS
+        assert spoken == min(turn.dialogue.max_new_tokens, 2 * known + SPARE_TOKENS)
+        assert turn.dialogue.cut_off == [SPEECH]
     assert len({len(turn.dialogue.answers[SPEECH]) for turn in turns}) > 1
     assert moved.dialogue.answers[TEXT_LLM].count("one") == UNKNOWN_ANSWER_TOKENS
+    assert moved.dialogue.cut_off == [TEXT_LLM, SPEECH]
 
 
 def test_a_prompt_first_run_is_asked_prompt_first(run: TrainedRun, tmp_path: Path) -> None:
@@ -83,7 +96,7 @@ def test_a_prompt_first_run_is_asked_prompt_first(run: TrainedRun, tmp_path: Pat
     soundfile.write(tmp_path / "a.wav", np.full(1600, 0.1), 16_000)
     (tmp_path / "items.jsonl").write_text('{"audio": "a.wav", "instruction": "repeat it"}\n')
     for asked, expected in ((first, True), (run, False)):
-        [turn] = benchmark.list_turns("items", str(tmp_path / "items.jsonl"), asked, {}, Settings())
+        [turn] = benchmark.list_turns("items", str(tmp_path / "items.jsonl"), asked, {}, Settings()).turns
         assert turn.dialogue.prompt_first is expected
         assert with_prompt_moved(turn).dialogue.prompt_first is not expected  # the other place
 

@@ -20,6 +20,19 @@ def test_wer_counts_over_all_answers() -> None:
     assert metrics.wer(["a"], [""]) is None
 
 
+def test_word_errors_of_one_answer() -> None:
+    assert metrics.word_errors("a x c d", "a b c") == (2, 3)
+    assert metrics.word_errors("a", "") == (0, 0)
+    assert metrics.word_errors("it's 3", "it is three", english=True) == (0, 3)
+
+
+def test_rouge_l_is_f1_of_the_longest_common_subsequence() -> None:
+    assert metrics.rouge_l("The cat, on a mat", "the cat sat on the mat") == pytest.approx(2 * 4 / (5 + 6))
+    assert metrics.rouge_l("", "") == 1
+    assert metrics.rouge_l("", "a") == 0
+    assert metrics.rouge_l("今天很好", "今天天气很好") == pytest.approx(2 * 4 / (4 + 6))
+
+
 def test_english_numbers_and_contractions_count_as_the_same_words() -> None:
     assert metrics.wer(["I can't come at 3"], ["i cannot come at three"]) != 0
     assert metrics.wer(["I can't come at 3"], ["i can not come at three"], english=True) == 0

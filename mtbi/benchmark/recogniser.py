@@ -1,0 +1,80 @@
+"""Recognisers: from waveforms to transcripts, for the cascade of a recogniser and the text LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from mtbi import plugins
+from mtbi.audio.codec import SAMPLE_RATE
+from mtbi.corpus.align import open_aligner
+from mtbi.errors import UserError
+
+Transcriber = Callable[[Sequence[np.ndarray]], list[str]]  #: from waveforms `(samples,)` at 16 kHz to a transcript of each
+
+WHISPER_SECONDS = 30  #: a longer recording is transcribed in windows
+
+
+class Seq2SeqRecogniser:
+    """A sequence-to-sequence recogniser of transformers, such as Whisper. Transcripts are greedy."""
+
+    def __init__(self, path: str, device: torch.device) -> None:
+        """Raises UserError where `path` holds no such recogniser."""
+        from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+        try:
+            self.processor = AutoProcessor.from_pretrained(path)
+            model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: no recogniser with its processor could be loaded ({error})") from error
+        self.model, self.device = model.eval().to(device), device
+        self.is_whisper = model.config.model_type == "whisper"
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """A transcript of each waveform. Whisper finds out the language of each."""
+        if not self.is_whisper:
+            return self._transcribe(waveforms, {"padding": True})
+        long = [len(waveform) > WHISPER_SECONDS * SAMPLE_RATE for waveform in waveforms]
+        short = iter(self._transcribe([wave for wave, is_long in zip(waveforms, long, strict=True) if not is_long], {}))
+        windows = {"truncation": False, "padding": "longest"}
+        return [
+            self._transcribe([wave], windows, return_timestamps=True)[0] if is_long else next(short)
+            for wave, is_long in zip(waveforms, long, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _transcribe(self, waveforms: Sequence[np.ndarray], layout: dict[str, object], **settings: object) -> list[str]:
+        if not waveforms:
+            return []
+        inputs = self.processor(
+            [np.asarray(wave, dtype=np.float32) for wave in waveforms], sampling_rate=SAMPLE_RATE, return_tensors="pt",
+            return_attention_mask=True, **layout,
+        )  # fmt: skip
+        if getattr(self.model.generation_config, "is_multilingual", False):
+            settings["task"] = "transcribe"
+        ids = self.model.generate(**inputs.to(self.device), do_sample=False, num_beams=1, **settings)
+        return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def open_recogniser(name: str, device: torch.device | None = None) -> Transcriber:
+    """A recogniser by name or folder: `demo`, one of Whisper's kind, or a CTC model.
+
+    Raises UserError for a model that recognises no speech.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in plugins.SHIPPED[plugins.ALIGNERS] and _is_seq2seq(name):
+        return Seq2SeqRecogniser(name, device)
+    aligner = open_aligner(name)
+    return lambda waveforms: [aligner.transcribe(waveform) for waveform in waveforms]
+
+
+def _is_seq2seq(name: str) -> bool:
+    """Whether a model's configuration is that of a sequence-to-sequence recogniser."""
+    from transformers import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING, AutoConfig
+
+    try:
+        return type(AutoConfig.from_pretrained(name)) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: no model of transformers ({error})") from error
