@@ -8,10 +8,10 @@ LLM ?=
 ENCODER ?=
 OUT ?= runs/real
 
-.PHONY: help setup demo real reproduce docs test slow format clean
+.PHONY: help setup demo real reproduce docs test test-transformers-4 slow format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: ## .venv with the exact versions of constraints.txt
 	@tools/setup.sh
@@ -34,6 +34,19 @@ test: setup ## formatting, lint, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# The tests of what calls transformers. All other code reaches it through these files alone.
+TESTS_OF_TRANSFORMERS := tests/llm tests/model tests/hf tests/answers/test_teacher.py tests/corpus/test_align.py \
+	tests/demo/test_text_llm.py tests/engine/test_memory.py tests/engine/test_zero3.py tests/use/test_export.py tests/use/test_turn.py
+
+test-transformers-4: setup .venv/transformers-4 ## the fast tests of what uses transformers, with its version 4.57
+	PYTHONPATH=$(CURDIR)/.venv/transformers-4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
+		--numprocesses auto --maxprocesses 4 --dist worksteal $(TESTS_OF_TRANSFORMERS)
+
+.venv/transformers-4: constraints-transformers-4.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ --requirement $<
+	touch $@
 
 slow: setup ## the end-to-end tests, which take minutes
 	$(BIN)/python -m pytest -m slow

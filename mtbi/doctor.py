@@ -16,6 +16,7 @@ from itertools import permutations
 from math import inf
 from pathlib import Path
 
+from mtbi import mds
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
 from mtbi.versions import installed
@@ -45,7 +46,8 @@ def machine() -> Iterator[Finding]:
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     for package in PACKAGES:
         version = installed(package)
-        remedy = "" if version else "make setup, or pip install -c constraints.txt -e ."
+        command = mds.INSTALL if package == "mosaicml-streaming" else "pip install -c constraints.txt -e ."
+        remedy = "" if version else f"make setup, or {command}"
         yield Finding(OK if version else FAIL, package, version or "missing", remedy)
     yield from matching_builds()
     for number in range(torch.cuda.device_count()):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mtbi import mds
 from mtbi.errors import DamagedError, UnavailableError, UserError
 
 REQUEST_TIMEOUT_SECONDS = 60.0
@@ -29,6 +30,8 @@ def is_remote(address: str) -> bool:
 
 def explain(address: str, error: Exception) -> UserError | None:
     """The error for the user, if another attempt would not help; None otherwise."""
+    if isinstance(error, UserError):
+        return error
     response = getattr(error, "response", None) or {}
     code = str(response.get("Error", {}).get("Code", ""))
     endpoint = os.environ.get("S3_ENDPOINT_URL", "the default endpoint")
@@ -51,11 +54,9 @@ def explain(address: str, error: Exception) -> UserError | None:
 
 def downloader(address: str) -> Any:
     """This thread's client for addresses of this kind. Changed `AWS_…` or `S3_…` variables make a new one."""
-    from streaming.base.storage.download import CloudDownloader
-
     settings = urlsplit(address).scheme, sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "S3_")))
     if getattr(_kept, "settings", None) != settings:
-        _kept.settings, _kept.client = settings, CloudDownloader.get(address)
+        _kept.settings, _kept.client = settings, mds.part("streaming.base.storage.download:CloudDownloader").get(address)
     return _kept.client
 
 
@@ -87,10 +88,10 @@ def fetch(address: str, local: Path, retries: int = 5) -> None:
 
 def upload(folder: Path, names: list[str], address: str) -> None:
     """Upload files of a local folder to a remote folder. Raises UserError if the store refuses or fails."""
-    from streaming.base.storage.upload import CloudUploader
-
     try:
-        uploader = CloudUploader.get((str(folder), address), keep_local=True, exist_ok=True)
+        uploader = mds.part("streaming.base.storage.upload:CloudUploader").get(
+            (str(folder), address), keep_local=True, exist_ok=True
+        )
         for name in names:
             uploader.upload_file(name)
     except Exception as error:

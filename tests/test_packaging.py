@@ -8,11 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from configparser import ConfigParser
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("mtbi", "launcher")
@@ -24,12 +28,25 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def declared() -> set[str]:
-    """Every distribution that setup.cfg names."""
+def read_setup() -> ConfigParser:
+    """The content of setup.cfg."""
     config = ConfigParser(interpolation=None)
     config.read(REPOSITORY / "setup.cfg")
+    return config
+
+
+def declared() -> set[str]:
+    """Every distribution that setup.cfg names."""
+    config = read_setup()
     texts = [config["options"]["install_requires"], *config["options.extras_require"].values()]
     return {canonical(found[0]) for text in texts for line in text.splitlines() if (found := re.match(r"[\w.-]+", line))}
+
+
+def required_by(lines: Iterable[str]) -> dict[str, SpecifierSet]:
+    """The versions that requirements ask for here, by distribution; those of extras are left out."""
+    parsed = [Requirement(line) for line in lines]
+    wanted = [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return {canonical(one.name): one.specifier for one in wanted}
 
 
 def imported() -> set[str]:
@@ -54,6 +71,32 @@ def test_every_dependency_is_in_the_document() -> None:
     text = (REPOSITORY / "docs" / "dependencies.md").read_text(encoding="utf-8")
     documented = {canonical(name) for name in re.findall(r"^\| ([\w.-]+) \|", text, re.MULTILINE)}
     assert declared() - documented == set()
+
+
+def test_what_streaming_requires_is_required_here() -> None:
+    theirs = required_by(metadata.requires("mosaicml-streaming") or [])
+    lines = read_setup()["options"]["install_requires"].split("\n")
+    ours = required_by(line for line in lines if line and not line.startswith("#"))
+    assert theirs.keys() - ours.keys() == set()
+    assert "mosaicml-streaming" not in ours  # or pip would choose transformers 4
+
+
+def test_the_environment_is_what_its_packages_ask_for_except_two_bounds_of_streaming() -> None:
+    waiting, seen, broken = [*declared() - OPTIONAL], set(), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        for other, specifier in required_by(metadata.requires(name) or []).items():
+            if not specifier.contains(metadata.version(other), prereleases=True):
+                broken.add((name, other))
+            if other not in seen:
+                waiting.append(other)
+    assert broken <= {("mosaicml-streaming", "transformers"), ("mosaicml-streaming", "numpy")}
+
+
+def test_one_command_installs_streaming_everywhere() -> None:
+    for path in ("tools/setup.sh", "docs/index.md", "docs/real-run.md", "docs/dependencies.md", "mtbi/mds.py"):
+        assert re.search(r"install .*--no-deps mosaicml-streaming", (REPOSITORY / path).read_text(encoding="utf-8")), path
 
 
 @pytest.fixture(scope="module")

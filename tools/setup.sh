@@ -36,6 +36,9 @@ fi
 echo "setup: installing into $venv (about 6 GB; a few minutes the first time)"
 rm -f "$stamp"
 [[ -x $venv/bin/python ]] && "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]' </dev/null
+install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@" </dev/null; }
+install --no-warn-conflicts --editable '.[demo,dev]'
+# By itself, since its metadata forbid transformers 5 and numpy 2.2, which its code accepts (docs/dependencies.md).
+install --no-deps mosaicml-streaming
 echo "$wanted" >"$stamp"
 echo "setup: done"

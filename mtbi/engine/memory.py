@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mtbi.llm import back_end, precision
+from mtbi.llm.last_layer import decoder_of
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import set_trainable, shape_of_encoder
 from mtbi.model.flops import size
@@ -93,7 +94,7 @@ def sizes_of(recipe: Recipe) -> Sizes:
         config.hidden_size,
         config.vocab_size,
         max(embedding, layer),
-        size(llm.get_decoder()) - embedding,
+        size(decoder_of(llm)) - embedding,
     )
 
 

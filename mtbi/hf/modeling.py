@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from mtbi.hf import frozen
 from mtbi.hf.configuration import MtbiConfig
+from mtbi.llm.last_layer import decoder_of
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import empty_encoder, restore_filters
@@ -119,7 +120,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
 
     def get_decoder(self) -> nn.Module:
         """The LLM without its output layer."""
-        return self.llm.get_decoder()
+        return decoder_of(self.llm)
 
     def encode_speech(self, input_values: Tensor, input_lengths: Tensor) -> Tensor:
         """Waveforms `(clips, samples)` at 16 kHz, lengths in samples: adapter frames `(frames of all clips, hidden)`."""

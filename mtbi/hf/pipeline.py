@@ -82,7 +82,9 @@ class AudioTextToTextPipeline(Pipeline):
         """The answers of a batch of conversations, or of a single one, as token ids `(conversations, answers, tokens)`."""
         talks = [model_inputs] if parts.is_message(model_inputs[0]) else model_inputs
         batch = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
-        if generation := getattr(self, "generation_config", None):  # transformers 4 keeps the arguments of `pipeline` in it
+        if prepare := getattr(self, "_prepare_generate_kwargs", None):  # transformers 5 adds the arguments of `pipeline` here
+            kwargs = prepare(kwargs)
+        elif generation := getattr(self, "generation_config", None):  # transformers 4 keeps the arguments of `pipeline` in it
             kwargs.setdefault("generation_config", generation)
         ids = self.model.generate(**batch.to(self.device), **kwargs)
         answers = ids[:, batch["input_ids"].shape[1] :]

@@ -317,7 +317,8 @@ def _as_back_end(packed: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
                 f"({packing.longest_reach} tokens), which packed rows cannot do: lower plan.max_audio_seconds"
             )
         hides = sliding_window is not None and sliding_window < packing.longest_reach
-        return packed(query, key, value, packing, sliding_window if hides else None, scaling, s_aux), None
+        states = packed(query, key, value, packing, sliding_window if hides else None, scaling, s_aux)
+        return states.contiguous(), None  # some models take a view of it
 
     return attend
 

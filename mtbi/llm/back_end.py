@@ -14,13 +14,14 @@ from torch import nn
 from mtbi.errors import UserError
 from mtbi.llm import kernels
 from mtbi.llm.attention import DENSE, FLASH, FLEX
-from mtbi.llm.last_layer import decoder_layers
+from mtbi.llm.last_layer import decoder_layers, decoder_of
 from mtbi.recipe import ModelConfig
 
 NAMES = {"dense": DENSE, "flash": FLASH, "flex": FLEX}  #: of the recipe's `model.attention`, in transformers
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 #: Where configurations list what each layer is.
 LAYER_LISTS = ("layer_types", "layers_block_type", "block_types", "_block_types")
+NO_INTERFACE = "does not use transformers' attention interface, which packed rows need"
 LARGEST_FLASH_HEAD = 256
 FLASH_HEAD_MULTIPLE = 8
 
@@ -38,8 +39,9 @@ class LLMShape:
     chunk: int | None  #: tokens of a chunk that layers attend inside of (Llama 4)
     positions: int | None  #: positions that the LLM was made for
     same_rotation: int | None  #: longest input that leaves rotary positions as they are; None = any
-    others: tuple[str, ...]  #: kinds of layers that are no attention
+    others: tuple[str, ...]  #: kinds of layers that are no attention, or another one than `ATTENTION_LAYERS`
     capped: bool  #: scores are capped (softcap)
+    token_bound: bool  #: each layer looks the tokens up again (Gemma 3n)
 
     @classmethod
     def of(cls, config: Any) -> LLMShape:
@@ -47,7 +49,7 @@ class LLMShape:
         config = config.get_text_config()
 
         def value(*names: str) -> Any:
-            return next((given for name in names if (given := getattr(config, name, None)) is not None), None)
+            return next((given for name in names if (given := _largest(config, name)) is not None), None)
 
         heads = value("num_attention_heads", "n_head") or 1
         size = value("head_dim") or (value("hidden_size", "n_embd") or heads) // heads
@@ -72,7 +74,16 @@ class LLMShape:
             same_rotation=(original or positions) if changing else None,
             others=tuple(sorted(kinds - ATTENTION_LAYERS)),
             capped=value("attn_logit_softcapping") is not None,
+            token_bound=bool(value("hidden_size_per_layer_input")),
         )
+
+
+def _largest(config: Any, name: str) -> Any:
+    """A value of a configuration, None if it has none. Where layers differ in it (Gemma 4), the largest counts."""
+    if name not in (getattr(config, "per_layer_attributes", None) or ()):
+        return getattr(config, name, None)
+    values = (getattr(layer, name, None) for layer in config.per_layer_config)
+    return max((value for value in values if value is not None), default=None)
 
 
 def read_config(model: ModelConfig) -> Any:
@@ -89,6 +100,12 @@ def read_config(model: ModelConfig) -> Any:
 
 def check_config(shape: LLMShape) -> None:
     """Raises UserError for an LLM that cannot be computed in packed rows, by its configuration."""
+    sparse = [kind for kind in shape.others if kind.endswith("_attention") and kind != "linear_attention"]
+    if sparse:
+        raise UserError(
+            f"model.llm: {shape.name} has layers of sparse attention ({', '.join(sparse)}), which packed rows do not support. "
+            "Choose an LLM of full or sliding attention (docs/your-models.md)"
+        )
     if shape.others:
         raise UserError(
             f"model.llm: {shape.name} has layers that are no attention ({', '.join(shape.others)}): they would carry one "
@@ -96,6 +113,20 @@ def check_config(shape: LLMShape) -> None:
         )
     if shape.capped:
         raise UserError(f"model.llm: {shape.name} caps attention scores (softcap), which is not supported: choose another LLM")
+    if shape.token_bound:
+        raise UserError(
+            f"model.llm: {shape.name} looks up an embedding of each token in every layer (hidden_size_per_layer_input), and "
+            "speech has no tokens to look up: choose another LLM (docs/your-models.md)"
+        )
+
+
+def check_class(config: Any) -> None:
+    """Raises UserError for an LLM whose class in transformers has attention code of its own. Remote code is not checked."""
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if kind is not None and not kind._supports_attention_backend:
+        raise UserError(f"model.llm: {kind.__name__} {NO_INTERFACE}")
 
 
 def check_lengths(shape: LLMShape, longest_tokens: int) -> None:
@@ -121,14 +152,14 @@ def check_lengths(shape: LLMShape, longest_tokens: int) -> None:
 def check_model(llm: Any) -> None:
     """Raises UserError for an LLM whose class cannot be computed in packed rows. It may have no weights (`meta`)."""
     name = type(llm).__name__
-    kinds = {type(module).__name__ for module in llm.get_decoder().modules() if isinstance(module, nn.Conv1d)}
+    kinds = {type(module).__name__ for module in decoder_of(llm).modules() if isinstance(module, nn.Conv1d)}
     if kinds:
         raise UserError(
             f"model.llm: {name} has convolutions over tokens ({', '.join(sorted(kinds))}): they would carry one dialogue "
             "of a packed row into the next. Choose an LLM of attention layers only (docs/your-models.md)"
         )
     if not llm._supports_attention_backend:
-        raise UserError(f"model.llm: {name} does not use transformers' attention interface, which packed rows need")
+        raise UserError(f"model.llm: {name} {NO_INTERFACE}")
     decoder_layers(llm)
 
 
@@ -172,8 +203,10 @@ def decide(model: ModelConfig, device: torch.device, dtype: torch.dtype, longest
 
     Raises UserError for an LLM or lengths that packed rows cannot do, and for flash if no kernel is right.
     """
-    shape = LLMShape.of(read_config(model))
+    config = read_config(model)
+    shape = LLMShape.of(config)
     check_config(shape)
+    check_class(config)
     if longest_tokens is not None:
         check_lengths(shape, longest_tokens)
     chosen, why = choose(model.attention, device, dtype, shape, longest_tokens)

@@ -62,6 +62,16 @@ def load_llm_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
         ) from error
 
 
+def fixed_clock(template: str, today: datetime) -> str:
+    """A Jinja macro that replaces the clock in `template`: it always gives `today`. Empty if the template reads no clock."""
+    if "strftime_now" not in template:
+        return ""
+    letters = "aAbBcdDeFgGhHIjmMnpStTuUVwWxXyYZ"
+    codes = [f"%-{letter}" for letter in "dmHIMSjyY"] + [f"%{letter}" for letter in letters]
+    replacements = "".join(f" | replace({json.dumps(code)}, {json.dumps(today.strftime(code))})" for code in codes)
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replacements} }}}}{{%- endmacro -%}}\n"
+
+
 class ChatFormat:
     """Token ids of the parts of a dialogue, by the chat template of `tokenizer`. Raises UserError where it has no template.
 
@@ -105,12 +115,13 @@ class ChatFormat:
     def _render(self, messages: list[dict[str, str]], ask: bool) -> str:
         system_prompt = self.tokens.harmless(self.system_prompt)
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        template = self.tokenizer.get_chat_template()
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [*system, *messages],
+                chat_template=fixed_clock(template, self.today) + template,
                 tokenize=False,
                 add_generation_prompt=ask,
-                strftime_now=self.today.strftime,
                 **self.variables,
             )
         except TemplateError as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbi.errors import UserError
+from mtbi.llm.last_layer import decoder_of
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max  # 448
@@ -108,7 +109,7 @@ def convert(llm: Any, device: torch.device) -> None:
 
     The rounded weights are on `device`, wherever the others are. Raises UserError if there is no layer to replace.
     """
-    decoder = llm.get_decoder()
+    decoder = decoder_of(llm)
     names = [name for name, module in decoder.named_modules() if type(module) is nn.Linear and not module.weight.requires_grad]
     names = [name for name in names if not ROUTERS & set(name.split("."))]
     if not names:

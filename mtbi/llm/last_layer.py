@@ -55,9 +55,15 @@ class LastLayer:
         return zeros.index_copy(0, self.read, output[0]).view(*self.shape, -1)
 
 
+def decoder_of(llm: Any) -> Any:
+    """An LLM without its output layer. `get_decoder` of transformers 5 returns the whole LLM for Llama 4."""
+    found = llm.get_decoder()
+    return llm.model if found is llm and hasattr(llm, "model") else found
+
+
 def decoder_layers(llm: Any) -> nn.ModuleList:
     """An LLM's decoder layers, first to last. Raises UserError for a model that keeps them under another name (GPT-2)."""
-    layers = getattr(llm.get_decoder(), "layers", None)
+    layers = getattr(decoder_of(llm), "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise UserError(
             f"model.llm: {type(llm).__name__} is built of other modules than Llama and its like (its decoder has no `layers`), "

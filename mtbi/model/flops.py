@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mtbi.llm import fp8
-from mtbi.llm.last_layer import decoder_layers, parts
+from mtbi.llm.last_layer import decoder_layers, decoder_of, parts
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
@@ -35,7 +35,7 @@ class LLMSize(NamedTuple):
     @classmethod
     def of(cls, llm: Any) -> LLMSize:
         """The sizes of an LLM of transformers."""
-        decoder = llm.get_decoder()
+        decoder = decoder_of(llm)
         last = sum(size(part) for part in parts(decoder_layers(llm)[-1]))
         layers = size(decoder) - size(llm.get_input_embeddings())
         return cls(size(llm), layers - last, size(llm.get_output_embeddings()) + last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mtbi.answers.teacher import all_end_ids
 from mtbi.errors import UserError
 from mtbi.llm.decode import Prompts, decode
+from mtbi.llm.last_layer import decoder_of
 from mtbi.llm.load import is_partitioned
 from mtbi.model.speech_llm import SpeechLLMModule
 
@@ -168,6 +170,7 @@ def complete(
     limits = each(max_new_tokens, mask)
     longest = room_for_answer(model.llm, embeddings.shape[1], max(limits))
     ends = all_end_ids(model.llm.generation_config, end_id)
+    accept_embeddings(model.llm)
     with decoding.randomness(embeddings.device):
         answers = model.llm.generate(
             inputs_embeds=embeddings,
@@ -185,12 +188,28 @@ def complete(
     ]
 
 
+def accept_embeddings(llm: Any) -> None:
+    """Let an LLM's `generate` begin with embeddings, in place.
+
+    transformers asks the signature of a method whether a model can do that. Gemma 3 with vision can, and its signature in
+    transformers 5 does not say so.
+    """
+    prepare = llm.prepare_inputs_for_generation
+    if "inputs_embeds" in inspect.signature(prepare).parameters:
+        return
+
+    def prepare_with_embeddings(*args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+        return prepare(*args, inputs_embeds=inputs_embeds, **kwargs)
+
+    llm.prepare_inputs_for_generation = prepare_with_embeddings
+
+
 @torch.no_grad()
 def answer_logits(model: SpeechLLMModule, prompts: Sequence[Sequence[Piece]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
     """For each prompt the float32 logits (answer tokens, vocabulary) that predict the given answer."""
     embeddings, mask = embed_prompts(model, [[*p, torch.tensor(a)] for p, a in zip(prompts, answers, strict=True)])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    hidden = model.llm.get_decoder()(
+    hidden = decoder_of(model.llm)(
         inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
     return [model.head.logits(row[-len(ids) - 1 : -1]) for row, ids in zip(hidden, answers, strict=True)]

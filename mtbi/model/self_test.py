@@ -17,6 +17,7 @@ from mtbi.batches.batch import RowBuilder
 from mtbi.errors import UserError
 from mtbi.llm import fp8
 from mtbi.llm.attention import Packing
+from mtbi.llm.last_layer import decoder_of
 from mtbi.model.speech_llm import NO_MASK_SHAPE
 
 #: The packed row: for each group the tokens of its prefix, and of each of its branches.
@@ -35,7 +36,7 @@ def check(llm: Any, name: str, device: torch.device | None = None) -> None:
     """
     dtype = next(parameter.dtype for parameter in llm.parameters() if parameter.dtype.is_floating_point)
     bound = FP8_BOUND if fp8.size(llm) else BOUNDS.get(dtype, BOUNDS[torch.bfloat16])
-    how = f"attention {llm.get_decoder().config._attn_implementation}, {str(dtype).removeprefix('torch.')}, bound {bound:.1%}"
+    how = f"attention {decoder_of(llm).config._attn_implementation}, {str(dtype).removeprefix('torch.')}, bound {bound:.1%}"
     packed, alone = differences(llm, device)
     for case, difference in (("packed rows", packed), ("answers alone", alone)):
         if not difference < bound:
@@ -49,7 +50,8 @@ def check(llm: Any, name: str, device: torch.device | None = None) -> None:
 def differences(llm: Any, device: torch.device | None = None) -> tuple[float, float]:
     """Relative differences of hidden states at the answers, from each dialogue alone under transformers' eager attention.
 
-    The first is that of a packed row, the second that of each dialogue alone under the LLM's own back end.
+    The first is that of a packed row, the second that of each dialogue alone under the LLM's own back end. Both read
+    embeddings, as speech needs. The eager reference reads token ids.
     """
     device = device or llm.get_input_embeddings().weight.device
     builder = row(llm.get_input_embeddings().num_embeddings)
@@ -57,14 +59,14 @@ def differences(llm: Any, device: torch.device | None = None) -> tuple[float, fl
         torch.tensor(column, device=device) for column in (builder.tokens, builder.positions, builder.groups, builder.branches)
     )
     answers = (branch > 0).nonzero()[:, 0]
-    modes, decoder = {module: module.training for module in llm.modules()}, llm.get_decoder()  # LoRA's modules may differ
+    modes, decoder = {module: module.training for module in llm.modules()}, decoder_of(llm)  # LoRA's modules may differ
     llm.eval()
     try:
         embeddings = llm.get_input_embeddings()(ids)
         with torch.compiler.set_stance("force_eager"):
-            own = _alone(decoder, embeddings, group, branch)
+            own = _alone(decoder, {"inputs_embeds": embeddings}, group, branch)
             with _eager(llm):
-                right = _alone(decoder, embeddings, group, branch)
+                right = _alone(decoder, {"input_ids": ids}, group, branch)
             packed = decoder(
                 inputs_embeds=embeddings[None],
                 attention_mask=embeddings.new_zeros(NO_MASK_SHAPE),
@@ -89,20 +91,24 @@ def row(vocabulary: int) -> RowBuilder:
     return builder
 
 
-def _alone(decoder: Any, embeddings: Tensor, group: Tensor, branch: Tensor) -> Tensor:
-    """Hidden states `(answer tokens of all branches, hidden)` of the dialogues in a batch, padded on the left."""
+def _alone(decoder: Any, tokens: dict[str, Tensor], group: Tensor, branch: Tensor) -> Tensor:
+    """Hidden states `(answer tokens of all branches, hidden)` of the dialogues in a batch, padded on the left.
+
+    `tokens` are the row's `input_ids` or `inputs_embeds`, by that name.
+    """
+    [(name, values)] = tokens.items()
     sequences = []
     for number, (_, branches) in enumerate(GROUPS):
         for own in range(1, len(branches) + 1):
             sequences.append(((group == number) & ((branch == 0) | (branch == own))).nonzero()[:, 0])
     longest = max(map(len, sequences))
-    rows = embeddings.new_zeros(len(sequences), longest, embeddings.shape[-1])
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long, device=embeddings.device)
+    rows = values.new_zeros(len(sequences), longest, *values.shape[1:])
+    mask = torch.zeros(len(sequences), longest, dtype=torch.long, device=values.device)
     for row_number, sequence in enumerate(sequences):
-        rows[row_number, longest - len(sequence) :] = embeddings[sequence]
+        rows[row_number, longest - len(sequence) :] = values[sequence]
         mask[row_number, longest - len(sequence) :] = 1
     hidden = decoder(
-        inputs_embeds=rows, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False
+        **{name: rows}, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False
     ).last_hidden_state
     answers = [length for _, branches in GROUPS for length in branches]
     return torch.cat([states[longest - length :] for states, length in zip(hidden, answers, strict=True)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtbi.batches.batch import Batch
 from mtbi.llm import attention
-from mtbi.llm.last_layer import LastLayer
+from mtbi.llm.last_layer import LastLayer, decoder_of
 from mtbi.llm.load import add_lora, embedding_rms, load_llm
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
@@ -49,7 +49,7 @@ class SpeechLLMModule(nn.Module):
         flat = embeddings.flatten(0, 1).index_put((batch.audio_slot,), audio)
         # Without a target one position is read, so that every rank runs every module.
         read = batch.target_slot if batch.target_slot.numel() else batch.target_slot.new_zeros(1)
-        hidden = self.llm.get_decoder()(
+        hidden = decoder_of(self.llm)(
             inputs_embeds=flat.view_as(embeddings),
             attention_mask=flat.new_zeros(NO_MASK_SHAPE),
             position_ids=batch.position_ids,

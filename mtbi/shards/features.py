@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from mtbi import mds
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
 from mtbi.shards.index import INDEX_NAME, TABLES, Index, write_index
@@ -50,14 +51,12 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
 
     Raises UserError where `source` holds features already, or `out` is not empty.
     """
-    from streaming import MDSWriter
-
     if source.index.encoded:
         raise UserError(f"these shards hold features already ({source.index.encoded})")
     refuse_filled(out)
     partial = partial_folder(out)
     width = 0
-    with MDSWriter(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
+    with mds.part("streaming:MDSWriter")(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
         for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
             records = [source.record(number) for number in range(start, min(start + batch_size, len(source)))]
             # Text alone has no samples: silence is encoded in their place, and not stored.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from mtbi import object_store
+from mtbi import mds, object_store
 from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.shards import index_sums
 from mtbi.shards.index import INDEX_NAME, TABLES, VERSION, Index, concatenate, make_index
@@ -95,22 +95,20 @@ class ShardFolder:
 
     def _read_shard_list(self) -> list[Any]:
         """An MDS reader for each shard."""
-        from streaming.base.format import reader_from_json
-
         described = self._read_json("index.json").get("shards")
         if not isinstance(described, list):
             raise UserError(f"{self.address}: index.json is not that of MDS shards; make the shards again.")
         if fault := next(filter(None, map(find_fault, described)), None):
             raise UserError(f"{self.address}: index.json is refused: {fault}; make the shards again.")
-        readers: list[Any] = [reader_from_json(str(self.local), "", shard) for shard in described]
+        reader = mds.part("streaming.base.format:reader_from_json")
+        readers: list[Any] = [reader(str(self.local), "", shard) for shard in described]
         if [reader.samples for reader in readers] != self.index.shard_sizes:
             raise UserError(f"{self.address}: index.json and {INDEX_NAME} disagree; make the shards again.")
         return readers
 
     def _ready(self, shard: int) -> Any:
         """The MDS reader of a shard whose file is here and has the right checksum."""
-        from streaming.base.hashing import get_hash
-
+        digest = mds.part("streaming.base.hashing:get_hash")
         reader = self.readers[shard]
         path = self.local / reader.raw_data.basename
         with self.locks[shard]:
@@ -122,7 +120,7 @@ class ShardFolder:
                 if not self._file(path.name).exists() and not self.remote:
                     raise self._missing(path)
                 # Another reader of this cache may drop the file at this moment. `columns` then tries again.
-                if get_hash("xxh64", path.read_bytes()) == reader.raw_data.hashes["xxh64"]:
+                if digest("xxh64", path.read_bytes()) == reader.raw_data.hashes["xxh64"]:
                     break
                 if attempt == 2 or not self.remote:
                     raise DamagedError(

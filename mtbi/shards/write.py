@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mtbi import object_store
+from mtbi import mds, object_store
 from mtbi.answers.store import AnswerStore
 from mtbi.audio import codec
 from mtbi.corpus.check import refuse_other_duration
@@ -79,10 +79,10 @@ class ShardWriter:
 
     def write(self, local: Path, label: str) -> int:
         """Shards and index in a new local folder. `label` stands beside the progress bar."""
-        from streaming import MDSWriter
-
         index = IndexWriter()
-        with MDSWriter(out=str(local), columns=COLUMNS, hashes=["xxh64"], size_limit=self.shard_bytes) as writer:
+        with mds.part("streaming:MDSWriter")(
+            out=str(local), columns=COLUMNS, hashes=["xxh64"], size_limit=self.shard_bytes
+        ) as writer:
             for utterance in tqdm(self.utterances, desc=f"{label}: shards", unit="utterance", disable=None):
                 if answers := self.behaviours.get(utterance.id, utterance.text):
                     columns = pack(utterance, answers, self.read_audio(utterance), self.chat, self.audio_kind)

@@ -23,7 +23,7 @@ from mtbi.hf.configuration import MtbiConfig
 from mtbi.hf.modeling import MtbiForConditionalGeneration
 from mtbi.hf.pipeline import TASK
 from mtbi.hf.processing import AUDIO_TOKEN, MtbiFeatureExtractor, MtbiProcessor
-from mtbi.llm.chat_format import TEMPLATE_VARIABLES, TODAY, load_llm_tokenizer
+from mtbi.llm.chat_format import TEMPLATE_VARIABLES, TODAY, fixed_clock, load_llm_tokenizer
 from mtbi.llm.control_tokens import APART
 from mtbi.llm.load import embedding_rms
 from mtbi.model.encoders.build import describe_encoder, encoder_facts
@@ -138,16 +138,7 @@ def chat_template(tokenizer: Any, run: TrainedRun, apart: bool) -> str:
     lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in constants.items()]
     prompt = run.chat.tokens.harmless(behaviour.system_prompt)
     system = SYSTEM.replace("PROMPT", json.dumps(prompt)) if prompt else ""
-    clock = fixed_clock() if "strftime_now" in llm_template else ""
-    return "".join(lines) + clock + FLATTEN + system + llm_template
-
-
-def fixed_clock() -> str:
-    """A Jinja macro that replaces the clock of templates: it always gives the day that training used."""
-    letters = "aAbBcdDeFgGhHIjmMnpStTuUVwWxXyYZ"
-    codes = [f"%-{letter}" for letter in "dmHIMSjyY"] + [f"%{letter}" for letter in letters]
-    replacements = "".join(f" | replace({json.dumps(code)}, {json.dumps(TODAY.strftime(code))})" for code in codes)
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replacements} }}}}{{%- endmacro -%}}\n"
+    return "".join(lines) + fixed_clock(llm_template, TODAY) + FLATTEN + system + llm_template
 
 
 def make_config(run: TrainedRun, audio_token_id: int, merged: bool) -> MtbiConfig:

@@ -22,7 +22,7 @@ def test_training_data_is_what_the_chat_template_makes() -> None:
     words, in_loss, _ = random_dialogue(wordings, random.Random(3))
     ids, labels, _ = make_batch([(words, in_loss, in_loss)], tokenizer.get_vocab())
     user = " ".join(words[2 : words.index("<|end|>")])
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": user}], add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": user}], add_generation_prompt=True, return_dict=False)
     assert ids[0, : len(rendered)].tolist() == rendered
     assert tokenizer.unk_token_id not in ids
     assert (labels[0] >= 0).sum() == sum(in_loss)

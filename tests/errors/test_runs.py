@@ -134,7 +134,12 @@ COMMANDS = [
         "an LLM with layers other than attention",
         "plan demo model.llm=llm --gpus 1",
         ("model.llm: lfm2 has layers that are no attention (conv)", "Choose an LLM of attention layers only"),
-        both(folder("llm"), file("llm/config.json", '{"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}')),
+        both(
+            folder("llm"),
+            file(
+                "llm/config.json", '{"model_type": "lfm2", "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}'
+            ),
+        ),
     ),
     Case("an unknown recipe for the doctor", "doctor demmo", ("no recipe is called 'demmo'", "did you mean demo?")),
 ]

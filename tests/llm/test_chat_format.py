@@ -117,6 +117,35 @@ def test_other_llms_dialogues_are_what_their_templates_render(template: str) -> 
     assert [*first, *chat.text_ids("please stop"), chat.end_id, *chat.turn_ids("Why?")] == chat.text_ids(render(talk))
 
 
+#: The parts of the templates of Qwen3 and SmolLM3 that turn reasoning on and off.
+THINKING = {
+    "qwen3": TEMPLATES["qwen"]
+    + "{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
+    + "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}",
+    "smollm3": "{%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif -%}"
+    + "{%- set reasoning_mode = '/think' if enable_thinking else '/no_think' -%}"
+    + "<h>system\n## Metadata\nReasoning Mode: {{ reasoning_mode }}\n<e>\n"
+    + TEMPLATES["qwen"]
+    + "{% if add_generation_prompt and reasoning_mode == '/no_think' %}{{ '<think>\\n\\n</think>\\n' }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize("template", THINKING)
+def test_reasoning_is_what_the_template_makes_of_the_recipes_variable(template: str, thinks: bool) -> None:
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = THINKING[template]
+    prompt = "Say it in 5 words."
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": f"{TEXT}\n{prompt}"}], tokenize=False, add_generation_prompt=True, enable_thinking=thinks
+    )
+    assert ("<think>\n\n</think>" in rendered) is not thinks
+    chat = ChatFormat(tokenizer, variables={"enable_thinking": thinks})
+    assert chat.dialogue_ids(TEXT, prompt) == chat.text_ids(rendered)
+    assert thinks or ChatFormat(tokenizer).dialogue_ids(TEXT, prompt) == chat.text_ids(rendered)
+
+
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
 def test_every_word_carries_exactly_one_space(kind: str) -> None:
     tokenizer = make_tokenizer(kind)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import families
+import numpy as np
 import pytest
 import torch
+from tiny_models import ToyEncoder, train_on
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from mtbi.batches.batch import Batch
 from mtbi.errors import UserError
 from mtbi.llm import attention, back_end
 from mtbi.llm.attention import DENSE, FLASH, FLEX
 from mtbi.llm.back_end import LLMShape
 from mtbi.model import self_test
+from mtbi.model.adapter import build_adapter
+from mtbi.model.generate import generate
+from mtbi.model.speech_llm import SpeechLLMModule
+from mtbi.recipe import AdapterConfig, LossConfig
 
 
 @pytest.mark.parametrize("name", families.RIGHT)
@@ -24,6 +31,18 @@ def test_packed_rows_are_the_dialogues_alone(name: str) -> None:
     self_test.check(llm, name)
 
 
+@pytest.mark.parametrize("name", families.RIGHT)
+def test_speech_trains_and_answers(name: str, packed: Batch) -> None:
+    llm = families.plain(families.RIGHT[name](), DENSE)
+    adapter = build_adapter(AdapterConfig(stack=2), ToyEncoder.width, 32, 0.5)
+    model = SpeechLLMModule(ToyEncoder().requires_grad_(False), adapter, llm, LossConfig(ce=1.0, kl=0.5, chunk=7), tasks=3)
+    losses = train_on(model, packed, 4, 1e-2)
+    assert losses[-1] < losses[0]
+    prompts = [[torch.tensor([3, 4]), np.linspace(-1, 1, 900, dtype=np.float32), torch.tensor([5])], [torch.tensor([6, 7])]]
+    together = generate(model, prompts, 3, end_id=2)
+    assert together == [answer for prompt in prompts for answer in generate(model, [prompt], 3, end_id=2)]
+
+
 @pytest.mark.parametrize("name", families.REFUSED)
 def test_other_families_are_refused(name: str) -> None:
     make, sentence = families.REFUSED[name]
@@ -33,6 +52,7 @@ def test_other_families_are_refused(name: str) -> None:
 
 def try_all(config: object) -> None:
     back_end.check_config(LLMShape.of(config))
+    back_end.check_class(config)
     llm = families.build(config, DENSE)
     self_test.check(llm, "it")
 
