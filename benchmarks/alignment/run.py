@@ -8,9 +8,9 @@ sets are known:
 - `digits`: single recorded digits of five speakers in strings of five, with pauses of 0 to 0.6 s between them. A word starts
   where its recording does.
 
-An error is the distance of a word's start from the truth. With `--variants`, a Whisper model is also measured without the
-trimming of pauses, and with every clip padded to 30 s as in Whisper's own code. `transcripts` counts right transcripts that are
-refused, and transcripts of other recordings that are accepted.
+An error is the distance of a word's start from the truth. `untrimmed` are the same paths without the trimming of pauses. With
+`--padded`, a Whisper model is also measured with every clip padded to 30 s, as in Whisper's own code. `transcripts` counts right
+transcripts that are refused, and transcripts of other recordings that are accepted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -34,8 +32,9 @@ from measuring import header, save  # noqa: E402
 
 from mtbi import text_units  # noqa: E402
 from mtbi.audio import codec  # noqa: E402
+from mtbi.corpus import pauses  # noqa: E402
 from mtbi.corpus.align import open_aligner  # noqa: E402
-from mtbi.corpus.aligner import Aligner, Clip  # noqa: E402
+from mtbi.corpus.aligner import Aligner, Clip, Spans  # noqa: E402
 from mtbi.corpus.manifest import read_manifest  # noqa: E402
 from mtbi.corpus.text_style import sentence  # noqa: E402
 from mtbi.model.word_times import whisper  # noqa: E402
@@ -44,7 +43,7 @@ RATE = codec.SAMPLE_RATE
 MARGIN_SECONDS = 0.3  #: of sound beside a segment of a meeting, where nobody else speaks
 DIGITS, STRINGS_A_SPEAKER = 5, 8
 TRANSCRIPTS = ("librispeech_dev_clean_20spk", "vctk_5spk", "common_voice_en", "speechocean762_part")
-TRANSCRIPTS_A_SET = 20
+TRANSCRIPTS_A_SET = 12
 
 
 @dataclass(frozen=True)
@@ -101,21 +100,32 @@ def digits(speech: Path) -> list[Timed]:
 def errors(aligner: Aligner, timed: list[Timed]) -> dict:
     """The errors of word starts, and the seconds an utterance."""
     aligner.align([one.clip for one in timed[:2]])  # the first call is slower
-    began = time.perf_counter()
-    found = aligner.align([one.clip for one in timed])
-    seconds = time.perf_counter() - began
-    alone, overlapped = [], []
-    for one, alignment in zip(timed, found, strict=True):
-        for (start, _), truth, other in zip(alignment.spans or [], one.starts, one.overlapped, strict=False):
-            (overlapped if other else alone).append(start - truth)
-    return {
+    began = time.process_time()
+    with patch.object(whisper.pauses, "trim", lambda spans, wave: spans):
+        found = aligner.align([one.clip for one in timed])
+    seconds = time.process_time() - began
+    pairs = [(one, alignment.spans) for one, alignment in zip(timed, found, strict=True) if alignment.spans]
+    trimmed = [(one, pauses.trim(spans, one.clip.wave)) for one, spans in pairs]
+    result = {
         "utterances": len(timed),
-        "refused": sum(alignment.spans is None for alignment in found),
-        "seconds_an_utterance": round(seconds / len(timed), 3),
+        "refused": len(timed) - len(pairs),
+        "processor_seconds_an_utterance": round(seconds / len(timed), 3),
         "speech_seconds": round(sum(len(one.clip.wave) for one in timed) / RATE, 1),
-        **summary(alone),
-        **({"overlapped_words": summary(overlapped)} if overlapped else {}),
+        "speech": summary(differences(trimmed, overlapped=False)),
     }
+    if any(any(one.overlapped) for one in timed):
+        result["overlapped_speech"] = summary(differences(trimmed, overlapped=True))
+    return result | {"untrimmed_speech": summary(differences(pairs, overlapped=False))}
+
+
+def differences(pairs: list[tuple[Timed, Spans]], overlapped: bool) -> list[float]:
+    """How much too late the words start, in seconds."""
+    return [
+        start - truth
+        for one, spans in pairs
+        for (start, _), truth, other in zip(spans, one.starts, one.overlapped, strict=True)
+        if other == overlapped
+    ]
 
 
 def summary(values: list[float]) -> dict:
@@ -156,23 +166,12 @@ def transcripts(aligner: whisper.WhisperAligner, speech: Path) -> dict:
     }
 
 
-@contextmanager
-def variant(name: str) -> Iterator[None]:
-    """The aligner without one of its parts."""
-    if name == "untrimmed":
-        with patch.object(whisper.pauses, "trim", lambda spans, wave: spans):
-            yield
-    else:
-        with patch.object(whisper, "STEP_SECONDS", 30):
-            yield
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--padded", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for results.json")
     options = parser.parse_args()
     sets = {"meetings": meetings(options.speech), "digits": digits(options.speech)}
@@ -182,10 +181,9 @@ def main() -> None:
         own = results[Path(model).name] = {name: errors(aligner, timed) for name, timed in sets.items()}
         print(Path(model).name, json.dumps(own, indent=1), flush=True)
         if isinstance(aligner, whisper.WhisperAligner):
-            for name in ("untrimmed", "padded_to_30_s") if options.variants else ():
-                with variant(name):
-                    own[name] = {title: errors(aligner, timed) for title, timed in sets.items()}
-                print(name, json.dumps(own[name], indent=1), flush=True)
+            if options.padded:
+                with patch.object(whisper, "STEP_SECONDS", 30):
+                    own["padded_to_30_s"] = {title: errors(aligner, timed) for title, timed in sets.items()}
             own["transcripts"] = transcripts(aligner, options.speech)
             print(json.dumps(own["transcripts"]), flush=True)
         if options.out:
