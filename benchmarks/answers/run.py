@@ -88,12 +88,13 @@ def main() -> None:
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
     assert isinstance(teacher, TransformersTeacher)
     llm = AutoModelForCausalLM.from_pretrained(resolve_llm(recipe.model.llm), dtype=teacher.llm.dtype).eval()
-    turns, same, shorter, tokens = [], 0, 0, 0
+    turns, count, same, shorter, tokens = [], 0, 0, 0, 0
     for turn in range(options.turns):
         questions = asked[turn * options.questions : (turn + 1) * options.questions]
         ours, *pace = measured(lambda: ask(questions, recipe.behaviour, teacher, chat))  # noqa: B023
         theirs, *before = measured(lambda: plain(llm, questions, recipe, chat, teacher.end_ids))  # noqa: B023
         same += sum(ours[key] == ids for key, ids in theirs.items())
+        count += len(theirs)
         shorter += sum(ours[key] != ids and ours[key] == ids[: len(ours[key])] for key, ids in theirs.items())
         tokens += sum(map(len, theirs.values()))
         turns.append({"decode_s": pace, "plain_s": before})
@@ -104,7 +105,7 @@ def main() -> None:
         "llm": Path(recipe.model.llm).name,
         "threads": torch.get_num_threads(),
         "questions_a_turn": options.questions,
-        "answers": options.questions * options.turns,
+        "answers": count,
         "answer_tokens": tokens,
         "answers_with_the_same_tokens": same,
         "answers_cut_short_by_the_filter": shorter,
