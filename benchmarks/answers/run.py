@@ -7,7 +7,7 @@ Both arms answer the same questions about the same transcripts with the same LLM
 - `decode`: this package (`mtbi.llm.decode`)
 
 The machine may be shared, so the seconds of processor time are given beside those of the clock. The results also say how many
-answers have the same tokens in both arms.
+answers have the same tokens in both arms, and how many `behaviour.filter` cut short, with the same tokens up to there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -86,17 +85,18 @@ def main() -> None:
     asked = [
         q for one in utterances for q in draw_questions(one, tasks, recipe.behaviour, chat, recipe.seed) if q.source == "llm"
     ]
-    config = replace(recipe.behaviour, filter=[])  # so that both arms answer to the end
-    teacher = build_teacher(recipe.model, config, recipe.precision)
+    teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
     assert isinstance(teacher, TransformersTeacher)
     llm = AutoModelForCausalLM.from_pretrained(resolve_llm(recipe.model.llm), dtype=teacher.llm.dtype).eval()
-    turns, same, tokens = [], 0, 0
+    turns, count, same, shorter, tokens = [], 0, 0, 0, 0
     for turn in range(options.turns):
         questions = asked[turn * options.questions : (turn + 1) * options.questions]
-        ours, *pace = measured(lambda: ask(questions, config, teacher, chat))  # noqa: B023
+        ours, *pace = measured(lambda: ask(questions, recipe.behaviour, teacher, chat))  # noqa: B023
         theirs, *before = measured(lambda: plain(llm, questions, recipe, chat, teacher.end_ids))  # noqa: B023
         same += sum(ours[key] == ids for key, ids in theirs.items())
-        tokens += sum(map(len, ours.values()))
+        count += len(theirs)
+        shorter += sum(ours[key] != ids and ours[key] == ids[: len(ours[key])] for key, ids in theirs.items())
+        tokens += sum(map(len, theirs.values()))
         turns.append({"decode_s": pace, "plain_s": before})
         print(turns[-1], flush=True)
     ratios = [[old / new for old, new in zip(turn["plain_s"], turn["decode_s"], strict=True)] for turn in turns]
@@ -105,9 +105,10 @@ def main() -> None:
         "llm": Path(recipe.model.llm).name,
         "threads": torch.get_num_threads(),
         "questions_a_turn": options.questions,
-        "answers": options.questions * options.turns,
+        "answers": count,
         "answer_tokens": tokens,
         "answers_with_the_same_tokens": same,
+        "answers_cut_short_by_the_filter": shorter,
         "seconds_of_clock_and_processor_by_turn": turns,
         "times_faster_by_clock_and_processor": [round(statistics.median(column), 2) for column in zip(*ratios, strict=True)],
     }

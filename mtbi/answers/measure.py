@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
+from tqdm import tqdm
+
 from mtbi import metrics
 from mtbi.answers import filters
 from mtbi.answers.ask import ask
@@ -67,7 +69,8 @@ def sample_answers(utterances: Sequence[Utterance], recipe: Recipe, tasks: list[
     teacher = build_teacher(recipe.model, config, recipe.precision)
     assert teacher
     answers = []
-    for question, answer in ask(questions, config, teacher, chat):
+    asked = ask(questions, config, teacher, chat)
+    for question, answer in tqdm(asked, total=len(questions), desc="answers", unit="answer", disable=None):
         text = chat.decode(answer.ids).strip()
         answers.append(sampled(question, text, answer.truncated, len(answer.ids)))
     return sorted(answers, key=lambda one: (one.task, one.wording, one.utterance))

@@ -25,7 +25,7 @@ def add_behave(commands: Group) -> None:
 
 
 def run_behave(options: Options) -> None:
-    """Ask the text LLM every chosen task about each transcript."""
+    """Ask the text LLM every chosen task about each transcript. Its arithmetic is that of the recipe's `precision`."""
     from mtbi import recipe as recipes
     from mtbi.answers.ask import ask_unanswered
     from mtbi.answers.teacher import build_teacher

@@ -68,6 +68,16 @@ def test_the_teacher_stops_where_its_llm_may_stop(chat: ChatFormat) -> None:
     assert (stopped.ids, stopped.truncated) == ([three, chat.end_id], False)
 
 
+def test_answers_can_be_sampled(chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    prompts = [chat.dialogue_ids("one two three", "repeat")] * 4
+    hot = TransformersTeacher(teacher.llm, chat.end_id, 4, temperature=50.0)
+    torch.manual_seed(0)
+    sampled = answers_of(hot, prompts, 6)
+    assert len({tuple(one.ids) for one in sampled}) == 4
+    [greedy] = answers_of(teacher, prompts[:1], 6)
+    assert all(one.topk_ids[0].tolist() == greedy.topk_ids[0, :4].tolist() for one in sampled)  # those of the LLM itself
+
+
 def test_an_llm_beside_a_vision_encoder_answers() -> None:
     llm = families.build(families.RIGHT["gemma3 with vision"](), "sdpa")
     [answer] = answers_of(TransformersTeacher(llm, end_id=2, top_k=100), [[5, 6, 7]], 3)
