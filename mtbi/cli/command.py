@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     tasks = add_group(commands, "tasks", "look at tasks")
     answers.add_list(tasks)
     answers.add_try(tasks)
+    runs.add_items(tasks)
     runs.add_demo(commands)
     runs.add_doctor(commands)
     return parser
