@@ -91,9 +91,11 @@ def stages(plan: Plan) -> Iterator[Stage]:
     words = mtbi("data", "align", train / "manifest.jsonl", aligned, "--model", plan.aligner)
     yield Stage("word times", words, aligned.exists)
     yield from shards(plan, train, aligned)
+    items = test / "instructions.jsonl"
+    yield Stage("instructions", mtbi("tasks", "items", test / "manifest.jsonl", items), items.exists)
     for name, questions in EVALUATION.items():
         yield from shards(plan, test / name, test / "manifest.jsonl", *questions)
-    yield from after_data(plan, train, test)
+    yield from after_data(plan, train, test, items)
 
 
 def shards(plan: Plan, folder: Path, manifest: Path, *questions: str) -> Iterator[Stage]:
@@ -104,19 +106,19 @@ def shards(plan: Plan, folder: Path, manifest: Path, *questions: str) -> Iterato
     yield Stage(f"shards ({folder.name})", words, (folder / "shards" / "mtbi_index.json").exists)
 
 
-def after_data(plan: Plan, train: Path, test: Path) -> Iterator[Stage]:
+def after_data(plan: Plan, train: Path, test: Path, items: Path) -> Iterator[Stage]:
     """Training, evaluation and export. The last checkpoint is measured: the best one was chosen on the same speakers."""
-    zero = "zero1"  # the LLM is small: each process holds all of it
     groups = {name: test / name / "shards" for name in EVALUATION}
+    places = [*(f"{name}={path}" for name, path in groups.items()), items]
     words = [
         "deepspeed", "--num_accelerators", str(plan.processes), "--no_local_rank", "mtbi/train.py",
-        "--deepspeed", f"ds_configs/{zero}.json", *plan.settings, f"run_dir={plan.run_dir}",
+        "--deepspeed", "ds_configs/zero1.json", *plan.settings, f"run_dir={plan.run_dir}",
         f"data.shards=[{train / 'shards'}]", f"data.eval_shards=[{','.join(map(str, groups.values()))}]",
     ]  # fmt: skip
     last = plan.run_dir / f"step-{plan.recipe.train.steps:08d}"
     yield Stage("train", words, last.exists)
     words = mtbi(
-        "evaluate", plan.run_dir, "--checkpoint", "latest", "--shards", *(f"{name}={path}" for name, path in groups.items()),
+        "evaluate", plan.run_dir, "--checkpoint", "latest", "--shards", *places,
         "--dialogues", 0, "--no-prompt-first", "--recogniser", plan.aligner,
     )  # fmt: skip
     yield Stage("evaluate", words, (plan.run_dir / "evaluation" / last.name / "report.json").exists)

@@ -85,6 +85,22 @@ def named_address(text: str) -> tuple[str, str]:
     return (name, address) if equals else (group_name(text), text)
 
 
+def add_items(group: Group) -> None:
+    """`mtbi tasks items`."""
+    command = add_command(group, "items", run_items, "mtbi tasks items work/dev/manifest.jsonl work/dev/instructions.jsonl")
+    command.add_argument("manifest", type=Path)
+    command.add_argument("out", type=Path, help="a .jsonl file for `mtbi evaluate --shards`")
+
+
+def run_items(options: Options) -> None:
+    """Write items that ask for a form of the answer which a program checks, as Speech-IFEval does."""
+    from mtbi.benchmark.instruction_items import write_items
+    from mtbi.corpus import manifest
+
+    count = write_items(manifest.read_manifest(options.manifest), options.manifest.parent, options.out)
+    print(f"{options.out}: {count} items; measure them with `mtbi evaluate RUN --shards {options.out}`")
+
+
 def add_reproduce(commands: Group) -> None:
     """`mtbi reproduce`."""
     command = add_command(commands, "reproduce", run_reproduce)
