@@ -23,6 +23,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
+from mtbi.llm.last_layer import decoder_of
+
 ROOM = 64  #: free columns of a new cache: it is copied once in so many steps
 FREE_SHARE = 0.25  #: share of the rows that must be free before waiting prompts are read and join the batch
 
@@ -106,7 +108,7 @@ def read(llm: Any, cache: Cache, inputs: Tensor, held: Tensor, new: Tensor) -> N
     `inputs` are ids (rows, tokens) or embeddings (rows, tokens, hidden), padded on the right. `held` (rows,) are the positions
     of each row in the cache, which are its last columns. `new` (rows,) are the positions of each row in `inputs`.
     """
-    decoder = llm.get_decoder()
+    decoder = decoder_of(llm)
     before, count = torch.arange(cache.get_seq_length()).flip(0), torch.arange(inputs.shape[1])
     mask = torch.cat([before < held[:, None], count < new[:, None]], 1)
     positions = held[:, None] + torch.minimum(count, (new[:, None] - 1).clamp(min=0))
