@@ -8,9 +8,9 @@ sets are known:
 - `digits`: single recorded digits of five speakers in strings of five, with pauses of 0 to 0.6 s between them. A word starts
   where its recording does.
 
-An error is the distance of a word's start from the truth. `untrimmed` are the same paths without the trimming of pauses. With
-`--padded`, a Whisper model is also measured with every clip padded to 30 s, as in Whisper's own code. `transcripts` counts right
-transcripts that are refused, and transcripts of other recordings that are accepted.
+An error is the distance of a start from the truth. `untrimmed_speech` has the same paths without the trimming of pauses. With
+`--padded`, a Whisper model is also measured with every clip padded to 30 s, as in Whisper's own code. `transcripts` counts the
+right transcripts that are refused, and those of other recordings that are accepted.
 """
 
 from __future__ import annotations
