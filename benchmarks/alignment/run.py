@@ -57,7 +57,8 @@ class Timed:
 
 def meetings(speech: Path) -> list[Timed]:
     """The segments of AMI, cut from 30 seconds of a meeting."""
-    folder, found = speech / "ami_30s", []
+    folder = speech / "ami_30s"
+    found: list[Timed] = []
     for line in (folder / "manifest.jsonl").read_text().splitlines():
         record = json.loads(line)
         segments = [segment for segment in record.get("segments", []) if segment.get("word_times")]
@@ -83,7 +84,8 @@ def cut_segment(wave: np.ndarray, segment: dict, others: list[list[float]]) -> T
 
 def digits(speech: Path) -> list[Timed]:
     """Strings of recorded digits."""
-    folder, rng, found = speech / "fsdd", np.random.default_rng(0), []
+    folder, rng = speech / "fsdd", np.random.default_rng(0)
+    found: list[Timed] = []
     recordings = read_manifest(folder / "manifest.jsonl")
     for speaker in sorted({one.speaker for one in recordings}):
         own = [one for one in recordings if one.speaker == speaker]
