@@ -8,9 +8,9 @@ sets are known:
 - `digits`: single recorded digits of five speakers in strings of five, with pauses of 0 to 0.6 s between them. A word starts
   where its recording does.
 
-An error is the distance of a word's start from the truth. `untrimmed` are the same paths without the trimming of pauses. With
-`--padded`, a Whisper model is also measured with every clip padded to 30 s, as in Whisper's own code. `transcripts` counts right
-transcripts that are refused, and transcripts of other recordings that are accepted.
+An error is the distance of a start from the truth. `untrimmed_speech` has the same paths without the trimming of pauses. With
+`--padded`, a Whisper model is also measured with every clip padded to 30 s, as in Whisper's own code. `transcripts` counts the
+right transcripts that are refused, and those of other recordings that are accepted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Timed:
 
 def meetings(speech: Path) -> list[Timed]:
     """The segments of AMI, cut from 30 seconds of a meeting."""
-    folder, found = speech / "ami_30s", []
+    folder = speech / "ami_30s"
+    found: list[Timed] = []
     for line in (folder / "manifest.jsonl").read_text().splitlines():
         record = json.loads(line)
         segments = [segment for segment in record.get("segments", []) if segment.get("word_times")]
@@ -83,7 +84,8 @@ def cut_segment(wave: np.ndarray, segment: dict, others: list[list[float]]) -> T
 
 def digits(speech: Path) -> list[Timed]:
     """Strings of recorded digits."""
-    folder, rng, found = speech / "fsdd", np.random.default_rng(0), []
+    folder, rng = speech / "fsdd", np.random.default_rng(0)
+    found: list[Timed] = []
     recordings = read_manifest(folder / "manifest.jsonl")
     for speaker in sorted({one.speaker for one in recordings}):
         own = [one for one in recordings if one.speaker == speaker]

@@ -41,7 +41,7 @@ def model_type(name: str) -> str:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name).model_type
+        return AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     except (OSError, ValueError, KeyError):
         return ""  # the CTC aligner says what is wrong
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -83,6 +84,6 @@ class WhisperVocabulary:
         return [self.start, *chosen, self._no_timestamps]
 
 
-def _edges(parts: list[str] | list[bytes]) -> np.ndarray:
+def _edges(parts: Iterable[Sized]) -> np.ndarray:
     """The offsets `(parts + 1,)` at which parts begin and the last one ends."""
     return np.array([0, *accumulate(map(len, parts))])

@@ -41,7 +41,7 @@ def byte_tokenizer(*words: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>", eos_token="<|endoftext|>")
-    fast.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
+    fast.add_tokens(list(SPECIAL[1:]), special_tokens=True)
     return fast
 
 

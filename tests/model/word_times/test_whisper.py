@@ -115,9 +115,12 @@ def joined_digits(speech: Path, count: int) -> tuple[list[Clip], list[list[float
     """Strings of four recorded digits of one speaker, 0.3 s apart, and the seconds at which each recording begins."""
     folder = speech / "fsdd"
     recordings = [one for one in read_manifest(folder / "manifest.jsonl") if one.speaker == "fsdd-jackson"]
-    rng, clips, times = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    clips: list[Clip] = []
+    times: list[list[float]] = []
     for _ in range(count):
-        parts, begins = [np.zeros(RATE // 2, np.float32)], []
+        parts: list[np.ndarray] = [np.zeros(RATE // 2, np.float32)]
+        begins: list[float] = []
         chosen = [recordings[number] for number in rng.choice(len(recordings), 4, replace=False)]
         for one in chosen:
             begins.append(sum(map(len, parts)) / RATE)
