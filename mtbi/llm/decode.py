@@ -203,17 +203,14 @@ class RunningRows:
         for row in self.rows:
             row.length += 1
         mask = torch.arange(width + 1, device=device) >= width - lengths
-        return (
-            self.llm(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                position_ids=lengths,
-                use_cache=True,
-                **{cache_argument(self.llm): self.cache},
-            )
-            .logits[:, -1]
-            .float()
+        out = self.llm(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=lengths,
+            use_cache=True,
+            **{cache_argument(self.llm): self.cache},
         )
+        return out.logits[:, -1].float()
 
     def leave(self, finished: list[int]) -> None:
         """Remove rows. The last rows take their places, so that little is copied."""
@@ -276,7 +273,8 @@ def decode(
             if token in end_ids or len(row.ids) >= row.limit or (stop and stop(row.ids)):
                 finished.append(number)
         yield from [running.rows[number].decoded() for number in finished]
-        running.leave(finished)
+        if finished:
+            running.leave(finished)
 
 
 def in_parts(prompts: Iterable[Prompts], rows: int) -> Iterator[tuple[tuple[int, int], Prompts]]:
