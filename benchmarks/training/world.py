@@ -6,6 +6,7 @@ tenth of the LLM, the output layer a twelfth.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mtbi.answers.teacher import Answer
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import load_llm_tokenizer, read_chat
+from mtbi.llm.decode import Prompts, Stop
 from mtbi.model.encoders.build import build_encoder, encoder_facts
 from mtbi.recipe import Recipe
 from mtbi.shards import features
@@ -52,9 +54,11 @@ class DrawnAnswers:
     def __init__(self, end_id: int) -> None:
         self.end_id, self.rng = end_id, np.random.default_rng(2)
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
+    def answer(self, prompts: Iterable[Prompts], stop: Stop | None = None) -> Iterator[tuple[tuple[int, int], Answer]]:
         """Random answers, in the place of `Teacher.answer`."""
-        return [self.draw(int(np.clip(self.rng.lognormal(3.1, 0.6), 2, max_new_tokens))) for _ in prompts]
+        for number, group in enumerate(prompts):
+            for index, limit in enumerate(group.limits):
+                yield (number, index), self.draw(int(np.clip(self.rng.lognormal(3.1, 0.6), 2, limit)))
 
     def draw(self, length: int) -> Answer:
         """A random answer of `length` tokens."""

@@ -1,24 +1,29 @@
-"""`mtbi behave`: the text LLM answers every question that has no answer yet; gold answers come from the corpus instead."""
+"""`mtbi behave`: the text LLM answers every question that has no answer yet. Given answers come from the corpus instead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from mtbi import text_units
-from mtbi.answers import store
+from mtbi.answers import filters, store
 from mtbi.answers.questions import Question, chosen_tasks, draw_questions
 from mtbi.answers.teacher import Answer, Teacher
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
+from mtbi.llm.decode import Prompts
+from mtbi.metrics.repetition import is_repetitive
 from mtbi.recipe import BehaviourConfig
 
-CHUNK_BATCHES = 4  # batches that are written together: the most that a kill can cost
+CHUNK_BATCHES = 4  # batches that are written together: about the most that a kill can cost
+STOP_EVERY = 16  # tokens after which an answer is tested for repetition
 
 
 def ask_unanswered(
@@ -45,58 +50,78 @@ def ask_unanswered(
                     unanswered.append(question)
                 elif known[question.key] not in ("", store.digest(question.transcript)):
                     raise store.other_transcript(out, question.utterance)
-        if config.answers == "gold":
-            teacher, unanswered = None, with_gold(unanswered, known)
-        written = ask(unanswered, config, teacher, chat, out)
+        given = [question for question in unanswered if question.given is not None]
+        if config.answers == "gold" and unanswered and not given and not known:
+            raise UserError("behaviour.answers=gold: the manifest knows no right answer to any of these tasks (`answers`)")
+        pairs: Iterator[tuple[Question, Answer]] = ((question, given_answer(question, chat)) for question in given)
+        written = write(pairs, len(given), config, chat, out)
+        if teacher and config.answers == "llm":
+            asked = [question for question in unanswered if question.source == "llm"]
+            written += write(ask(asked, config, teacher, chat), len(asked), config, chat, out)
         (out / store.DONE_FILE).touch()
         return written
 
 
-def with_gold(questions: list[Question], known: Mapping[tuple[str, str, int], str]) -> list[Question]:
-    """The questions whose right answer the corpus knows. Raises UserError where it knows none, and no answer is `known`."""
-    with_answer = [question for question in questions if question.gold is not None]
-    if questions and not with_answer and not known:
-        raise UserError("behaviour.answers=gold: the manifest knows no right answer to any of these tasks (`answers`)")
-    return with_answer
-
-
-def gold_answer(question: Question, chat: ChatFormat) -> Answer:
-    """The corpus's right answer. No other token gets a probability: it has no likeliest tokens."""
-    ids = [*chat.answer_ids(question.gold or ""), chat.end_id]
+def given_answer(question: Question, chat: ChatFormat) -> Answer:
+    """The answer that the corpus gives. No other token gets a probability: it has no likeliest tokens."""
+    ids = [*chat.answer_ids(question.given or ""), chat.end_id]
     empty = np.zeros((len(ids), 0))
     return Answer(ids, False, empty.astype(np.int32), empty.astype(np.float16))
 
 
-def make_batches(questions: list[Question], batch_size: int) -> Iterator[list[Question]]:
-    """Batches of prompts of similar length, so that little is padding. All answers of a batch have the same longest length."""
-    questions.sort(key=lambda q: (q.max_new_tokens, text_units.count(q.transcript) + text_units.count(q.prompt)))
-    for _, group in groupby(questions, key=lambda question: question.max_new_tokens):
-        same_limit = list(group)
-        yield from (same_limit[start : start + batch_size] for start in range(0, len(same_limit), batch_size))
+def by_utterance(questions: Iterable[Question]) -> list[list[Question]]:
+    """The questions about each utterance. Long transcripts come first, so that a lack of memory shows at once."""
+    groups: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        groups[question.utterance].append(question)
+    return sorted(groups.values(), key=lambda group: -text_units.count(group[0].transcript))
 
 
-def answer_batch(batch: list[Question], config: BehaviourConfig, teacher: Teacher, chat: ChatFormat) -> list[Answer]:
-    """The teacher's answers to a batch of `make_batches`, in its order."""
-    prompts = [chat.dialogue_ids(question.transcript, question.prompt, config.prompt_first) for question in batch]
-    return teacher.answer(prompts, batch[0].max_new_tokens)
+def prompts_about(group: list[Question], config: BehaviourConfig, chat: ChatFormat) -> Prompts:
+    """The LLM's prompts about one utterance. They share their beginning: with the prompt last, all but the prompt itself."""
+    transcript = chat.transcript_ids(group[0].transcript)
+    shared, own = ([], transcript) if config.prompt_first else (transcript, [])
+    return Prompts(
+        torch.tensor([*chat.prefix_ids, *shared], dtype=torch.long),
+        [[*question.lead_ids, *own, *question.prompt_ids] for question in group],
+        [question.max_new_tokens for question in group],
+    )
 
 
-def ask(questions: list[Question], config: BehaviourConfig, teacher: Teacher | None, chat: ChatFormat, out: Path) -> int:
-    """Ask all questions and write the answers chunk by chunk. Returns their number. Without a teacher: gold answers."""
-    batch_size = config.batch_size
-    number = store.next_chunk(out)
-    waiting: list[tuple[Question, Answer]] = []
-    written = 0
-    with tqdm(total=len(questions), desc=f"{out.parent.name}: answers", unit="answer", disable=None) as bar:
-        for batch in make_batches(questions, batch_size):
-            if teacher:
-                answers = answer_batch(batch, config, teacher, chat)
-            else:
-                answers = [gold_answer(question, chat) for question in batch]
-            waiting += zip(batch, answers, strict=True)
-            if len(waiting) >= CHUNK_BATCHES * batch_size or written + len(waiting) == len(questions):
-                texts = [chat.decode(answer.ids) for _, answer in waiting]
-                store.write_chunk(out, number, waiting, texts)
-                number, written, waiting = number + 1, written + len(waiting), []
-            bar.update(len(batch))
+def ask(
+    questions: Iterable[Question], config: BehaviourConfig, teacher: Teacher, chat: ChatFormat
+) -> Iterator[tuple[Question, Answer]]:
+    """The teacher's answer to each question, as soon as it is complete.
+
+    An answer that repeats itself is cut off where the filter `repetitive` would leave it out anyway.
+    """
+    groups = by_utterance(questions)
+
+    def repeats(ids: list[int]) -> bool:
+        return len(ids) % STOP_EVERY == 0 and is_repetitive(chat.decode(ids))
+
+    prompts = (prompts_about(group, config, chat) for group in groups)
+    for (number, index), answer in teacher.answer(prompts, repeats if "repetitive" in config.filter else None):
+        yield groups[number][index], answer
+
+
+def write(pairs: Iterable[tuple[Question, Answer]], total: int, config: BehaviourConfig, chat: ChatFormat, out: Path) -> int:
+    """Write answers chunk by chunk, each with the reason for which it is left out, if there is one. Returns their number."""
+    number, written = store.next_chunk(out), 0
+    with tqdm(total=total, desc=f"{out.parent.name}: answers", unit="answer", disable=None if total else True) as bar:
+        counted = iter(pairs)
+        while waiting := list(islice(counted, CHUNK_BATCHES * config.batch_size)):
+            texts = [chat.decode(answer.ids) for _, answer in waiting]
+            reasons = [left_out(*pair, text, config) for pair, text in zip(waiting, texts, strict=True)]
+            store.write_chunk(out, number, waiting, texts, reasons)
+            number, written = number + 1, written + len(waiting)
+            bar.update(len(waiting))
     return written
+
+
+def left_out(question: Question, answer: Answer, text: str, config: BehaviourConfig) -> str:
+    """The rule of `behaviour.filter` that leaves an answer of the LLM out of training; empty where none does."""
+    if question.given is not None:
+        return ""
+    names = [name for name in config.filter if name not in question.unfiltered]
+    return filters.reason(filters.CheckedAnswer(question.transcript, text, answer.truncated), names)

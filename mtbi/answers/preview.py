@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from itertools import chain
 from textwrap import indent
 
 from mtbi import metrics
-from mtbi.answers.ask import answer_batch, make_batches
+from mtbi.answers import filters
+from mtbi.answers.ask import ask as answers_of
+from mtbi.answers.ask import given_answer
 from mtbi.answers.questions import chosen_tasks, draw_questions
 from mtbi.answers.teacher import build_teacher
 from mtbi.corpus.manifest import Utterance
@@ -47,15 +50,19 @@ def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = F
     questions = draw_questions(Utterance("", "", sentence), list(chosen.values()), config, chat, recipe.seed)
     teacher = build_teacher(recipe.model, config, recipe.precision)
     assert teacher
+    given = ((question, given_answer(question, chat)) for question in questions if question.given is not None)
+    asked = [question for question in questions if question.source == "llm"]
     previews = {}
-    for batch in make_batches(questions, config.batch_size):
-        for question, answer in zip(batch, answer_batch(batch, config, teacher, chat), strict=True):
-            text = chat.decode(answer.ids).strip()
-            remarks = [f"cut off after {len(answer.ids)} tokens (max_new_tokens)"] if answer.truncated else []
-            form = chosen[question.task].form
-            if form and not metrics.follows(text, form):
-                remarks.append(f"not in the form that the task asks for: {form}")
-            preview = PreviewedAnswer(question.task, question.heldout, question.prompt, text, tuple(remarks))
-            previews[question.task, question.wording] = preview
+    for question, answer in chain(given, answers_of(asked, config, teacher, chat)):
+        text = chat.decode(answer.ids).strip()
+        remarks = [f"cut off after {len(answer.ids)} tokens (max_new_tokens)"] if answer.truncated else []
+        rule = filters.reason(filters.CheckedAnswer(sentence, text, False), set(filters.RULES) - set(question.unfiltered))
+        if rule:
+            remarks.append(f"left out by behaviour.filter=[{rule}]")
+        form = chosen[question.task].form
+        if form and not metrics.follows(text, form):
+            remarks.append(f"not in the form that the task asks for: {form}")
+        preview = PreviewedAnswer(question.task, question.heldout, question.prompt, text, tuple(remarks))
+        previews[question.task, question.wording] = preview
     order = list(chosen)
     return [previews[key] for key in sorted(previews, key=lambda key: (order.index(key[0]), key[1]))]

@@ -6,7 +6,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from mtbi.answers import task_library
+from mtbi.answers import filters, task_library
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
@@ -27,6 +27,13 @@ class Question:
     transcript: str
     gold: str | None  #: the right answer, where the corpus knows one
     max_new_tokens: int
+    source: str = "llm"  #: of the answer: one of `task_library.SOURCES`
+    unfiltered: tuple[str, ...] = ()  #: rules of `behaviour.filter` that do not apply
+
+    @property
+    def given(self) -> str | None:
+        """The answer that the LLM is not asked for; None where there is none."""
+        return self.gold if self.source == "gold" else self.transcript if self.source == "transcript" else None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -35,7 +42,8 @@ class Question:
 
 
 def chosen_tasks(config: BehaviourConfig) -> list[task_library.Task]:
-    """The tasks to ask. Raises UserError for unknown tasks, and where none has wordings of the wanted kind."""
+    """The tasks to ask. Raises UserError for unknown tasks or filters, and where none has wordings of the wanted kind."""
+    filters.check_names(config.filter, "behaviour.filter")
     tasks = task_library.select(task_library.load(config.library), config.tasks)
     tasks = [task for task in tasks if task.choices(config.wordings)]
     if not tasks:
@@ -64,8 +72,10 @@ def draw_questions(
                     suffix,
                     wording >= task.training_wordings,
                     utterance.text,
-                    utterance.answers.get(task.name),
+                    utterance.answers.get(task.name, utterance.text if task.answers == "transcript" else None),
                     task.max_new_tokens or config.max_new_tokens,
+                    "gold" if config.answers == "gold" else task.answers,
+                    task.unfiltered,
                 )
             )
     return questions

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,6 +32,8 @@ from mtbi.recipe import BehaviourConfig
 
 SETTINGS_FILE = "behaviour.json"
 DONE_FILE = "done"  # an empty file: every question was answered
+#: What is not stored of a question.
+NOT_STORED = {"transcript", "max_new_tokens", "source", "unfiltered"}
 #: Settings of answers whose folder does not record them: it was made by an earlier version.
 FORMER_SETTINGS = {"answers": "llm", "temperature": 0.0, "prompt_first": False}
 
@@ -158,8 +160,11 @@ def next_chunk(out: Path) -> int:
     return 1 + max((int(path.stem.split("-")[1]) for path in out.glob("chunk-*.jsonl")), default=-1)
 
 
-def write_chunk(out: Path, number: int, pairs: list[tuple[Question, Answer]], texts: list[str]) -> None:
-    """Write a chunk of answers. Its `.jsonl` file is written last: without it the chunk does not count."""
+def write_chunk(out: Path, number: int, pairs: list[tuple[Question, Answer]], texts: list[str], left_out: list[str]) -> None:
+    """Write a chunk of answers, all with or all without likeliest tokens. Its `.jsonl` is written last and makes it count.
+
+    `left_out` holds the reason for which each answer is kept out of training; empty for those that are not.
+    """
     stem = out / f"chunk-{number:06d}"
     ends = np.cumsum([len(answer.ids) for _, answer in pairs])
     k = max(answer.topk_ids.shape[1] for _, answer in pairs)
@@ -172,9 +177,11 @@ def write_chunk(out: Path, number: int, pairs: list[tuple[Question, Answer]], te
     with files.whole(stem.with_suffix(".safetensors")) as temporary:
         save_file(tensors, temporary)
     records = []
-    for (question, answer), text in zip(pairs, texts, strict=True):
+    for (question, answer), text, reason in zip(pairs, texts, left_out, strict=True):
         record = asdict(question) | {"answer": text, "truncated": answer.truncated, "about": digest(question.transcript)}
-        records.append({key: value for key, value in record.items() if key not in ("transcript", "max_new_tokens")})
+        records.append({key: value for key, value in record.items() if key not in NOT_STORED})
+        if reason:
+            records[-1]["left_out"] = reason
     files.write_text(stem.with_suffix(".jsonl"), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
@@ -205,6 +212,11 @@ def parts_of(folder: Path) -> list[Path]:
     return [folder / name for name in wanted]
 
 
+def is_folder(folder: Path) -> bool:
+    """Whether a folder was made by `mtbi behave`, in one piece or in parts."""
+    return (folder / SETTINGS_FILE).exists() or any(folder.glob(f"part-*-of-*/{SETTINGS_FILE}"))
+
+
 class AnswerStore:
     """The answers of a folder, or of its parts, by utterance. Raises UserError where the folder holds none."""
 
@@ -221,12 +233,18 @@ class AnswerStore:
                 )
         self._rows: dict[str, list[tuple[Path, int, dict]]] = defaultdict(list)  # of each utterance: chunk, row, record
         self._chunk = lru_cache(maxsize=64)(open_chunk)
+        self.kept: Counter[str] = Counter()  #: answers of each task that training may use
+        self.left_out: Counter[tuple[str, str]] = Counter()  #: answers that it may not, by task and reason
         for path in (path for part in folders for path in sorted(part.glob("chunk-*.jsonl"))):
             for row, record in enumerate(read_lines(path)):
+                if reason := record.get("left_out"):
+                    self.left_out[record["task"], reason] += 1
+                    continue
+                self.kept[record["task"]] += 1
                 self._rows[record["utterance"]].append((path.with_suffix(".safetensors"), row, record))
 
     def get(self, utterance: str, transcript: str | None = None) -> list[StoredAnswer]:
-        """The answers about an utterance, in the order of task names; empty where there are none.
+        """The answers about an utterance that training may use, in the order of task names; empty where there are none.
 
         Raises UserError where they are about another `transcript`. Earlier versions did not store a transcript's digest, so
         their answers pass unchecked.

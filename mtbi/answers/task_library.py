@@ -9,6 +9,8 @@ tasks:
     scorer: exact                                     # optional: exact (default), wer, wer_english, cer, bleu or similarity
     max_new_tokens: 64                                # optional: longest answer
     variables: {language: [German, French]}           # optional: fills {language} in every wording
+    answers: transcript                               # optional: llm (default), gold or transcript
+    unfiltered: [truncated]                           # optional: rules of behaviour.filter that are not for this task
 constraints:                                          # optional: appended to a wording, they ask for a form of the answer
   capitals:
     train: ["Answer in capital letters."]
@@ -30,11 +32,13 @@ from pathlib import Path
 import yaml
 
 from mtbi import plugins
+from mtbi.answers import filters
 from mtbi.errors import UserError
 from mtbi.metrics import SCORERS
 from mtbi.text_units import nfc
 
 LIBRARY = Path(__file__).parent / "library"
+SOURCES = ("llm", "gold", "transcript")  #: of answers
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Task:
     scorer: str = "exact"
     max_new_tokens: int = 0  #: 0 = the recipe's `behaviour.max_new_tokens`
     variables: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    answers: str = "llm"  #: `llm`, `gold` = the corpus's right ones, `transcript` = the transcript itself
+    unfiltered: tuple[str, ...] = ()  #: rules of `behaviour.filter` that do not apply
 
     @property
     def wordings(self) -> tuple[str, ...]:
@@ -101,7 +107,7 @@ def parse_task(where: str, name: str, entry: object) -> Task:
             raise UserError(
                 f"{where}: task {name!r} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
-    for part in ("train", "heldout"):
+    for part in ("train", "heldout", "unfiltered"):
         texts = entry.get(part, [])
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: task {name!r}: {part} must be a list of texts")
@@ -109,6 +115,9 @@ def parse_task(where: str, name: str, entry: object) -> Task:
         raise UserError(f"{where}: task {name!r} has no training wording (`train`)")
     if entry.get("scorer", "exact") not in SCORERS:
         raise UserError(f"{where}: task {name!r}: scorer {entry['scorer']!r} is not one of {', '.join(SCORERS)}")
+    if entry.get("answers", "llm") not in SOURCES:
+        raise UserError(f"{where}: task {name!r}: answers {entry['answers']!r} is not one of {', '.join(SOURCES)}")
+    filters.check_names(entry.get("unfiltered", ()), f"{where}: task {name!r}: unfiltered")
     try:
         re.compile(str(entry.get("form", "")))
     except re.error as error:
@@ -120,13 +129,14 @@ def parse_task(where: str, name: str, entry: object) -> Task:
     if not isinstance(given, dict) or not all(isinstance(values, list) and values for values in given.values()):
         raise UserError(f"{where}: task {name!r}: variables must look like {{language: [German, French]}}")
     variables = {str(key): tuple(nfc(str(value)) for value in values) for key, values in given.items()}
-    settings = {key: entry[key] for key in ("form", "scorer", "max_new_tokens") if key in entry}
+    settings = {key: entry[key] for key in ("form", "scorer", "max_new_tokens", "answers") if key in entry}
     task = Task(
         str(name),
         str(entry.get("description", "")),
         tuple(map(nfc, entry["train"])),
         tuple(map(nfc, entry.get("heldout", ()))),
         variables=variables,
+        unfiltered=tuple(entry.get("unfiltered", ())),
         **settings,
     )
     twice = sorted({text for text in task.wordings if task.wordings.count(text) > 1})
@@ -182,6 +192,7 @@ def constrained(where: str, tasks: dict[str, Task], entries: object) -> dict[str
                 heldout=tuple(map(" ".join, new)),
                 form=constraint.form,
                 scorer=constraint.scorer,
+                answers="llm",  # neither the transcript nor the corpus's right answer follows the constraint
             )
     return tasks_under_constraints
 

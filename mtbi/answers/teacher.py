@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from mtbi.errors import UserError
-from mtbi.llm import back_end
+from mtbi.llm import attention, back_end
 from mtbi.llm import precision as precisions
 from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer, resolve_llm
 from mtbi.recipe import BehaviourConfig, ModelConfig
 
+if TYPE_CHECKING:
+    from mtbi.llm.decode import Prompts, Stop
+
 IMPOSSIBLE = -1e4  # a log-probability that is 0 as a probability and fits into float16
+VLLM_GROUPS = 1024  # groups of prompts that vLLM is given together: thousands of prompts, of which it makes batches itself
 
 
 @dataclass
@@ -30,8 +36,11 @@ class Answer:
 class Teacher(Protocol):
     """Anything that answers prompts in token ids."""
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
-        """Answers in the order of the prompts."""
+    def answer(self, prompts: Iterable[Prompts], stop: Stop | None = None) -> Iterator[tuple[tuple[int, int], Answer]]:
+        """Each answer with the numbers of its group and of its prompt in the group, in any order.
+
+        An answer may be cut off where `stop` says that it need not go on.
+        """
         ...
 
 
@@ -71,78 +80,72 @@ def all_end_ids(generation_config: Any, end_id: int) -> list[int]:
 
 
 class TransformersTeacher:
-    """Batched generation by transformers."""
+    """Generation with a model of transformers, `rows` prompts at a time (`mtbi.llm.decode`)."""
 
-    def __init__(self, llm: Any, end_id: int, top_k: int, temperature: float = 0.0) -> None:
-        from transformers import GenerationConfig
-
+    def __init__(self, llm: Any, end_id: int, top_k: int, temperature: float = 0.0, rows: int = 64) -> None:
         self.llm = llm.eval()
         self.end_ids = all_end_ids(llm.generation_config, end_id)
-        # Without the settings that came with the weights, such as a repetition penalty.
-        self.llm.generation_config = GenerationConfig(eos_token_id=self.end_ids)
-        self.end_id = end_id
         self.top_k = min(top_k, llm.config.get_text_config().vocab_size)
-        self.temperature = temperature
+        self.temperature, self.rows = temperature, rows
 
-    @torch.no_grad()
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
-        """Answers in the order of the prompts. Padding is on the left, so they depend on the batch by rounding only."""
-        longest = max(map(len, prompts))
-        device = self.llm.device
-        ids = torch.full((len(prompts), longest), self.end_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        out = self.llm.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.end_ids,
-            pad_token_id=self.end_id,
-            return_dict_in_generate=True,
-            output_logits=True,
-            top_k=None,
-            top_p=None,
-            **sampling,
-        )
-        top = [step.float().log_softmax(-1).topk(self.top_k) for step in out.logits]
-        topk_ids = torch.stack([step.indices for step in top], 1).cpu().numpy()
-        topk_logprobs = torch.stack([step.values for step in top], 1).cpu().numpy()
-        new = out.sequences[:, longest:].tolist()
-        return [as_answer(tokens, self.end_ids, topk_ids[row], topk_logprobs[row]) for row, tokens in enumerate(new)]
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token of each row, (rows,), from logits (rows, vocabulary): the most probable one, or a sample."""
+        if not self.temperature:
+            return logits.argmax(-1)
+        return (logits / self.temperature).softmax(-1).multinomial(1)[:, 0]
+
+    def answer(self, prompts: Iterable[Prompts], stop: Stop | None = None) -> Iterator[tuple[tuple[int, int], Answer]]:
+        """As `Teacher.answer`. Answers depend on the other prompts by rounding only."""
+        from mtbi.llm.decode import decode
+
+        for one in decode(self.llm, prompts, self.end_ids, self.rows, self.top_k, self.choose, stop):
+            yield one.prompt, as_answer(one.ids, self.end_ids, one.topk_ids, one.topk_logprobs)
 
 
 class VllmTeacher:
     """Generation by vLLM, where it is installed."""
 
-    def __init__(self, path: str, end_ids: list[int], top_k: int, temperature: float, trust_remote_code: bool) -> None:
+    def __init__(self, model: ModelConfig, config: BehaviourConfig, end_ids: list[int]) -> None:
         try:
             from vllm import LLM
         except ImportError as error:
             raise UserError(
                 "behaviour.backend is `vllm`, which is not installed: pip install 'mtbi[vllm]', or use `transformers`."
             ) from error
-        self.llm = LLM(path, max_logprobs=top_k, trust_remote_code=trust_remote_code)
-        self.end_ids, self.top_k, self.temperature = end_ids, top_k, temperature
+        self.llm = LLM(
+            resolve_llm(model.llm),
+            max_logprobs=config.top_k,
+            trust_remote_code=model.trust_remote_code,
+            tensor_parallel_size=config.tensor_parallel,
+            enable_prefix_caching=True,
+        )
+        self.end_ids, self.top_k, self.temperature = end_ids, config.top_k, config.temperature
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
-        """Answers in the order of the prompts. vLLM makes the batches."""
+    def answer(self, prompts: Iterable[Prompts], stop: Stop | None = None) -> Iterator[tuple[tuple[int, int], Answer]]:
+        """As `Teacher.answer`; `stop` is not used. vLLM makes the batches, and shares the beginnings of prompts."""
         from vllm import SamplingParams, TokensPrompt
 
-        settings = SamplingParams(
-            temperature=self.temperature, max_tokens=max_new_tokens, logprobs=self.top_k, stop_token_ids=self.end_ids
-        )
-        answers = []
-        for result in self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], settings):
-            output = result.outputs[0]
-            # vLLM adds the sampled token if it is not among the likeliest. Exactly k are kept, the likeliest first.
-            steps = [sorted(((v.logprob, i) for i, v in step.items()), reverse=True)[: self.top_k] for step in output.logprobs]
-            ids = np.array([[i for _, i in step] for step in steps])
-            values = np.array([[value for value, _ in step] for step in steps])
-            answers.append(as_answer(list(output.token_ids), self.end_ids, ids, values))
-        return answers
+        numbered = enumerate(prompts)
+        while groups := list(islice(numbered, VLLM_GROUPS)):
+            keys, texts, settings = [], [], []
+            for number, group in groups:
+                for index, (end, limit) in enumerate(zip(group.ends, group.limits, strict=True)):
+                    keys.append((number, index))
+                    texts.append(TokensPrompt(prompt_token_ids=[*group.start.tolist(), *end]))
+                    settings.append(
+                        SamplingParams(
+                            temperature=self.temperature, max_tokens=limit, logprobs=self.top_k, stop_token_ids=self.end_ids
+                        )
+                    )
+            for key, result in zip(keys, self.llm.generate(texts, settings), strict=True):
+                yield key, self.as_answer(result.outputs[0])
+
+    def as_answer(self, output: Any) -> Answer:
+        """An answer from vLLM's completion. vLLM adds the sampled token if it is not among the likeliest; k are kept."""
+        steps = [sorted(((v.logprob, i) for i, v in step.items()), reverse=True)[: self.top_k] for step in output.logprobs]
+        ids = np.array([[i for _, i in step] for step in steps])
+        values = np.array([[value for value, _ in step] for step in steps])
+        return as_answer(list(output.token_ids), self.end_ids, ids, values)
 
 
 def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -150,9 +153,13 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str
     from transformers import AutoModelForCausalLM
 
     back_end.check_config(back_end.LLMShape.of(back_end.read_config(config)))
+    attention.register()
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(
-            resolve_llm(config.llm), dtype=dtype, trust_remote_code=config.trust_remote_code
+            resolve_llm(config.llm),
+            dtype=dtype,
+            attn_implementation=attention.DENSE,
+            trust_remote_code=config.trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.llm: no language model can be read from {config.llm!r}: {error}") from error
@@ -176,11 +183,9 @@ def build_teacher(model: ModelConfig, config: BehaviourConfig, precision: str = 
         return None
     end_id = ChatFormat(load_llm_tokenizer(model.llm, model.trust_remote_code)).end_id
     if config.backend == "vllm":
-        path = resolve_llm(model.llm)
-        end_ids = all_end_ids(generation_settings(path), end_id)
-        return VllmTeacher(path, end_ids, config.top_k, config.temperature, model.trust_remote_code)
+        return VllmTeacher(model, config, all_end_ids(generation_settings(resolve_llm(model.llm)), end_id))
     if config.backend != "transformers":
         raise UserError(f"behaviour.backend: {config.backend!r} is not one of transformers, vllm")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     llm = load_llm(model, precisions.of(precision, device), device)
-    return TransformersTeacher(llm, end_id, config.top_k, config.temperature)
+    return TransformersTeacher(llm, end_id, config.top_k, config.temperature, config.batch_size)

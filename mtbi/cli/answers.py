@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def add_behave(commands: Group) -> None:
 
 
 def run_behave(options: Options) -> None:
-    """Ask the text LLM every chosen task about each transcript."""
+    """Ask the text LLM every chosen task about each transcript. Its arithmetic is that of the recipe's `precision`."""
     from mtbi import recipe as recipes
     from mtbi.answers.ask import ask_unanswered
     from mtbi.answers.teacher import build_teacher
@@ -39,6 +40,22 @@ def run_behave(options: Options) -> None:
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
     ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)
     print(f"{out}: answers about {len(utterances)} utterances")
+    if recipe.behaviour.filter:
+        print_left_out(out)
+
+
+def print_left_out(folder: Path) -> None:
+    """Print how many answers of a folder, or of one of its parts, training may not use, by task and reason."""
+    from mtbi.answers.store import AnswerStore
+
+    answers = AnswerStore(folder)
+    for (task, reason), count in sorted(answers.left_out.items()):
+        print(f"  {task}: {count} of {count_of(answers.kept, answers.left_out, task)} answers left out: {reason}")
+
+
+def count_of(kept: Counter[str], left_out: Counter[tuple[str, str]], task: str) -> int:
+    """The number of a task's answers, kept or left out."""
+    return kept[task] + sum(count for (name, _), count in left_out.items() if name == task)
 
 
 def add_list(group: Group) -> None:
@@ -91,3 +108,37 @@ def run_try(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     for answer in preview.ask(options.sentence, recipe, options.task, options.wordings):
         print(answer)
+
+
+def add_measure(group: Group) -> None:
+    """`mtbi tasks measure`."""
+    command = add_command(
+        group,
+        "measure",
+        run_measure,
+        "mtbi tasks measure work/train/manifest.jsonl --recipe whisper-large-v3_qwen3-8b --utterances 32",
+        "mtbi tasks measure manifest.jsonl --task 'sum*' --json 'behaviour.library=[my_tasks.yaml]' > measured.json",
+    )
+    command.add_argument("manifest", type=Path)
+    command.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="a task or pattern; may be repeated (default: the recipe's)"
+    )
+    command.add_argument("--utterances", type=int, default=16, help="transcripts that are asked about (default: 16)")
+    add_json(command)
+    add_recipe(command)
+
+
+def run_measure(options: Options) -> None:
+    """Ask a recipe's text LLM tasks in all wordings about a sample of transcripts, and measure the answers."""
+    from mtbi import recipe as recipes
+    from mtbi.answers import measure
+    from mtbi.corpus import manifest
+
+    recipe = recipes.load(options.recipe, options.overrides)
+    utterances = manifest.read_manifest(options.manifest)
+    answers = measure.sample_answers(utterances, recipe, options.task, options.utterances)
+    rows = measure.by_wording(answers)
+    if options.json:
+        print_json(measure.record(rows, answers))
+    else:
+        print(measure.render(rows))

@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     answers.add_list(tasks)
     answers.add_try(tasks)
     runs.add_items(tasks)
+    answers.add_measure(tasks)
     runs.add_demo(commands)
     runs.add_doctor(commands)
     return parser

@@ -79,16 +79,24 @@ def add_stats(group: Group) -> None:
         "mtbi data stats work/train/manifest.jsonl --plots plots",
         "mtbi data stats s3://bucket/train --json | jq .hours",
     )
-    command.add_argument("address", help="a manifest, or a folder or s3:// address of shards")
+    command.add_argument("address", help="a manifest, a folder of answers, or a folder or s3:// address of shards")
     command.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw PNG files there")
     add_json(command)
     command.add_argument("--cache-dir", default="", help="copies of remote shards (default: in the folder for temporary files)")
 
 
 def run_stats(options: Options) -> None:
-    """Hours, speakers, words and tasks of a manifest or of shards, with histograms."""
+    """Hours, speakers, words and tasks of a manifest or of shards, with histograms; the answers of `mtbi behave` by task."""
+    from mtbi.answers import store
     from mtbi.shards import stats
 
+    if store.is_folder(Path(options.address)):
+        answers = store.AnswerStore(options.address)
+        if options.json:
+            print_json(stats.answer_counts(answers))
+        else:
+            print(stats.render_answers(answers, shutil.get_terminal_size().columns))
+        return
     counted = stats.read(options.address, options.cache_dir)
     pictures = stats.plot(counted, options.plots) if options.plots else []
     if options.json:

@@ -126,7 +126,13 @@ class BehaviourConfig:
     system_prompt: str = setting("", "system message before every dialogue; empty = none")
     top_k: int = setting(32, "teacher log-probabilities kept per answer token")
     max_new_tokens: int = setting(128, "longest answer in tokens; a longer one is cut off and marked", minimum=1)
+    filter: list[str] = setting(
+        [],
+        "answers of the LLM that are kept apart, and never trained on: `empty`, `repetitive` (a phrase three times in a row), "
+        "`truncated`, `script` (written in another script than the transcript)",
+    )
     batch_size: int = setting(64, "dialogues generated together", minimum=1)
+    tensor_parallel: int = setting(1, "GPUs over which vLLM splits the LLM", minimum=1)
     backend: str = setting(
         "transformers", "library that generates the answers: `transformers` or `vllm`", choices=("transformers", "vllm")
     )

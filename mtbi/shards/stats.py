@@ -1,4 +1,4 @@
-"""Numbers and histograms of a manifest or of shards: `mtbi data stats`."""
+"""Numbers and histograms of a manifest, of answers or of shards: `mtbi data stats`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mtbi import text_units
+from mtbi.answers.store import AnswerStore
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.corpus import manifest
 from mtbi.errors import UserError
@@ -168,6 +169,24 @@ def render(stats: Stats, columns: int) -> str:
     for title, counts in sections(stats).items():
         lines += ["", title, *bars(counts, columns)]
     return "\n".join(lines)
+
+
+def answer_counts(answers: AnswerStore) -> dict[str, dict[str, int]]:
+    """The answers of `mtbi behave` that training may use, by task, and those that are left out, by task and reason."""
+    left_out = {f"{task}: {reason}": count for (task, reason), count in sorted(answers.left_out.items())}
+    return {"kept": dict(sorted(answers.kept.items())), "left_out": left_out}
+
+
+def render_answers(answers: AnswerStore, columns: int) -> str:
+    """The answers' counts, as bars that fit into so many columns."""
+    titles = {
+        "kept": "answers by task",
+        "left_out": "answers that training does not use, by task and reason (behaviour.filter)",
+    }
+    lines = [
+        line for key, counts in answer_counts(answers).items() if counts for line in ("", titles[key], *bars(counts, columns))
+    ]
+    return "\n".join(lines[1:])
 
 
 def sections(stats: Stats) -> dict[str, dict[str, int]]:

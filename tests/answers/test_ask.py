@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ import pytest
 import torch
 from digit_answers import CONFIG, make_utterances
 
-from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.ask import STOP_EVERY, ask_unanswered
 from mtbi.answers.store import AnswerStore, read_lines
 from mtbi.answers.teacher import TransformersTeacher
+from mtbi.cli import main
 from mtbi.corpus.manifest import Utterance, write_manifest
 from mtbi.demo import world
 from mtbi.llm.chat_format import ChatFormat
@@ -69,6 +71,39 @@ def test_each_task_keeps_its_own_limit_beside_others(tmp_path: Path, chat: ChatF
     assert (short.truncated, len(short.answer_ids)) == (True, 2)
     assert not long.truncated
     assert long.answer == make_utterances(1)[0].text
+
+
+def test_a_task_may_take_the_transcript_as_its_answer(
+    tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = "tasks: {write: {train: [write it], answers: transcript}, repeat: {train: [repeat it]}}"
+    (tmp_path / "tasks.yaml").write_text(library)
+    config = dataclasses.replace(CONFIG, library=[str(tmp_path / "tasks.yaml")], filter=["truncated"], max_new_tokens=2)
+    assert ask_unanswered(make_utterances(2), config, teacher, chat, tmp_path / "out") == 4
+    store = AnswerStore(tmp_path / "out")
+    [written] = store.get("u0")  # the LLM's own answer is cut off and left out
+    assert (written.task, written.answer) == ("write", make_utterances(1)[0].text)
+    assert written.answer_ids[-1] == chat.end_id
+    assert written.topk_ids.size == 0
+    assert written.gold == written.answer
+    assert store.left_out == {("repeat", "truncated"): 2}
+    assert main(["data", "stats", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"kept": {"write": 2}, "left_out": {"repeat: truncated": 2}}
+    assert main(["data", "stats", str(tmp_path / "out")]) == 0
+    assert "repeat: truncated 2" in capsys.readouterr().out
+    assert ask_unanswered(make_utterances(2), config, teacher, chat, tmp_path / "out") == 0
+
+
+def test_an_answer_that_repeats_itself_is_left_out_early(
+    tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
+) -> None:
+    utterance = Utterance("u", "u.wav", "five " * 20)
+    config = dataclasses.replace(CONFIG, tasks=["repeat"], max_new_tokens=200, filter=["repetitive"])
+    ask_unanswered([utterance], config, teacher, chat, tmp_path)
+    assert AnswerStore(tmp_path).left_out == {("repeat", "repetitive"): 1}
+    [record] = read_lines(tmp_path / "chunk-000000.jsonl")
+    assert record["left_out"] == "repetitive"
+    assert len(record["answer"].split()) <= STOP_EVERY
 
 
 def test_nothing_is_asked_twice(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:

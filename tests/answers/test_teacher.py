@@ -13,10 +13,17 @@ from digit_answers import CONFIG, make_utterances
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mtbi.answers import teacher
-from mtbi.answers.teacher import TransformersTeacher, all_end_ids, as_answer, build_teacher
+from mtbi.answers.teacher import Answer, TransformersTeacher, all_end_ids, as_answer, build_teacher
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat, resolve_llm
+from mtbi.llm.decode import Prompts
 from mtbi.recipe import ModelConfig
+
+
+def answers_of(teacher: TransformersTeacher, prompts: list[list[int]], limit: int) -> list[Answer]:
+    """The answers to prompts that share nothing, in their order."""
+    found = dict(teacher.answer(Prompts(torch.tensor(prompt[:-1]), [prompt[-1:]], [limit]) for prompt in prompts))
+    return [found[number, 0] for number in range(len(prompts))]
 
 
 def answer_of(ids: list[int], ids_of_step: list[int], shares: list[float]):  # type: ignore[no-untyped-def]
@@ -54,16 +61,26 @@ def test_the_teacher_stops_where_its_llm_may_stop(chat: ChatFormat) -> None:
     llm = AutoModelForCausalLM.from_pretrained(resolve_llm("demo"), dtype=torch.float32)
     [three, five] = (chat.plain_ids(word)[0] for word in ("three", "five"))
     prompt = chat.dialogue_ids("three five seven", "repeat")
-    [whole] = TransformersTeacher(llm, chat.end_id, 4).answer([prompt], 8)
+    [whole] = answers_of(TransformersTeacher(llm, chat.end_id, 4), [prompt], 8)
     assert whole.ids[:2] == [three, five]
     llm.generation_config = GenerationConfig(eos_token_id=[chat.end_id, five])
-    [stopped] = TransformersTeacher(llm, chat.end_id, 4).answer([prompt], 8)
+    [stopped] = answers_of(TransformersTeacher(llm, chat.end_id, 4), [prompt], 8)
     assert (stopped.ids, stopped.truncated) == ([three, chat.end_id], False)
+
+
+def test_answers_can_be_sampled(chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    prompts = [chat.dialogue_ids("one two three", "repeat")] * 4
+    hot = TransformersTeacher(teacher.llm, chat.end_id, 4, temperature=50.0)
+    torch.manual_seed(0)
+    sampled = answers_of(hot, prompts, 6)
+    assert len({tuple(one.ids) for one in sampled}) == 4
+    [greedy] = answers_of(teacher, prompts[:1], 6)
+    assert all(one.topk_ids[0].tolist() == greedy.topk_ids[0, :4].tolist() for one in sampled)  # those of the LLM itself
 
 
 def test_an_llm_beside_a_vision_encoder_answers() -> None:
     llm = families.build(families.RIGHT["gemma3 with vision"](), "sdpa")
-    [answer] = TransformersTeacher(llm, end_id=2, top_k=100).answer([[5, 6, 7]], max_new_tokens=3)
+    [answer] = answers_of(TransformersTeacher(llm, end_id=2, top_k=100), [[5, 6, 7]], 3)
     assert answer.topk_ids.shape == (len(answer.ids), families.SIZES["vocab_size"])
 
 
@@ -75,8 +92,8 @@ def test_an_llm_that_nothing_could_be_trained_with_is_not_asked(tmp_path: Path) 
 
 def test_answers_do_not_depend_on_the_batch(chat: ChatFormat, teacher: TransformersTeacher) -> None:
     prompts = [chat.dialogue_ids(u.text, "say every digit twice") for u in make_utterances(12)]
-    together = teacher.answer(prompts, 24)
-    alone = [teacher.answer([prompt], 24)[0] for prompt in prompts]
+    together = answers_of(teacher, prompts, 24)
+    alone = [answers_of(teacher, [prompt], 24)[0] for prompt in prompts]
     assert len({len(prompt) for prompt in prompts}) > 1  # some are padded
     for one, other in zip(together, alone, strict=True):
         assert one.ids == other.ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import families
@@ -58,3 +59,27 @@ def test_every_family_answers_as_alone(family: str) -> None:
 def test_any_number_of_rows_and_no_shared_start(rows: int) -> None:
     llm = families.build(families.RIGHT["gemma3"](), "sdpa")
     check(llm, random_prompts(shared=False), rows)
+
+
+def test_a_start_may_be_embeddings() -> None:
+    llm = families.build(families.RIGHT["gemma3"](), "sdpa")
+    prompts = [one for one in random_prompts() if len(one.start)]
+    embedded = [Prompts(llm.get_input_embeddings()(one.start), one.ends, one.limits) for one in prompts]
+    found = {one.prompt: one.ids for one in decode(llm, embedded, [END])}
+    assert found == {one.prompt: one.ids for one in decode(llm, prompts, [END])}
+
+
+def test_an_answer_may_be_stopped_and_prompts_are_read_late() -> None:
+    llm = families.build(families.RIGHT["llama"](), "sdpa")
+    read = []
+
+    def prompts() -> Iterator[Prompts]:
+        for number in range(6):
+            read.append(number)
+            yield Prompts(torch.tensor([5, 6]), [[7 + number, 8]], [9])
+
+    answers = decode(llm, prompts(), [END], rows=2, stop=lambda ids: len(ids) == 2)
+    first = next(answers)
+    assert len(first.ids) <= 2
+    assert read == [0, 1, 2]  # two rows, and the one that waits
+    assert len(list(answers)) == 5
