@@ -19,7 +19,7 @@ import real
 SMALL = [
     "train.steps=2", "train.warmup_steps=1", "train.eval_utterances=2", "train.sample_dialogues=1", "plan.row_tokens=256",
     "plan.rows_per_step=2", "plan.rows_per_micro_batch=1", "behaviour.tasks=[repeat,count]", "behaviour.per_utterance=2",
-    "train.checkpoint_every_steps=2", "train.eval_every_steps=2",
+    "train.checkpoint_every_steps=2", "train.eval_every_steps=2", "interleave.share=0",  # noise has no word times
 ]  # fmt: skip
 
 

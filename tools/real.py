@@ -20,18 +20,14 @@ from pathlib import Path
 
 from mtbi import files
 from mtbi import recipe as recipes
+from mtbi.answers import task_library
 from mtbi.errors import UserError
+from mtbi.metrics import SCORERS
 from mtbi.recipe import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HELD_OUT_SHARE = 0.1  #: of the speakers, where no folder is held out
 EVALUATION_UTTERANCES = 100  #: of held-out speakers: enough for intervals, and hours less on a CPU than all
-#: What the text LLM is asked about the evaluation's utterances, by the name of the shards. `tasks` also asks the tasks,
-#: wordings and formats that training leaves out.
-EVALUATION = {
-    "transcription": ["behaviour.tasks=[repeat]", "behaviour.wordings=all"],
-    "tasks": ["behaviour.tasks=['*']", "behaviour.wordings=all", "behaviour.per_utterance=6"],
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,20 @@ class Stage:
     title: str
     run: list[str] | Callable[[], None]  #: a command, or a function of this file
     is_done: Callable[[], bool]
+
+
+def evaluation(recipe: Recipe) -> dict[str, list[str]]:
+    """What the text LLM is asked about the evaluation's utterances, by the name of the shards.
+
+    `transcription` asks the tasks that repeat the speech. `tasks` also asks the tasks, wordings and formats that training
+    leaves out.
+    """
+    tasks = task_library.load(recipe.behaviour.library).values()
+    repeating = [task.name for task in tasks if SCORERS[task.scorer].repeats and "/" not in task.name]
+    asked = {"tasks": ["behaviour.tasks=['*']", "behaviour.wordings=all", "behaviour.per_utterance=6"]}
+    if repeating:
+        asked["transcription"] = [f"behaviour.tasks=[{','.join(repeating)}]", "behaviour.wordings=all"]
+    return asked
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def stages(plan: Plan) -> Iterator[Stage]:
     yield from shards(plan, train, aligned)
     items = test / "instructions.jsonl"
     yield Stage("instructions", mtbi("tasks", "items", test / "manifest.jsonl", items), items.exists)
-    for name, questions in EVALUATION.items():
+    for name, questions in evaluation(plan.recipe).items():
         yield from shards(plan, test / name, test / "manifest.jsonl", *questions)
     yield from after_data(plan, train, test, items)
 
@@ -108,7 +118,7 @@ def shards(plan: Plan, folder: Path, manifest: Path, *questions: str) -> Iterato
 
 def after_data(plan: Plan, train: Path, test: Path, items: Path) -> Iterator[Stage]:
     """Training, evaluation and export. The last checkpoint is measured: the best one was chosen on the same speakers."""
-    groups = {name: test / name / "shards" for name in EVALUATION}
+    groups = {name: test / name / "shards" for name in evaluation(plan.recipe)}
     places = [*(f"{name}={path}" for name, path in groups.items()), items]
     words = [
         "deepspeed", "--num_accelerators", str(plan.processes), "--no_local_rank", "mtbi/train.py",

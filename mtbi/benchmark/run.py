@@ -24,7 +24,7 @@ from mtbi.shards.open_shards import open_shards as open_as_recipe
 from mtbi.shards.read import Shards
 from mtbi.use.open_run import TrainedRun
 
-BATCH_SIZES = (32, 64)  #: dialogues asked together on a CPU and on a GPU
+BATCH_SIZES = (16, 64)  #: dialogues asked together on a CPU and on a GPU
 MOVED_PROMPT_EVERY = 2  #: one utterance of so many is also asked with the prompt on the other side of the speech
 
 

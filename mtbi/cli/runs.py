@@ -33,7 +33,7 @@ def add_evaluate(commands: Group) -> None:
     command.add_argument("--shards", nargs="+", default=[], metavar="[NAME=]ADDRESS", help=shards)
     dialogues = "about how many in each group; 0 = all (default: 2000)"
     command.add_argument("--dialogues", type=at_least(0), default=2000, help=dialogues)
-    batch_size = "dialogues at once; a killed evaluation loses one batch (default: 64 on a GPU, else 32)"
+    batch_size = "dialogues at once; a killed evaluation loses one batch (default: 64 on a GPU, else 16)"
     command.add_argument("--batch-size", type=at_least(0), default=0, metavar="N", help=batch_size)
     command.add_argument("--no-controls", action="store_true", help="leave out silence, no audio and other speech")
     prompt_first = "do not also ask with the prompt before the speech"
