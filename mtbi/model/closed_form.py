@@ -116,7 +116,7 @@ class OutputRegression:
         total.index_put_((positions,), self.model.embed(ids).double(), accumulate=True)  # unlike index_add_, always the same
         spoken = tokens > 0
         wanted = torch.where(spoken[:, None], total / tokens.clamp(min=1)[:, None], self.mean)
-        return wanted, torch.where(spoken, 1.0, self.silence).double()
+        return wanted, spoken.double().masked_fill(~spoken, self.silence)
 
     def sums(self, spoken: Sequence[Spoken]) -> Tensor:
         """Xᵀ·W·[X | Y] over all frames of the utterances, `(inputs, inputs + llm_hidden)` float64.
