@@ -92,13 +92,16 @@ class OutputRegression:
         seen: list[Tensor] = []
         clips = clip_tensors([utterance.sound for utterance in spoken], self.index)
         hook = self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        training = self.model.training
-        self.model.eval()
+        parts = (self.model.encoder, self.model.adapter)
+        training = [part.training for part in parts]
+        for part in parts:
+            part.eval()
         try:
             _, counts = self.model.encode_clips(**{name: clip.to(self.mean.device) for name, clip in clips.items()})
         finally:
             hook.remove()
-            self.model.train(training)
+            for part, mode in zip(parts, training, strict=True):
+                part.train(mode)
         hidden = seen[0].reshape(len(spoken), -1, self.layer.in_features).double()
         hidden = functional.pad(hidden, (0, self.inputs - self.layer.in_features), value=1.0)
         return [frames[:count] for frames, count in zip(hidden, counts.tolist(), strict=True)]
@@ -142,7 +145,7 @@ class OutputRegression:
         factor, failed = torch.linalg.cholesky_ex(gram)
         if failed:
             return None
-        return torch.cholesky_solve(moments, factor).to(sums.device)
+        return torch.cholesky_solve(moments, factor).to(sums.device).contiguous()
 
     @torch.no_grad()
     def put(self, solution: Tensor) -> None:

@@ -216,15 +216,6 @@ class LossConfig:
 class TrainConfig:
     """Optimisation, evaluation and checkpoints."""
 
-    start: str = setting(
-        "auto",
-        "a new run's adapter: `solved` = its output layer fitted to the words' embeddings, `random`, or `auto` (solved where "
-        "shards have word times)",
-        choices=("auto", "solved", "random"),
-    )
-    start_utterances: int = setting(300, "utterances that the solved start reads", minimum=1)
-    start_silence_weight: float = setting(0.2, "weight of adapter frames without a token in the solved start; a token's is 1")
-    start_penalty: float = setting(1e-4, "ridge penalty of the solved start, as a share of the mean diagonal")
     steps: int = setting(1000, "global steps", minimum=1)
     learning_rate: float = setting(1e-3, "peak learning rate")
     encoder_learning_rate: float = setting(0.0, "peak learning rate of a trained encoder's own weights; 0 = learning_rate")
@@ -234,6 +225,15 @@ class TrainConfig:
     beta2: float = setting(0.98, "decay of AdamW's second moment")
     weight_decay: float = setting(0.01, "AdamW's weight decay")
     grad_clip: float = setting(1.0, "largest gradient norm")
+    start: str = setting(
+        "auto",
+        "a new run's adapter: `solved` = its output layer fitted to the words' embeddings, `random`, or `auto` (solved where "
+        "shards have word times)",
+        choices=("auto", "solved", "random"),
+    )
+    start_utterances: int = setting(300, "utterances that the solved start reads", minimum=1)
+    start_silence_weight: float = setting(0.2, "weight of adapter frames without a token in the solved start; a token's is 1")
+    start_penalty: float = setting(1e-4, "ridge penalty of the solved start, as a share of the mean diagonal")
     spike_factor: float = setting(
         10.0, "a loss above this multiple of the last 100 steps' median (at least 0.05) makes a bad step; 0 = never"
     )
