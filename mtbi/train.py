@@ -79,7 +79,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
 
     # 4. Build the speech LLM inside DeepSpeed, with the checkpoint's weights and optimizer state, or with a solved adapter.
     longest_tokens = inputs.longest_dialogue(data, evaluation)
-    solve = None if start.snapshot else SolvedStart(recipe, data.shards, data.plan, ranks, report_activity).run
+    solve = None if start.snapshot else SolvedStart(recipe, data.chat, data.shards, data.plan, ranks, report_activity).run
     engine = Engine(recipe, ds_config, len(tasks), device, ranks, start.snapshot, longest_tokens, solve)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
     checkpointer = Checkpointer(recipe, ranks, engine, metrics, start.lease, report_activity)

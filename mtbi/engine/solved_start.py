@@ -21,6 +21,7 @@ from launcher.ranks import Ranks
 from mtbi.batches.plan import Plan
 from mtbi.engine.agreement import attempt, settle
 from mtbi.errors import DamagedError, UserError
+from mtbi.llm.chat_format import ChatFormat
 from mtbi.llm.load import gathered
 from mtbi.model.adapter import output_layer
 from mtbi.model.closed_form import Fit, OutputRegression, Spoken
@@ -72,10 +73,17 @@ class SolvedStart:
     """Solves a new adapter's output layer, on all processes together."""
 
     def __init__(
-        self, recipe: Recipe, shards: Shards, plan: Plan, ranks: Ranks, report_activity: Callable[[str], None] = lambda _: None
+        self,
+        recipe: Recipe,
+        chat: ChatFormat,
+        shards: Shards,
+        plan: Plan,
+        ranks: Ranks,
+        report_activity: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Raises UserError where the recipe asks for a solved start and no utterance has word times."""
         self.recipe, self.config, self.shards, self.plan, self.ranks = recipe, recipe.train, shards, plan, ranks
+        self.silence: list[int] = chat.tokenizer.encode(self.config.start_silence, add_special_tokens=False)
         self.report_activity = report_activity
         self.drawn = draw(plan, self.config.start_utterances) if self.config.start != "random" else Drawn([], [])
         if not self.drawn.solved and self.config.start == "solved":
@@ -99,7 +107,8 @@ class SolvedStart:
             return self._stay_random(f"the adapter {self.recipe.model.adapter.kind!r} does not end in an `Output` layer")
         with gathered(model.llm.get_input_embeddings().weight):
             spacing = self.plan.geometry.samples_per_frame
-            regression = OutputRegression(model, layer, self.shards.index, spacing, self.config.start_silence_weight)
+            weight = self.config.start_silence_weight
+            regression = OutputRegression(model, layer, self.shards.index, spacing, self.silence, weight)
             sums = self._add_up(regression)
             solution = self._solve(regression, sums)
             if solution is None:

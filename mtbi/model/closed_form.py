@@ -71,11 +71,20 @@ class OutputRegression:
     All methods compute on the model's device. Under ZeRO-3 the LLM's embedding must be gathered (`mtbi.llm.load.gathered`).
     """
 
-    def __init__(self, model: SpeechLLMModule, layer: Output, index: Index, samples_per_frame: float, silence: float) -> None:
-        """`layer` is the adapter's output layer. `silence` is the weight of adapter frames without a token."""
+    def __init__(
+        self, model: SpeechLLMModule, layer: Output, index: Index, samples_per_frame: float, silence: list[int], weight: float
+    ) -> None:
+        """`layer` is the adapter's output layer.
+
+        Adapter frames without a token should be the mean embedding of the token ids `silence`, or of the whole vocabulary where
+        there are none. They count with `weight`, frames with a token with 1.
+        """
         self.model, self.layer, self.index = model, layer, index
-        self.samples_per_frame, self.silence = samples_per_frame, silence
-        self.mean = mean_embedding(model)  #: (llm_hidden,) float64
+        self.samples_per_frame, self.weight = samples_per_frame, weight
+        vocabulary = torch.arange(model.llm.get_input_embeddings().num_embeddings)
+        self.vocabulary = vocabulary.to(next(model.adapter.parameters()).device)
+        self.mean = self._mean_embedding(self.vocabulary)  #: (llm_hidden,) float64
+        self.silence = self._mean_embedding(self.vocabulary.new_tensor(silence)) if silence else self.mean
 
     @property
     def inputs(self) -> int:
@@ -118,8 +127,8 @@ class OutputRegression:
         total = self.mean.new_zeros(frames, len(self.mean))
         total.index_put_((positions,), self.model.embed(ids).double(), accumulate=True)  # unlike index_add_, always the same
         spoken = tokens > 0
-        wanted = torch.where(spoken[:, None], total / tokens.clamp(min=1)[:, None], self.mean)
-        return wanted, spoken.double().masked_fill(~spoken, self.silence)
+        wanted = torch.where(spoken[:, None], total / tokens.clamp(min=1)[:, None], self.silence)
+        return wanted, spoken.double().masked_fill(~spoken, self.weight)
 
     def sums(self, spoken: Sequence[Spoken]) -> Tensor:
         """Xᵀ·W·[X | Y] over all frames of the utterances, `(inputs, inputs + llm_hidden)` float64.
@@ -175,7 +184,7 @@ class OutputRegression:
         right = self._directions(tokens)
         own = (predicted * right).sum(-1, keepdim=True)
         nearer = torch.zeros_like(tokens)
-        for ids in vocabulary(self.model).to(tokens.device).split(TABLE_ROWS):
+        for ids in self.vocabulary.split(TABLE_ROWS):
             others = predicted @ self._directions(ids).T
             nearer += ((others > own) & (ids != tokens[:, None])).sum(-1)
         return Fit(len(tokens), int((nearer == 0).sum()), int((nearer < NEAREST).sum()))
@@ -183,14 +192,7 @@ class OutputRegression:
     def _directions(self, ids: Tensor) -> Tensor:
         return functional.normalize((self.model.embed(ids).double() - self.mean).float(), dim=-1)
 
-
-def vocabulary(model: SpeechLLMModule) -> Tensor:
-    """The ids of all rows of the LLM's embedding."""
-    return torch.arange(model.llm.get_input_embeddings().num_embeddings)
-
-
-@torch.no_grad()
-def mean_embedding(model: SpeechLLMModule) -> Tensor:
-    """The mean of all the LLM's embeddings, `(llm_hidden,)` float64."""
-    ids = vocabulary(model).to(next(model.adapter.parameters()).device)
-    return torch.stack([model.embed(part).double().sum(0) for part in ids.split(TABLE_ROWS)]).sum(0) / len(ids)
+    @torch.no_grad()
+    def _mean_embedding(self, ids: Tensor) -> Tensor:
+        """The mean of the LLM's embeddings of some token ids, `(llm_hidden,)` float64."""
+        return torch.stack([self.model.embed(part).double().sum(0) for part in ids.split(TABLE_ROWS)]).sum(0) / len(ids)

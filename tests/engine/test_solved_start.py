@@ -16,6 +16,7 @@ from mtbi import recipe as recipes
 from mtbi.batches.plan import Plan
 from mtbi.engine.solved_start import BLOCK_UTTERANCES, Drawn, SolvedStart, draw
 from mtbi.errors import DamagedError, UserError
+from mtbi.llm.chat_format import read_chat
 from mtbi.model.encoders.build import build_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
@@ -34,7 +35,8 @@ def recipe_of(*overrides: str) -> Recipe:
 
 def start_of(shards: Shards, *overrides: str) -> SolvedStart:
     recipe = recipe_of(*overrides)
-    return SolvedStart(recipe, shards, Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model)), ALONE)
+    plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
+    return SolvedStart(recipe, read_chat(recipe), shards, plan, ALONE)
 
 
 def make_model(recipe: Recipe) -> SpeechLLMModule:

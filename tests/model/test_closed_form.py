@@ -43,10 +43,10 @@ def make(config: AdapterConfig) -> SpeechLLMModule:
     return SpeechLLMModule(ToyEncoder().requires_grad_(False), adapter, llm, LossConfig())
 
 
-def regression_of(model: SpeechLLMModule, silence: float = 0.2) -> OutputRegression:
+def regression_of(model: SpeechLLMModule, *silence: int) -> OutputRegression:
     layer = output_layer(model.adapter, ToyEncoder.width)  # type: ignore[arg-type]
     assert layer is not None
-    return OutputRegression(model, layer, INDEX, FRAME, silence)
+    return OutputRegression(model, layer, INDEX, FRAME, list(silence), weight=0.2)
 
 
 def test_the_tokens_of_a_word_share_its_time() -> None:
@@ -84,19 +84,20 @@ def test_no_other_output_layer_is_nearer_to_the_words(config: AdapterConfig) -> 
         assert after.abs().max() < 1e-4 * first.abs().max()
 
 
-def test_frames_without_a_token_are_near_to_the_mean_embedding() -> None:
+def test_frames_without_a_token_are_silence() -> None:
     model = make(KINDS[0])
-    regression = regression_of(model)
+    regression = regression_of(model, 20, 21)
     wanted, weight = regression.targets(UTTERANCES[1], 7)
     table = model.llm.get_input_embeddings().weight.double()
     torch.testing.assert_close(regression.mean, table.mean(0))
     torch.testing.assert_close(wanted[0], table[9])
     torch.testing.assert_close(wanted[1], table[4])
     torch.testing.assert_close(wanted[2], table[5])
-    torch.testing.assert_close(wanted[6], table.mean(0))
+    torch.testing.assert_close(wanted[6], table[20:22].mean(0))
     assert weight.tolist() == [1, 1, 1, 0.2, 1, 0.2, 0.2]
     crowded, _ = regression.targets(spoken([(0, 3200)], [[1, 2, 3, 4]]), 2)
     torch.testing.assert_close(crowded[1], table[1:5].mean(0))  # all four are in or beyond the last frame
+    torch.testing.assert_close(regression_of(model).silence, table.mean(0))
 
 
 def test_sums_of_parts_add_up_and_equations_without_a_solution_are_found() -> None:
