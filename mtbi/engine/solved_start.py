@@ -109,10 +109,12 @@ class SolvedStart:
             spacing = self.plan.geometry.samples_per_frame
             weight = self.config.start_silence_weight
             regression = OutputRegression(model, layer, self.shards.index, spacing, self.silence, weight)
-            sums = self._add_up(regression)
-            solution = self._solve(regression, sums)
-            if solution is None:
-                return self._stay_random("its equations have no solution; a larger train.start_penalty may help")
+            solution: Tensor | None = None
+            for _ in range(self.config.start_rounds):
+                solution = self._solve(regression, self._add_up(regression, solution))
+                if solution is None:
+                    return self._stay_random("its equations have no solution; a larger train.start_penalty may help")
+            assert solution is not None
             regression.put(solution)
             fit = self._test(regression, solution)
         utterances = sum(map(len, self.drawn.solved))
@@ -154,11 +156,11 @@ class SolvedStart:
 
         return settle(self.ranks, attempt(work))
 
-    def _add_up(self, regression: OutputRegression) -> Tensor:
-        """The sums over all blocks, added in their order, the same on all processes."""
+    def _add_up(self, regression: OutputRegression, solution: Tensor | None) -> Tensor:
+        """The sums over all blocks, added in their order, the same on all processes. An earlier solution places the tokens."""
         total = regression.empty()
         for blocks in parts(self.drawn.solved, self.ranks.world):
-            own = self._work(blocks, regression.sums, regression.empty())
+            own = self._work(blocks, lambda spoken: regression.sums(spoken, solution), regression.empty())
             for owner in range(len(blocks)):
                 part = own if owner == self.ranks.rank else torch.empty_like(total)
                 if self.ranks.world > 1:
@@ -180,7 +182,7 @@ class SolvedStart:
         counts = torch.zeros(3, dtype=torch.int64, device=solution.device)
 
         def compute(spoken: list[Spoken]) -> Tensor:
-            fit = regression.fit(solution, *regression.words(spoken))
+            fit = regression.fit(solution, *regression.words(spoken, solution))
             return counts.new_tensor([fit.words, fit.first, fit.near])
 
         for blocks in parts(self.drawn.tested, self.ranks.world):

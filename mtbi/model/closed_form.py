@@ -52,17 +52,32 @@ class Fit:
         return f"of {self.words} other words {first:.1%} are nearest to their token, {near:.1%} among the nearest {NEAREST}"
 
 
-def place_tokens(utterance: Spoken, frames: int, samples_per_frame: float) -> tuple[np.ndarray, np.ndarray]:
-    """The adapter frame `(tokens,)` and the id `(tokens,)` of each token of an utterance.
+@dataclass(frozen=True)
+class Shares:
+    """The time of each token of an utterance, in adapter frames. The tokens of a word share its time equally, in order."""
 
-    The tokens of a word share its time equally, in order. A token's frame is the one that contains the middle of its share.
-    """
-    middles = [
-        begin + (np.arange(len(ids)) + 0.5) / len(ids) * (end - begin)
-        for (begin, end), ids in zip(utterance.stored.word_times.astype(np.float64), utterance.stored.word_ids, strict=True)
-    ]
-    positions = (np.concatenate(middles) / samples_per_frame).astype(np.int64)
-    return np.minimum(positions, frames - 1), np.concatenate(utterance.stored.word_ids).astype(np.int64)
+    ids: Tensor  #: (tokens,) int64
+    middle: Tensor  #: (tokens,) int64, the frame that contains the middle of the token's share
+    inside: Tensor  #: (tokens, frames) bool: the middle frame, and all frames whose own middle is in the share
+
+    @classmethod
+    def of(cls, utterance: Spoken, frames: int, samples_per_frame: float) -> Shares:
+        """Those of an utterance of so many adapter frames."""
+        ids = utterance.stored.word_ids
+        begin, end = utterance.stored.word_times.astype(np.float64).T / samples_per_frame
+        counts = np.array([len(word) for word in ids])
+        length = np.repeat((end - begin) / counts, counts)
+        order = np.concatenate([np.arange(count) for count in counts])
+        first = np.repeat(begin, counts) + order * length
+        middle = np.minimum((first + length / 2).astype(np.int64), frames - 1)
+        centres = np.arange(frames) + 0.5
+        inside = (centres >= first[:, None]) & (centres < (first + length)[:, None])
+        inside[np.arange(len(middle)), middle] = True
+        return cls(torch.from_numpy(np.concatenate(ids).astype(np.int64)), torch.from_numpy(middle), torch.from_numpy(inside))
+
+    def highest(self, scores: Tensor) -> Tensor:
+        """The frame `(tokens,)` of each token's share with the highest of the scores `(tokens, frames)`."""
+        return scores.masked_fill(~self.inside.to(scores.device), -torch.inf).argmax(1)
 
 
 class OutputRegression:
@@ -116,28 +131,45 @@ class OutputRegression:
         return [frames[:count] for frames, count in zip(hidden, counts.tolist(), strict=True)]
 
     @torch.no_grad()
-    def targets(self, utterance: Spoken, frames: int) -> tuple[Tensor, Tensor]:
+    def places(self, shares: Shares, hidden: Tensor, solution: Tensor | None, known: bool = True) -> Tensor:
+        """The adapter frame `(tokens,)` at which each token of an utterance stands.
+
+        Without a solution it is the middle of the token's share. With one it is the frame of the share whose output is most
+        like the token and least like silence. If the tokens count as not `known`, it is the one that is least like silence.
+        """
+        if solution is None:
+            return shares.middle.to(hidden.device)
+        output = hidden @ solution - self.silence
+        if not known:
+            return shares.highest(output.square().sum(1).expand(len(shares.ids), -1))
+        wanted = self.model.embed(shares.ids.to(hidden.device)).double() - self.silence
+        return shares.highest(2 * wanted @ output.T - wanted.square().sum(1, keepdim=True))
+
+    @torch.no_grad()
+    def targets(self, ids: Tensor, places: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """What an utterance's adapter frames should be, `(frames, llm_hidden)`, and their weights `(frames,)`, float64.
 
-        A frame with several tokens should be the mean of their embeddings.
+        `places` `(tokens,)` are the frames of the token `ids`. A frame with several tokens should be the mean of their
+        embeddings.
         """
-        places = place_tokens(utterance, frames, self.samples_per_frame)
-        positions, ids = (torch.from_numpy(numbers).to(self.mean.device) for numbers in places)
-        tokens = torch.bincount(positions, minlength=frames)
+        tokens = torch.bincount(places, minlength=frames)
         total = self.mean.new_zeros(frames, len(self.mean))
-        total.index_put_((positions,), self.model.embed(ids).double(), accumulate=True)  # unlike index_add_, always the same
+        embedded = self.model.embed(ids.to(places.device)).double()
+        total.index_put_((places,), embedded, accumulate=True)  # unlike index_add_, always the same
         spoken = tokens > 0
         wanted = torch.where(spoken[:, None], total / tokens.clamp(min=1)[:, None], self.silence)
         return wanted, spoken.double().masked_fill(~spoken, self.weight)
 
-    def sums(self, spoken: Sequence[Spoken]) -> Tensor:
+    def sums(self, spoken: Sequence[Spoken], solution: Tensor | None = None) -> Tensor:
         """Xᵀ·W·[X | Y] over all frames of the utterances, `(inputs, inputs + llm_hidden)` float64.
 
-        X are the hidden activations, W the weights and Y the targets. Sums of several calls may be added.
+        X are the hidden activations, W the weights and Y the targets. Sums of several calls may be added. A `solution` of
+        earlier sums places the tokens.
         """
         total = self.empty()
         for utterance, hidden in zip(spoken, self.hidden(spoken), strict=True):
-            wanted, weight = self.targets(utterance, len(hidden))
+            shares = Shares.of(utterance, len(hidden), self.samples_per_frame)
+            wanted, weight = self.targets(shares.ids, self.places(shares, hidden, solution), len(hidden))
             total += (hidden * weight[:, None]).T @ torch.cat([hidden, wanted], 1)
         return total
 
@@ -164,18 +196,16 @@ class OutputRegression:
         if self.layer.bias is not None:
             self.layer.bias.copy_(solution[-1])
 
-    def words(self, spoken: Sequence[Spoken]) -> tuple[Tensor, Tensor]:
+    def words(self, spoken: Sequence[Spoken], solution: Tensor) -> tuple[Tensor, Tensor]:
         """The regression's input `(words, inputs)` and the token id `(words,)` of all words of a single token."""
-        rows, tokens = [self.mean.new_zeros(0, self.inputs)], [torch.zeros(0, dtype=torch.int64)]
+        rows, tokens = [self.mean.new_zeros(0, self.inputs)], [self.vocabulary[:0]]
         for utterance, hidden in zip(spoken, self.hidden(spoken), strict=True):
-            positions, ids = (
-                torch.from_numpy(numbers) for numbers in place_tokens(utterance, len(hidden), self.samples_per_frame)
-            )
+            shares = Shares.of(utterance, len(hidden), self.samples_per_frame)
             counts = torch.tensor([len(word) for word in utterance.stored.word_ids])
-            single = counts.repeat_interleave(counts) == 1
-            rows.append(hidden[positions[single].to(hidden.device)])
-            tokens.append(ids[single])
-        return torch.cat(rows), torch.cat(tokens).to(self.mean.device)
+            single = (counts.repeat_interleave(counts) == 1).to(hidden.device)
+            rows.append(hidden[self.places(shares, hidden, solution, known=False)[single]])
+            tokens.append(shares.ids.to(hidden.device)[single])
+        return torch.cat(rows), torch.cat(tokens)
 
     @torch.no_grad()
     def fit(self, solution: Tensor, hidden: Tensor, tokens: Tensor) -> Fit:

@@ -232,6 +232,9 @@ class TrainConfig:
         choices=("auto", "solved", "random"),
     )
     start_utterances: int = setting(300, "utterances that the solved start reads", minimum=1)
+    start_rounds: int = setting(
+        2, "solutions of the solved start, each of which places the words' tokens for the next one", minimum=1
+    )
     start_silence: str = setting(
         " ", "text whose embedding adapter frames without a token get in the solved start; empty = the mean of all embeddings"
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from mtbi.llm import attention
 from mtbi.model.adapter import build_adapter, output_layer
-from mtbi.model.closed_form import Fit, OutputRegression, Spoken, place_tokens
+from mtbi.model.closed_form import Fit, OutputRegression, Shares, Spoken
 from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.recipe import AdapterConfig, LossConfig
 from mtbi.shards.record import StoredUtterance
@@ -49,11 +49,32 @@ def regression_of(model: SpeechLLMModule, *silence: int) -> OutputRegression:
     return OutputRegression(model, layer, INDEX, FRAME, list(silence), weight=0.2)
 
 
+def shares_of(utterance: Spoken, frames: int) -> Shares:
+    return Shares.of(utterance, frames, FRAME)
+
+
 def test_the_tokens_of_a_word_share_its_time() -> None:
-    positions, ids = place_tokens(UTTERANCES[0], 10, FRAME)
-    assert ids.tolist() == [5, 6, 7, 8]
-    assert positions.tolist() == [2, 4, 5, 7]  # at 650, 1417, 1850 and 2283 samples
-    assert place_tokens(spoken([(0, 3200)], [[1, 2]]), 3, FRAME)[0].tolist() == [2, 2]  # none is beyond the last frame
+    shares = shares_of(UTTERANCES[0], 10)
+    assert shares.ids.tolist() == [5, 6, 7, 8]
+    assert shares.middle.tolist() == [2, 4, 5, 7]  # at 650, 1417, 1850 and 2283 samples
+    inside = [row.nonzero().flatten().tolist() for row in shares.inside]
+    assert inside == [[1, 2], [4], [5], [6, 7]]
+    late = shares_of(spoken([(0, 3200)], [[1, 2]]), 3)
+    assert late.middle.tolist() == [2, 2]  # none is beyond the last frame
+    assert shares.highest(torch.arange(40.0).view(4, 10)).tolist() == [2, 4, 5, 7]
+
+
+def test_a_solution_moves_tokens_to_the_frames_that_are_most_like_them() -> None:
+    model = make(KINDS[0])
+    regression = regression_of(model, 20)
+    shares = shares_of(spoken([(0, 1600), (1600, 3200)], [[5], [6]]), 10)
+    table = model.llm.get_input_embeddings().weight.double()
+    hidden, solution = torch.eye(10, regression.inputs, dtype=torch.float64), torch.zeros(regression.inputs, 32).double()
+    solution[:10] = regression.silence
+    solution[1], solution[3], solution[8] = table[5], 4 * table[9], table[6]
+    assert regression.places(shares, hidden, None).tolist() == [2, 7]
+    assert regression.places(shares, hidden, solution).tolist() == [1, 8]
+    assert regression.places(shares, hidden, solution, known=False).tolist() == [3, 8]
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
@@ -70,7 +91,8 @@ def test_no_other_output_layer_is_nearer_to_the_words(config: AdapterConfig) -> 
         distance: Any = (layer.weight * layer.scale).double().square().sum() * ridge
         for utterance in UTTERANCES:
             frames = model.encode_waveform(utterance.sound)
-            wanted, weight = regression.targets(utterance, len(frames))
+            shares = shares_of(utterance, len(frames))
+            wanted, weight = regression.targets(shares.ids, shares.middle, len(frames))
             distance = distance + ((frames - wanted).square().sum(1) * weight).sum()
         distance.backward()
         return [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
@@ -87,7 +109,8 @@ def test_no_other_output_layer_is_nearer_to_the_words(config: AdapterConfig) -> 
 def test_frames_without_a_token_are_silence() -> None:
     model = make(KINDS[0])
     regression = regression_of(model, 20, 21)
-    wanted, weight = regression.targets(UTTERANCES[1], 7)
+    shares = shares_of(UTTERANCES[1], 7)
+    wanted, weight = regression.targets(shares.ids, shares.middle, 7)
     table = model.llm.get_input_embeddings().weight.double()
     torch.testing.assert_close(regression.mean, table.mean(0))
     torch.testing.assert_close(wanted[0], table[9])
@@ -95,8 +118,8 @@ def test_frames_without_a_token_are_silence() -> None:
     torch.testing.assert_close(wanted[2], table[5])
     torch.testing.assert_close(wanted[6], table[20:22].mean(0))
     assert weight.tolist() == [1, 1, 1, 0.2, 1, 0.2, 0.2]
-    crowded, _ = regression.targets(spoken([(0, 3200)], [[1, 2, 3, 4]]), 2)
-    torch.testing.assert_close(crowded[1], table[1:5].mean(0))  # all four are in or beyond the last frame
+    crowded, _ = regression.targets(torch.tensor([1, 2, 3, 4]), torch.tensor([0, 1, 1, 1]), 2)
+    torch.testing.assert_close(crowded[1], table[2:5].mean(0))
     torch.testing.assert_close(regression_of(model).silence, table.mean(0))
 
 
@@ -112,10 +135,10 @@ def test_sums_of_parts_add_up_and_equations_without_a_solution_are_found() -> No
 def test_the_fit_counts_words_of_one_token_whose_own_embedding_is_nearest() -> None:
     model = make(KINDS[0])
     regression = regression_of(model)
-    hidden, tokens = regression.words(UTTERANCES)
-    assert tokens.tolist() == [5, 5, 11, 7]
     exact = torch.zeros(regression.inputs, 32, dtype=torch.float64)
     exact[-1] = model.llm.get_input_embeddings().weight[5]  # the bias alone
+    hidden, tokens = regression.words(UTTERANCES, exact)
+    assert tokens.tolist() == [5, 5, 11, 7]
     assert regression.fit(exact, hidden, tokens).first == 2
     assert str(Fit(4, 2, 3)) == "of 4 other words 50.0% are nearest to their token, 75.0% among the nearest 10"
     assert "no words" in str(regression.fit(exact, hidden[:0], tokens[:0]))
