@@ -81,7 +81,7 @@ def test_the_demo_hears_words_before_its_first_step(shard_folder: Path, capsys: 
     assert fit.words > 10
     assert fit.first > 0.8 * fit.words
     assert "train.start is solved: 54 utterances" in capsys.readouterr().out
-    assert len(activities) == 2 * 7 + 1  # blocks: two rounds, and one test
+    assert len(activities) == 3 * 7 + 1  # blocks: three rounds, and one test
     first = output_of(model).weight.clone()
     assert not torch.equal(first, before)
     again = make_model(start.recipe)
