@@ -56,6 +56,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     from mtbi.engine.guard import Guard
     from mtbi.engine.log import Metrics
     from mtbi.engine.schedule import learning_rate
+    from mtbi.engine.solved_start import SolvedStart
 
     # 1. Open the shards and plan the first step. A mistake in the data is found here, before a model is read.
     began, config = time.perf_counter(), recipe.train
@@ -76,9 +77,10 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     def report_activity(activity: str) -> None:
         watchdog.report(progress.step + 1, activity)
 
-    # 4. Build the speech LLM inside DeepSpeed, with the checkpoint's weights and optimizer state.
+    # 4. Build the speech LLM inside DeepSpeed, with the checkpoint's weights and optimizer state, or with a solved adapter.
     longest_tokens = inputs.longest_dialogue(data, evaluation)
-    engine = Engine(recipe, ds_config, len(tasks), device, ranks, start.snapshot, longest_tokens)
+    solve = None if start.snapshot else SolvedStart(recipe, data.chat, data.shards, data.plan, ranks, report_activity).run
+    engine = Engine(recipe, ds_config, len(tasks), device, ranks, start.snapshot, longest_tokens, solve)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
     checkpointer = Checkpointer(recipe, ranks, engine, metrics, start.lease, report_activity)
     guard, stopped = Guard(config, progress.guard), False

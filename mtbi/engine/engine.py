@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ class Engine:
 
     def __init__(
         self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, ranks: Ranks, snapshot: Snapshot | None,
-        longest_tokens: int | None = None,
+        longest_tokens: int | None = None, start: Callable[[SpeechLLMModule], object] | None = None,
     ) -> None:  # fmt: skip
-        """Build the model, restore `snapshot` if given, and check the LLM on a packed row (`mtbi.model.self_test`).
+        """Build the model, `start` a new one or restore `snapshot`, and check the LLM on a packed row (`mtbi.model.self_test`).
 
         `tasks` is the number of tasks. `longest_tokens` is the plan's longest dialogue in LLM positions; None = any length.
         Raises UserError for a wrong configuration, a snapshot of another model, and an LLM that computes a packed row's
@@ -90,6 +91,8 @@ class Engine:
         self.model: SpeechLLMModule = built.get() if self.stage == 3 else settle(ranks, built)
         if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
+        if snapshot is None and start:
+            start(self.model)  # before DeepSpeed copies the weights and ZeRO-3 partitions them
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
         if self.stage == 3:

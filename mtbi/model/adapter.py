@@ -144,6 +144,28 @@ class Adapter(nn.Module):
         return frames * frame_mask(lengths, frames.shape[1])[..., None], lengths
 
 
+@torch.no_grad()
+def output_layer(adapter: Adapter, encoder_width: int) -> Output | None:
+    """The `Output` layer whose values an adapter gives; None where it has none, several, or changes them afterwards.
+
+    The windows of its input are in the order of the adapter's output. Installed kinds may have no such layer.
+    """
+    layers = [module for module in adapter.modules() if isinstance(module, Output)]
+    if len(layers) != 1:
+        return None
+    weight, values = layers[0].weight, []
+    hook = layers[0].register_forward_hook(lambda layer, inputs, output: values.append(output))
+    count, training = 2 * adapter.stack, adapter.training
+    frames = torch.arange(count * encoder_width, device=weight.device).sin().to(weight.dtype).view(1, count, encoder_width)
+    try:
+        made, _ = adapter.eval()(frames, torch.tensor([count], device=weight.device))
+    finally:
+        hook.remove()
+        adapter.train(training)
+    unchanged = len(values) == 1 and values[0].numel() == made.numel() and torch.equal(values[0].reshape(made.shape), made)
+    return layers[0] if unchanged else None
+
+
 def build_adapter(config: AdapterConfig, encoder_width: int, llm_hidden: int, embedding_rms: float = 1.0) -> Adapter:
     """A fresh adapter whose outputs have about the root mean square `embedding_rms`.
 

@@ -39,10 +39,7 @@ class SpeechLLMModule(nn.Module):
 
     def forward(self, batch: Batch) -> LossOutput:
         """Sums of the loss over the batch's targets, not normalised."""
-        if batch.features.numel():  # the same on all ranks: shards hold either audio or features
-            frames, _ = self.adapter(batch.features.to(self.dtype), batch.feature_lengths)
-        else:
-            frames, _ = self.encode_speech(batch.waveforms, batch.waveform_lengths)
+        frames, _ = self.encode_clips(batch.waveforms, batch.waveform_lengths, batch.features, batch.feature_lengths)
         embeddings = self.embed(batch.token_ids)
         # Out of place, and also without any audio slot, so that the adapter is in every rank's backward pass.
         audio = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)
@@ -57,6 +54,14 @@ class SpeechLLMModule(nn.Module):
             packing=attention.Packing(batch.group, batch.branch, batch.position_ids, read),
         ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
+
+    def encode_clips(
+        self, waveforms: Tensor, waveform_lengths: Tensor, features: Tensor, feature_lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Adapter frames and their numbers, of a batch's clips: stored features where it has some, else waveforms."""
+        if features.numel():  # the same on all ranks: shards hold either audio or features
+            return self.adapter(features.to(self.dtype), feature_lengths)
+        return self.encode_speech(waveforms, waveform_lengths)
 
     def encode_speech(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Adapter frames `(clips, frames, hidden)` and their numbers (clips,), from `(clips, samples)` at 16 kHz and lengths

@@ -231,6 +231,21 @@ class TrainConfig:
     beta2: float = setting(0.98, "decay of AdamW's second moment")
     weight_decay: float = setting(0.01, "AdamW's weight decay")
     grad_clip: float = setting(1.0, "largest gradient norm")
+    start: str = setting(
+        "auto",
+        "a new run's adapter: `solved` = its output layer fitted to the words' embeddings, `random`, or `auto` (solved where "
+        "shards have word times)",
+        choices=("auto", "solved", "random"),
+    )
+    start_utterances: int = setting(300, "utterances that the solved start reads", minimum=1)
+    start_rounds: int = setting(
+        3, "solutions of the solved start, each of which places the words' tokens for the next one", minimum=1
+    )
+    start_silence: str = setting(
+        " ", "text whose embedding adapter frames without a token get in the solved start; empty = the mean of all embeddings"
+    )
+    start_silence_weight: float = setting(0.3, "weight of such frames in the solved start; that of a frame with a token is 1")
+    start_penalty: float = setting(1e-4, "ridge penalty of the solved start, as a share of the mean diagonal")
     spike_factor: float = setting(
         10.0, "a loss above this multiple of the last 100 steps' median (at least 0.05) makes a bad step; 0 = never"
     )

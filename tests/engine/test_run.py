@@ -73,14 +73,18 @@ def names(run_dir: Path) -> list[str]:
     return [folder.name for folder in checkpoint.all_of(run_dir)]
 
 
-def test_a_resumed_run_draws_the_same_masks(train_here: Callable[..., int], shard_folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_draws_the_same_masks_and_keeps_its_start(
+    train_here: Callable[..., int], shard_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     fields = ["model.llm_lora.rank=4", "model.llm_lora.dropout=0.5", "train.steps=4"]
     other = [f"data.eval_shards=[{shard_folder}]", "train.eval_every_steps=1", "train.eval_utterances=1"]
     assert train_here(tmp_path / "whole", *fields) == 0
     assert train_here(tmp_path / "resumed", *fields, *other, "train.sample_dialogues=1", stop=3) == STOPPED
     assert names(tmp_path / "resumed")[-1] == "step-00000003"
+    assert capfd.readouterr().out.count("train.start is solved") == 2
     torch.rand(17)
     assert train_here(tmp_path / "resumed", *fields) == 0
+    assert "train.start" not in capfd.readouterr().out
     assert same(checkpoint.folder_of(tmp_path / "whole", 4), checkpoint.folder_of(tmp_path / "resumed", 4))
 
 

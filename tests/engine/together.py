@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import time
@@ -14,10 +16,11 @@ from launcher.distributed import start_distributed
 from launcher.ranks import Ranks, find_ranks
 from mtbi import object_store
 from mtbi import recipe as recipes
-from mtbi.engine import checkpoint
+from mtbi.engine import checkpoint, inputs
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.checkpointing import Checkpointer
 from mtbi.engine.engine import Engine
+from mtbi.engine.solved_start import SolvedStart
 from mtbi.model.generate import generate
 
 ZERO3 = str(Path(__file__).parents[2] / "ds_configs" / "zero3.json")
@@ -62,7 +65,20 @@ def upload(ranks: Ranks, out: Path) -> None:
     print(f"rank {ranks.rank}: left after the copy", flush=True)
 
 
+def solved(ranks: Ranks, out: Path) -> None:
+    """The weights of a new run before its first step, as digests. A further argument is a folder of shards."""
+    device = start_distributed(ranks)
+    recipe = recipes.load("demo", ["precision=fp32", f"run_dir={out}", f"data.shards=[{sys.argv[3]}]", "train.start=solved"])
+    data = inputs.open_inputs(recipe)
+    digests = {}
+    for name, start in {"random": None, "solved": SolvedStart(recipe, data.chat, data.shards, data.plan, ranks).run}.items():
+        engine = Engine(recipe, ZERO3, 1, device, ranks, None, start=start)
+        weights = engine.snapshot({}).trainable["adapter.kind.output.weight"]
+        digests[name] = hashlib.sha256(weights.numpy().data).hexdigest()
+    print(json.dumps(digests), flush=True)
+
+
 if __name__ == "__main__":
-    {"answers": answers, "upload": upload}[sys.argv[1]](find_ranks(), Path(sys.argv[2]))
+    {"answers": answers, "solved": solved, "upload": upload}[sys.argv[1]](find_ranks(), Path(sys.argv[2]))
     sys.stdout.flush()
     os._exit(0)  # as mtbi/train.py ends
