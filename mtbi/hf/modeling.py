@@ -59,7 +59,9 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             self._keys_to_ignore_on_save = self.frozen_keys()
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]  # transformers 4 and 5 name more arguments, which are passed on
+        cls, path: Any, *args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
         """Load an export with the usual arguments of transformers. `dtype` is by default the exported one.
 
         For an export of the layout `trained`, the frozen weights are loaded from the original models (see `frozen.load`).
@@ -169,7 +171,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         begins = position[0] == 0 if position is not None else bool(first)
         return {**inputs, **speech} if begins else inputs
 
-    def _expand_inputs_for_generation(  # type: ignore[override]  # a method here, since it needs the config
+    def _expand_inputs_for_generation(  # type: ignore[override, misc]  # a method here, since it needs the config
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> Any:
         clips = kwargs.get("input_values")

@@ -81,7 +81,7 @@ class AudioTextToTextPipeline(Pipeline):
     def _forward(self, model_inputs: list, **kwargs: Any) -> Tensor:
         """The answers of a batch of conversations, or of a single one, as token ids `(conversations, answers, tokens)`."""
         talks = [model_inputs] if parts.is_message(model_inputs[0]) else model_inputs
-        batch = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
+        batch: Any = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
         if prepare := getattr(self, "_prepare_generate_kwargs", None):  # transformers 5 adds the arguments of `pipeline` here
             kwargs = prepare(kwargs)
         elif generation := getattr(self, "generation_config", None):  # transformers 4 keeps the arguments of `pipeline` in it

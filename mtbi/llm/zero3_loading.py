@@ -25,8 +25,8 @@ def loaded_weights_only() -> Iterator[None]:
         if not own or not all(getattr(parameter, "_is_hf_initialized", False) for parameter in own):
             before(model, module, *arguments)
 
-    PreTrainedModel._initialize_weights = initialise  # type: ignore[method-assign]
+    PreTrainedModel._initialize_weights = initialise  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        PreTrainedModel._initialize_weights = before  # type: ignore[method-assign]
+        PreTrainedModel._initialize_weights = before  # type: ignore[method-assign, assignment]

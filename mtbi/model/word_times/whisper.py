@@ -106,7 +106,8 @@ class WhisperAligner:
         chosen = {"task": "transcribe"} if self.vocabulary.multilingual else {}
         mask = inputs.attention_mask.to(self.device)
         ids = self._model.generate(features, attention_mask=mask, return_timestamps=long, **chosen)
-        return self._tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+        text: str = self._tokenizer.decode(ids[0], skip_special_tokens=True)
+        return text.strip()
 
     def _force(self, position: int, clip: Clip) -> ForcedClip:
         """The clip with its tokens. Raises UserError, with the reason alone, if it cannot be aligned."""
