@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from mtbi.benchmark.dialogues import Dialogue, Turn
-from mtbi.benchmark.recogniser import Transcriber
 from mtbi.metrics import CASCADE, NO_AUDIO, SHUFFLED, SILENCE, SPEECH, TEXT_LLM
 from mtbi.model.generate import Piece, answer_logits, generate
 from mtbi.model.losses.imitation import teacher_divergence
+from mtbi.model.recogniser import Transcriber
 from mtbi.use.open_run import TrainedRun
 
 SPARE_TOKENS = 16  #: an answer is cut off at twice the length of the text LLM's answer and so many tokens more

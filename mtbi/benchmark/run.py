@@ -16,10 +16,10 @@ from mtbi.benchmark.answers import CONTROL_EVERY, CONTROLS, ConditionAsker, in_b
 from mtbi.benchmark.dialogues import UNKNOWN_ANSWER_TOKENS, Dialogue, Turn
 from mtbi.benchmark.judge import Judge
 from mtbi.benchmark.progress import EvaluationProgress
-from mtbi.benchmark.recogniser import open_recogniser
 from mtbi.benchmark.saved_answers import SavedAnswers
 from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
+from mtbi.model.recogniser import open_recogniser
 from mtbi.shards.open_shards import open_shards as open_as_recipe
 from mtbi.shards.read import Shards
 from mtbi.use.open_run import TrainedRun
@@ -40,7 +40,7 @@ class Settings:
     controls: tuple[str, ...] = CONTROLS
     prompt_first: bool = True  #: ask some dialogues with the prompt on the other side of the speech too
     max_new_tokens: int = UNKNOWN_ANSWER_TOKENS  #: the longest answer to an item of a .jsonl file without a limit of its own
-    recogniser: str = ""  #: a recogniser by name (`mtbi.benchmark.recogniser`), for the cascade
+    recogniser: str = ""  #: a recogniser by name (`mtbi.model.recogniser`), for the cascade
     reuse: bool = False  #: keep the answers of the last report of the checkpoint, and ask only what it lacks
     judge: Judge | None = None
 

@@ -179,6 +179,6 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             has_audio = (input_ids == self.config.audio_token_id).any(1)
             if len(input_ids) != len(clips) or not has_audio.all():
                 raise ValueError("several answers to a prompt need exactly one recording in each prompt")
-        return super()._expand_inputs_for_generation(
+        return super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )

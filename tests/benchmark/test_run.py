@@ -14,11 +14,11 @@ from mtbi.answers import task_library
 from mtbi.benchmark import run as benchmark
 from mtbi.benchmark.answers import CONTROL_EVERY, CONTROLS, SPARE_TOKENS, ConditionAsker
 from mtbi.benchmark.dialogues import UNKNOWN_ANSWER_TOKENS, choose_utterances, from_shards, with_prompt_moved
-from mtbi.benchmark.recogniser import Transcriber
 from mtbi.benchmark.run import Settings, evaluate, load_cells
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.metrics import CASCADE, SPEECH, TEXT_LLM
+from mtbi.model.recogniser import Transcriber
 from mtbi.use.open_run import TrainedRun
 
 

@@ -10,10 +10,10 @@ import torch
 
 from mtbi.benchmark import run as benchmark
 from mtbi.benchmark.answers import ConditionAsker
-from mtbi.benchmark.recogniser import Transcriber
 from mtbi.benchmark.run import Settings, evaluate
 from mtbi.benchmark.saved_answers import UNFINISHED
 from mtbi.metrics import CASCADE, SPEECH, TEXT_LLM
+from mtbi.model.recogniser import Transcriber
 from mtbi.use.open_run import TrainedRun
 
 ALL = Settings(dialogues=0, batch_size=4, controls=())

@@ -21,6 +21,7 @@ from mtbi.corpus import pauses
 from mtbi.corpus.aligner import Alignment, Clip, Spans
 from mtbi.errors import UserError
 from mtbi.model.encoders.whisper import HOP_SAMPLES, Whisper, mel_filters
+from mtbi.model.recogniser import Seq2SeqRecogniser
 from mtbi.model.word_times.attention import CrossAttention, evidence
 from mtbi.model.word_times.transcript import WhisperText, WhisperVocabulary
 from mtbi.model.word_times.warping import first_frames
@@ -65,12 +66,13 @@ class WhisperAligner:
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            self._extractor = WhisperFeatureExtractor.from_pretrained(path)
+            extractor = WhisperFeatureExtractor.from_pretrained(path)
             model: Any = WhisperForConditionalGeneration.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: no Whisper model with tokenizer and preprocessor could be loaded ({error})") from error
         self._model = model.eval().requires_grad_(False).to(self.device)
-        self._tokenizer, self._decoder = tokenizer, model.get_decoder()
+        self._recogniser = Seq2SeqRecogniser(self._model, extractor, tokenizer)
+        self._decoder = model.get_decoder()
         self._encoder = Whisper(model.get_encoder(), mel_filters(model.config.num_mel_bins, path)).to(self.device)
         self.longest_samples: int = self._encoder.max_frames * FRAME_SAMPLES
         multilingual = getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_TOKENS)
@@ -94,20 +96,9 @@ class WhisperAligner:
             found |= {clip.position: alignment for clip, alignment in zip(batch, self._align(batch), strict=True)}
         return [found[position] for position in range(len(clips))]
 
-    @torch.inference_mode()
     def transcribe(self, waveform: np.ndarray) -> str:
         """Whisper's greedy transcript. It finds the language itself. Recordings of any length are read in windows."""
-        long = len(waveform) > self.longest_samples
-        inputs = self._extractor(
-            waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True,
-            truncation=not long, padding="longest" if long else "max_length",
-        )  # fmt: skip
-        features = inputs.input_features.to(self.device, self._model.dtype)
-        chosen = {"task": "transcribe"} if self.vocabulary.multilingual else {}
-        mask = inputs.attention_mask.to(self.device)
-        ids = self._model.generate(features, attention_mask=mask, return_timestamps=long, **chosen)
-        text: str = self._tokenizer.decode(ids[0], skip_special_tokens=True)
-        return text.strip()
+        return self._recogniser([waveform])[0]
 
     def _force(self, position: int, clip: Clip) -> ForcedClip:
         """The clip with its tokens. Raises UserError, with the reason alone, if it cannot be aligned."""

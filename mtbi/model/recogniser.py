@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +21,25 @@ WHISPER_SECONDS = 30  #: a longer recording is transcribed in windows
 class Seq2SeqRecogniser:
     """A sequence-to-sequence recogniser of transformers, such as Whisper. Transcripts are greedy."""
 
-    def __init__(self, path: str, device: torch.device) -> None:
+    def __init__(self, model: Any, extractor: Any, tokenizer: Any) -> None:
+        """`model` is in evaluation mode and on its device."""
+        self.model, self.extractor, self.tokenizer = model, extractor, tokenizer
+        self.is_whisper = model.config.model_type == "whisper"
+
+    @classmethod
+    def load(cls, path: str, device: torch.device) -> Seq2SeqRecogniser:
         """Raises UserError where `path` holds no such recogniser."""
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
         try:
-            self.processor = AutoProcessor.from_pretrained(path)
+            processor: Any = AutoProcessor.from_pretrained(path)
             model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: no recogniser with its processor could be loaded ({error})") from error
-        self.model, self.device = model.eval().to(device), device
-        self.is_whisper = model.config.model_type == "whisper"
+        return cls(model.eval().to(device), processor.feature_extractor, processor.tokenizer)
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """A transcript of each waveform. Whisper finds out the language of each."""
+        """A transcript of each waveform. Whisper finds out the language of each, and reads long ones in windows."""
         if not self.is_whisper:
             return self._transcribe(waveforms, {"padding": True})
         long = [len(waveform) > WHISPER_SECONDS * SAMPLE_RATE for waveform in waveforms]
@@ -48,14 +54,13 @@ class Seq2SeqRecogniser:
     def _transcribe(self, waveforms: Sequence[np.ndarray], layout: dict[str, object], **settings: object) -> list[str]:
         if not waveforms:
             return []
-        inputs = self.processor(
-            [np.asarray(wave, dtype=np.float32) for wave in waveforms], sampling_rate=SAMPLE_RATE, return_tensors="pt",
-            return_attention_mask=True, **layout,
-        )  # fmt: skip
+        waves = [np.asarray(wave, dtype=np.float32) for wave in waveforms]
+        inputs = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True, **layout)
         if getattr(self.model.generation_config, "is_multilingual", False):
             settings["task"] = "transcribe"
-        ids = self.model.generate(**inputs.to(self.device), do_sample=False, num_beams=1, **settings)
-        return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        inputs = inputs.to(self.model.device, self.model.dtype)
+        ids = self.model.generate(**inputs, do_sample=False, num_beams=1, **settings)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def open_recogniser(name: str, device: torch.device | None = None) -> Transcriber:
@@ -65,7 +70,7 @@ def open_recogniser(name: str, device: torch.device | None = None) -> Transcribe
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in plugins.SHIPPED[plugins.ALIGNERS] and _is_seq2seq(name):
-        return Seq2SeqRecogniser(name, device)
+        return Seq2SeqRecogniser.load(name, device)
     aligner = open_aligner(name)
     return lambda waveforms: [aligner.transcribe(waveform) for waveform in waveforms]
 

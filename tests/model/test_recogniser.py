@@ -14,8 +14,8 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from mtbi.benchmark.recogniser import open_recogniser
 from mtbi.errors import UserError
+from mtbi.model.recogniser import open_recogniser
 
 SIZES = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in
          (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}  # fmt: skip
