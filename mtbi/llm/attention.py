@@ -10,8 +10,7 @@ attention sinks (gpt-oss) included:
 - `flex` is PyTorch's FlexAttention (arXiv 2412.05496): one compiled kernel over whole rows, which skips masked blocks.
 
 The packing is passed as the forward keyword `packing`. Without one (generation) the back ends are transformers' own `sdpa`,
-with sinks added. On CPUs the key heads are not repeated for it, which would take most of a step's time. Attention dropout is
-not applied in packed rows.
+with sinks added. On CPUs the key heads are not repeated, which would take most of a step's time. Packed rows have no dropout.
 """
 
 from __future__ import annotations

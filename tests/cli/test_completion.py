@@ -33,7 +33,7 @@ def offers(line: str, folder: Path) -> list[str]:
     [
         ("mtbi data st", ["stats"]),
         ("mtbi behave m.jsonl out --recipe whisper-large-v3_q", ["whisper-large-v3_qwen3-8b"]),
-        ("mtbi plan demo train.st", ["train.steps="]),
+        ("mtbi plan demo train.ste", ["train.steps="]),
         ("mtbi behave m.jsonl out --recipe demo behaviour.wordings", ["behaviour.wordings=", "behaviour.wordings_per_task="]),
         ("mtbi plan demo data.unreadable=", ["stop", "skip"]),
         ("mtbi tasks list dig", ["digits"]),

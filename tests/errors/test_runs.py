@@ -74,7 +74,7 @@ RUNS = [
     Case(
         "an item whose audio is text",
         "evaluate $run --shards m.jsonl",
-        ("m.jsonl, line 1: a.wav: not readable as audio",),
+        ("m, item 1: a.wav: not readable as audio",),
         both(lines("m.jsonl", {"audio": "a.wav", "instruction": "?"}), file("a.wav", "no sound\n" * 99)),
     ),
     Case("a missing recording", "chat $run --audio a.wav what", ("a.wav: no such recording",)),

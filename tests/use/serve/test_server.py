@@ -106,7 +106,7 @@ def test_words_are_found_and_mixed(client: openai.OpenAI, run: TrainedRun, spoke
         (lambda: heard(wav(6)), 400, "too long: 6.0 s, more than 5 s"),
         (lambda: heard(wav(40)), 413, "a request may have 1 MB"),
         (lambda: heard(as_file(np.zeros(16_000))), 400, "no word was recognised"),
-        (lambda: {**heard(wav(0.05)), "transcript": "one two three four"}, 400, "too short for them"),
+        (lambda: {**heard(wav(0.05)), "transcript": "one two three four"}, 400, "too short for its words"),
         (lambda: {**heard(wav(1)), "transcript": "one " * 5000}, 400, "transcript: String should have at most"),
     ],
 )
