@@ -65,12 +65,21 @@ def read_ds_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dt
 
 
 def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConfig) -> list[dict[str, Any]]:
-    """The optimizer's groups from trainable parameters by name: the encoder's, and all others.
+    """The optimizer's groups from trainable parameters by name: the encoder's, the adapter's hidden layers', and all others.
 
-    A group's `rate_share` is its learning rate divided by `train.learning_rate`. Empty groups are left out.
+    Hidden layers are all but the `Output` layer. A group's `rate_share` is its learning rate divided by `train.learning_rate`.
+    Parts without a learning rate of their own belong to the others. Empty groups are left out.
     """
-    encoder = [parameter for name, parameter in parameters.items() if name.startswith("encoder.")]
-    others = [parameter for name, parameter in parameters.items() if not name.startswith("encoder.")]
-    share = train.encoder_learning_rate / train.learning_rate if train.encoder_learning_rate else 1.0
-    groups = [{"params": others, "rate_share": 1.0}, {"params": encoder, "rate_share": share}]
-    return [group for group in groups if group["params"]]
+    rates = {"others": train.learning_rate, "encoder": train.encoder_learning_rate, "hidden": train.hidden_learning_rate}
+    groups: dict[str, list[torch.nn.Parameter]] = {part: [] for part in rates}
+    for name, parameter in parameters.items():
+        part = part_of(name)
+        groups[part if rates[part] else "others"].append(parameter)
+    return [{"params": group, "rate_share": rates[part] / train.learning_rate} for part, group in groups.items() if group]
+
+
+def part_of(name: str) -> str:
+    """Which learning rate a parameter has: `encoder`, `hidden` (the adapter's, below its output layer) or `others`."""
+    if name.startswith("encoder."):
+        return "encoder"
+    return "hidden" if name.startswith("adapter.") and ".output." not in name else "others"

@@ -225,6 +225,9 @@ class TrainConfig:
     steps: int = setting(1000, "global steps", minimum=1)
     learning_rate: float = setting(1e-3, "peak learning rate")
     encoder_learning_rate: float = setting(0.0, "peak learning rate of a trained encoder's own weights; 0 = learning_rate")
+    hidden_learning_rate: float = setting(
+        0.0, "peak learning rate of the adapter's layers below its output layer; 0 = learning_rate"
+    )
     min_learning_rate: float = setting(0.0, "learning rate at the end of the cosine")
     warmup_steps: int = setting(50, "steps of linear warm-up")
     beta1: float = setting(0.9, "decay of AdamW's first moment")
