@@ -22,6 +22,7 @@ from launcher.ranks import MISTAKE, STOPPED, UNAVAILABLE, Ranks, StopFlag, find_
 from mtbi import recipe as recipes  # noqa: E402
 from mtbi.errors import ElsewhereError, UnavailableError, UserError  # noqa: E402
 from mtbi.recipe import Recipe  # noqa: E402
+from mtbi.terminal import quiet_libraries  # noqa: E402
 
 if TYPE_CHECKING:
     from mtbi.engine.checkpointing import Progress
@@ -174,7 +175,7 @@ def closing(recipe: Recipe, progress: Progress, stopped: bool) -> str:
 def main() -> int:
     """Train; returns the exit status. A mistake of the user's is printed as one message, without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     stop_flag, rank = StopFlag(), 0  # before anything else: a signal may come while models are read
     try:
         ranks = find_ranks()

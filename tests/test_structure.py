@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 #: What `mtbi/` holds, low to high. A part imports only what stands before it; the imports of a folder's own files are free.
 ORDER = (
-    "errors", "files", "versions", "plugins", "text_units", "metrics", "mds", "object_store", "pictures", "moved",
+    "errors", "files", "versions", "plugins", "text_units", "metrics", "mds", "object_store", "pictures", "terminal", "moved",
     "recipe", "audio", "llm", "corpus", "answers", "shards", "batches", "model", "engine", "train",
     "hf", "use", "benchmark", "demo", "doctor", "cli", "__init__",
 )  # fmt: skip

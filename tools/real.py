@@ -21,6 +21,7 @@ from pathlib import Path
 from mtbi import files
 from mtbi import recipe as recipes
 from mtbi.answers import task_library
+from mtbi.engine import checkpoint
 from mtbi.errors import UserError
 from mtbi.metrics import SCORERS
 from mtbi.recipe import Recipe
@@ -125,7 +126,7 @@ def after_data(plan: Plan, train: Path, test: Path, items: Path) -> Iterator[Sta
         "--deepspeed", "ds_configs/zero1.json", *plan.settings, f"run_dir={plan.run_dir}",
         f"data.shards=[{train / 'shards'}]", f"data.eval_shards=[{','.join(map(str, groups.values()))}]",
     ]  # fmt: skip
-    last = plan.run_dir / f"step-{plan.recipe.train.steps:08d}"
+    last = checkpoint.folder_of(plan.run_dir, plan.recipe.train.steps)
     yield Stage("train", words, last.exists)
     words = mtbi(
         "evaluate", plan.run_dir, "--checkpoint", "latest", "--shards", *places,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from mtbi.cli import answers, completion, corpus, recipes, runs, shards, use
 from mtbi.cli.arguments import Parser, add_group, explain, parse
 from mtbi.errors import UserError
+from mtbi.terminal import quiet_libraries
 from mtbi.versions import installed
 
 EPILOG = """\
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    quiet_libraries()
     parser = build_parser()
     completion.answer(parser)
     try:
