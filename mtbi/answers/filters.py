@@ -21,9 +21,15 @@ class CheckedAnswer:
     truncated: bool  #: cut off at its longest length, or because it repeats itself
 
 
+#: Japanese is written in three scripts, which Unicode names apart. They count as the one that Chinese is written in.
+JAPANESE = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "KATAKANA-HIRAGANA": "CJK"}
+
+
 def main_script(text: str) -> str:
     """The script of most letters of a text, by their Unicode names, such as `LATIN`; empty without letters."""
-    scripts = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha())
+    letters = (letter for letter in unicodedata.normalize("NFKC", text) if letter.isalpha())
+    names = (unicodedata.name(letter, "").partition(" ")[0] for letter in letters)
+    scripts = Counter(JAPANESE.get(name, name) for name in names)
     return scripts.most_common(1)[0][0] if scripts else ""
 
 

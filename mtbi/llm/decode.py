@@ -132,9 +132,8 @@ def taken(cache: Cache, rows: Tensor, stops: Tensor, lengths: Tensor) -> Cache:
     The `lengths` (n,) columns before the columns `stops` (n,) are each new row's last columns.
     """
     width = int(lengths.max())
-    columns = (stops[:, None] - width + torch.arange(width)).clamp(
-        min=0
-    )  # columns that no position belongs to are masked later
+    # Columns that no position belongs to are masked later.
+    columns = (stops[:, None] - width + torch.arange(width)).clamp(min=0)
     layers: list[Any] = []
     for old in layers_of(cache):
         at = rows[:, None].to(old.held[0].device), columns.to(old.held[0].device)

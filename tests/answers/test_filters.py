@@ -30,7 +30,10 @@ def test_the_first_rule_that_holds_is_the_reason(text: str, truncated: bool, fou
 
 
 def test_scripts_are_told_apart() -> None:
-    assert [main_script(text) for text in ("ça va", "Привет", "你好", "…")] == ["LATIN", "CYRILLIC", "CJK", ""]
+    texts = ("ça va", "Привет", "你好", "…", "ＡＢＣ", "안녕")
+    assert [main_script(text) for text in texts] == ["LATIN", "CYRILLIC", "CJK", "", "LATIN", "HANGUL"]
+    # Japanese mixes scripts: an answer in characters alone is no other language than a transcript in kana.
+    assert {main_script(text) for text in ("東京都", "きょうはいい", "カタカナ", "東京へ行きました")} == {"CJK"}
 
 
 def test_unknown_rules_are_named() -> None:
