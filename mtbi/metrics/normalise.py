@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 import regex
 
@@ -51,6 +51,7 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFC", plain.replace("İ", "i").casefold())
 
 
+@lru_cache(maxsize=1 << 17)  # an answer is in many cells of a table, and in several metrics
 def normalise(text: str) -> str:
     """The text without case and punctuation, except apostrophes inside words.
 

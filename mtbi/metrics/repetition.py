@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mtbi import text_units
 from mtbi.metrics.normalise import normalise
 
@@ -10,6 +12,7 @@ SHORTEST = 8  #: units that a loop has at least; a shorter one may be meant, as 
 LONGEST_PHRASE = 40  #: units
 
 
+@lru_cache(maxsize=1 << 17)  # an answer is in many cells of a table
 def repeated_units(text: str, times: int = TIMES) -> int:
     """The number of units (`mtbi.text_units`) in the longest stretch that is one phrase, `times` times or more in a row.
 

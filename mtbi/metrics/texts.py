@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import jiwer
 import regex
@@ -50,6 +50,7 @@ def _clean(answers: Sequence[str], references: Sequence[str], english: bool) -> 
     return kept
 
 
+@lru_cache(maxsize=1 << 17)  # an answer is in many cells of a table
 def word_errors(answer: str, reference: str, english: bool = False) -> tuple[int, int]:
     """The word errors of an answer (substitutions, deletions, insertions) and the number of words of its reference.
 
