@@ -16,7 +16,7 @@ from mtbi.benchmark.answers import CONTROL_EVERY, CONTROLS, ConditionAsker, in_b
 from mtbi.benchmark.dialogues import UNKNOWN_ANSWER_TOKENS, Dialogue, Turn
 from mtbi.benchmark.judge import Judge
 from mtbi.benchmark.progress import EvaluationProgress
-from mtbi.benchmark.saved_answers import SavedAnswers
+from mtbi.benchmark.saved_answers import FINISHED, REPORT, SavedAnswers
 from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
 from mtbi.model.recogniser import open_recogniser
@@ -32,9 +32,8 @@ MOVED_PROMPT_EVERY = 2  #: one utterance of so many is also asked with the promp
 class Settings:
     """What to measure."""
 
-    places: dict[str, str] = field(
-        default_factory=dict
-    )  #: addresses of shards or .jsonl files by group; empty = data.eval_shards
+    #: Addresses of shards or .jsonl files by group; empty = data.eval_shards.
+    places: dict[str, str] = field(default_factory=dict)
     dialogues: int = 2000  #: about so many in each group; 0 = all
     batch_size: int = 0  #: dialogues asked together; 0 = `BATCH_SIZES`
     controls: tuple[str, ...] = CONTROLS
@@ -168,25 +167,25 @@ def save(report: EvaluationReport, run: TrainedRun, asked: dict[str, Any]) -> No
     """
     report.folder.mkdir(parents=True, exist_ok=True)
     answers = (json.dumps(asdict(dialogue), ensure_ascii=False) + "\n" for dialogue in report.dialogues)
-    files.write_text(report.folder / "answers.jsonl", "".join(answers))
+    files.write_text(report.folder / FINISHED, "".join(answers))
     files.write_text(report.folder / "table.md", scores.render(report.cells) + "\n")
     files.write_text(report.folder / "notes.md", scores.notes(report.cells) + "\n")
     cells = list(map(scores.to_json, report.cells))
     numbers = {"checkpoint": str(run.checkpoint), "recipe": run.recipe.name, **asked, "cells": cells}
-    files.write_text(report.folder / "report.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_text(report.folder / REPORT, json.dumps(numbers, indent=1) + "\n")
 
 
 def load(run: TrainedRun) -> EvaluationReport | None:
     """The report that `evaluate` saved for this checkpoint; None if there is none, or the checkpoint is newer."""
     folder = run.folder / "evaluation" / run.checkpoint.name
-    numbers, weights = folder / "report.json", run.checkpoint / "trainable.safetensors"
+    numbers, weights = folder / REPORT, run.checkpoint / "trainable.safetensors"
     if not numbers.is_file() or numbers.stat().st_mtime < weights.stat().st_mtime:
         return None
-    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / FINISHED).read_text(encoding="utf-8").splitlines()
     return EvaluationReport(folder, load_cells(folder), [Dialogue.from_record(json.loads(line)) for line in lines])
 
 
 def load_cells(folder: Path) -> list[Cell]:
     """The cells of a saved report."""
-    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     return [scores.from_json(cell) for cell in record["cells"]]

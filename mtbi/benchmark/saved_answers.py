@@ -5,27 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mtbi import files
 from mtbi.benchmark.dialogues import Dialogue, Turn
-from mtbi.metrics import TEXT_LLM
+from mtbi.engine import checkpoint
+from mtbi.metrics import CASCADE, TEXT_LLM
 from mtbi.use.open_run import TrainedRun
 
-UNFINISHED, FINISHED = "answers.unfinished.jsonl", "answers.jsonl"
+UNFINISHED, FINISHED, REPORT = "answers.unfinished.jsonl", "answers.jsonl", "report.json"
 #: Fields that asking fills in, beside `answers`.
 MEASURED = ("token_hits", "token_divergence", "tokens", "heard")
 
 
 def identity(run: TrainedRun) -> dict[str, Any]:
     """What answers depend on besides their questions: weights, LLM, dialogue format, precision."""
-    weights = run.checkpoint / "trainable.safetensors"
-    digest = ""
-    if weights.is_file():
-        with weights.open("rb") as file:
-            digest = sha256(file.read()).hexdigest()[:16]
+    weights = run.checkpoint / checkpoint.TRAINABLE
+    digest = checkpoint.checksum(weights)[:16] if weights.is_file() else ""
     dtype = next(run.model.llm.parameters()).dtype
     return {"weights": digest, "llm": run.recipe.model.llm, "chat": run.chat.fingerprint, "precision": str(dtype)}
 
@@ -45,13 +42,11 @@ class SavedAnswers:
         lines = _lines(self.path)
         if lines and lines[0].get("asked_of") == asked_of:
             self._read(lines[1:], same_recogniser=lines[0].get("recogniser") == recogniser)
-        if reuse and (report := _lines(folder / "report.json")) and report[0].get("asked_of") == asked_of:
+        if reuse and (report := _lines(folder / REPORT)) and report[0].get("asked_of") == asked_of:
             self._read(_lines(folder / FINISHED), same_recogniser=report[0].get("recogniser") == recogniser)
         self._rewrite()
 
     def _read(self, records: Iterable[dict[str, Any]], same_recogniser: bool) -> None:
-        from mtbi.metrics import CASCADE
-
         for record in records:
             dialogue = Dialogue.from_record(record)
             if not same_recogniser:

@@ -261,7 +261,7 @@ def decode(
         logits = running.step()
         tokens = choose(logits).tolist()
         top = logits.topk(top_k)
-        logprobs = (top.values - logits.logsumexp(-1, keepdim=True)).cpu().numpy()
+        logprobs = (top.values - logits.logsumexp(-1, keepdim=True) if top_k else top.values).cpu().numpy()
         finished = []
         for number, (row, token, *kept) in enumerate(
             zip(running.rows, tokens, top.indices.cpu().numpy(), logprobs, strict=True)

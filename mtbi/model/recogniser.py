@@ -15,8 +15,6 @@ from mtbi.errors import UserError
 
 Transcriber = Callable[[Sequence[np.ndarray]], list[str]]  #: from waveforms `(samples,)` at 16 kHz to a transcript of each
 
-WHISPER_SECONDS = 30  #: a longer recording is transcribed in windows
-
 
 class Seq2SeqRecogniser:
     """A sequence-to-sequence recogniser of transformers, such as Whisper. Transcripts are greedy."""
@@ -42,7 +40,7 @@ class Seq2SeqRecogniser:
         """A transcript of each waveform. Whisper finds out the language of each, and reads long ones in windows."""
         if not self.is_whisper:
             return self._transcribe(waveforms, {"padding": True})
-        long = [len(waveform) > WHISPER_SECONDS * SAMPLE_RATE for waveform in waveforms]
+        long = [len(waveform) > self.extractor.n_samples for waveform in waveforms]
         short = iter(self._transcribe([wave for wave, is_long in zip(waveforms, long, strict=True) if not is_long], {}))
         windows = {"truncation": False, "padding": "longest"}
         return [
