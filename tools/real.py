@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shlex
 import subprocess
@@ -18,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtbi import files
 from mtbi import recipe as recipes
 from mtbi.answers import task_library
+from mtbi.corpus.manifest import Utterance, read_manifest, relocate, write_manifest
 from mtbi.engine import checkpoint
 from mtbi.errors import UserError
 from mtbi.metrics import SCORERS
@@ -151,37 +150,31 @@ def layout(folder: Path) -> tuple[str, Path]:
 def split(plan: Plan) -> None:
     """Write one manifest for training and one for evaluation, without a common speaker."""
     held_out = {folder.resolve() for folder in plan.held_out}
-    records = {
-        name: [json.loads(line) for line in (plan.out / name / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-        for name in plan.names
-    }
-    for name, listed in records.items():
-        for record in listed:
-            record["audio"] = os.path.normpath(os.path.join("..", name, record["audio"]))
-    everybody = sorted({speaker(record) for listed in records.values() for record in listed}, key=digest)
-    tested = {speaker(record) for name, folder in plan.names.items() if folder in held_out for record in records[name]}
+    utterances = {name: read_manifest(plan.out / name / "manifest.jsonl") for name in plan.names}
+    everybody = sorted({speaker(one) for listed in utterances.values() for one in listed}, key=digest)
+    tested = {speaker(one) for name, folder in plan.names.items() if folder in held_out for one in utterances[name]}
     tested = tested or set(everybody[: max(1, round(HELD_OUT_SHARE * len(everybody)))])
-    rows = [(record, plan.names[name] in held_out) for name, listed in records.items() for record in listed]
-    train = [record for record, is_held_out in rows if speaker(record) not in tested and not is_held_out]
-    test = [record for record, is_held_out in rows if speaker(record) in tested and is_held_out == bool(held_out)]
+    rows = [(name, one, plan.names[name] in held_out) for name, listed in utterances.items() for one in listed]
+    train = [(name, one) for name, one, is_held_out in rows if speaker(one) not in tested and not is_held_out]
+    test = [(name, one) for name, one, is_held_out in rows if speaker(one) in tested and is_held_out == bool(held_out)]
     if not train or not test:
         raise UserError(f"{len(train)} utterances are left for training and {len(test)} for evaluation: name more speech")
-    test = sorted(test, key=lambda record: digest(record["id"]))[:EVALUATION_UTTERANCES]
+    test = sorted(test, key=lambda row: digest(row[1].id))[:EVALUATION_UTTERANCES]
     print(f"training: {len(train)} utterances; evaluation: {len(test)} utterances of {len(tested)} other speakers")
-    for name, chosen in (("train", train), ("eval", test)):  # the one that marks the stage as done is written last
-        folder = plan.out / name
+    for part, chosen in (("train", train), ("eval", test)):  # the one that marks the stage as done is written last
+        folder = plan.out / part
         folder.mkdir(exist_ok=True)
-        files.write_text(folder / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen))
+        write_manifest(folder / "manifest.jsonl", [relocate(one, plan.out / name, folder) for name, one in chosen])
 
 
-def speaker(record: dict[str, str]) -> str:
+def speaker(utterance: Utterance) -> str:
     """The speaker of an utterance. One without a speaker is a speaker of its own."""
-    return str(record.get("speaker") or f"utterance {record['id']}")
+    return utterance.speaker or f"utterance {utterance.id}"
 
 
 def digest(text: str) -> str:
     """A key for an order that looks random, and is always the same."""
-    return hashlib.sha256(str(text).encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run_stage(stage: Stage) -> None:
