@@ -160,8 +160,7 @@ def packed_rows(recipe: Recipe) -> str:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = back_end.read_config(recipe.model)
-    shape = back_end.LLMShape.of(config)
-    back_end.check_config(shape)
+    shape = back_end.checked_shape(config)
     dtype = precision.of(recipe.precision, device)
     chosen, why = back_end.choose(recipe.model.attention, device, dtype, shape, recipe.plan.row_tokens)
     if chosen == "flash" and device.type == "cuda":

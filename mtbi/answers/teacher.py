@@ -152,7 +152,7 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str
     """The text LLM. Raises UserError where it cannot be read, and where its architecture cannot become a speech LLM."""
     from transformers import AutoModelForCausalLM
 
-    back_end.check_config(back_end.LLMShape.of(back_end.read_config(config)))
+    back_end.checked_shape(back_end.read_config(config))
     attention.register()
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(

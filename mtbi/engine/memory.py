@@ -73,7 +73,7 @@ def sizes_of(recipe: Recipe) -> Sizes:
 
     model = recipe.model
     config = back_end.read_config(model)
-    back_end.check_config(back_end.LLMShape.of(config))
+    back_end.checked_shape(config)
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     back_end.check_model(llm)

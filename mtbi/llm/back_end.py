@@ -98,6 +98,14 @@ def read_config(model: ModelConfig) -> Any:
         raise UserError(f"model.llm: cannot read the configuration of {model.llm!r}: {error}") from error
 
 
+def checked_shape(config: Any) -> LLMShape:
+    """The shape of an LLM that can be computed in packed rows, before weights are read. Raises UserError for any other."""
+    shape = LLMShape.of(config)
+    check_config(shape)
+    check_class(config)
+    return shape
+
+
 def check_config(shape: LLMShape) -> None:
     """Raises UserError for an LLM that cannot be computed in packed rows, by its configuration."""
     sparse = [kind for kind in shape.others if kind.endswith("_attention") and kind != "linear_attention"]
@@ -203,10 +211,7 @@ def decide(model: ModelConfig, device: torch.device, dtype: torch.dtype, longest
 
     Raises UserError for an LLM or lengths that packed rows cannot do, and for flash if no kernel is right.
     """
-    config = read_config(model)
-    shape = LLMShape.of(config)
-    check_config(shape)
-    check_class(config)
+    shape = checked_shape(read_config(model))
     if longest_tokens is not None:
         check_lengths(shape, longest_tokens)
     chosen, why = choose(model.attention, device, dtype, shape, longest_tokens)
