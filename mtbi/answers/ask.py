@@ -51,8 +51,8 @@ def ask_unanswered(
                 elif known[question.key] not in ("", store.digest(question.transcript)):
                     raise store.other_transcript(out, question.utterance)
         given = [question for question in unanswered if question.given is not None]
-        if config.answers == "gold" and unanswered and not given and not known:
-            raise UserError("behaviour.answers=gold: the manifest knows no right answer to any of these tasks (`answers`)")
+        if not known:
+            check_gold(unanswered, config)
         pairs: Iterator[tuple[Question, Answer]] = ((question, given_answer(question, chat)) for question in given)
         written = write(pairs, len(given), config, chat, out)
         if teacher and config.answers == "llm":
@@ -60,6 +60,17 @@ def ask_unanswered(
             written += write(ask(asked, config, teacher, chat), len(asked), config, chat, out)
         (out / store.DONE_FILE).touch()
         return written
+
+
+def check_gold(questions: Iterable[Question], config: BehaviourConfig) -> None:
+    """Raises UserError where the manifest knows a right answer to none of the questions that take their answers from it."""
+    gold = [question for question in questions if question.source == "gold"]
+    if not gold or any(question.given is not None for question in gold):
+        return
+    if config.answers == "gold":
+        raise UserError("behaviour.answers=gold: the manifest knows no right answer to any of these tasks (`answers`)")
+    tasks = ", ".join(sorted({question.task for question in gold}))
+    raise UserError(f"{tasks}: the answers are `gold`, but the manifest knows no right answer to these tasks (`answers`)")
 
 
 def given_answer(question: Question, chat: ChatFormat) -> Answer:

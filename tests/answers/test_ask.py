@@ -22,6 +22,7 @@ from mtbi.answers.teacher import TransformersTeacher
 from mtbi.cli import main
 from mtbi.corpus.manifest import Utterance, write_manifest
 from mtbi.demo import world
+from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
 
 
@@ -92,6 +93,16 @@ def test_a_task_may_take_the_transcript_as_its_answer(
     assert main(["data", "stats", str(tmp_path / "out")]) == 0
     assert "repeat: truncated 2" in capsys.readouterr().out
     assert ask_unanswered(make_utterances(2), config, teacher, chat, tmp_path / "out") == 0
+
+
+def test_a_task_of_gold_answers_that_the_manifest_lacks_is_named(
+    tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
+) -> None:
+    library = tmp_path / "tasks.yaml"
+    library.write_text("tasks: {sum: {train: [add them], answers: gold}, repeat: {train: [repeat it]}}")
+    config = dataclasses.replace(CONFIG, library=[str(library)], tasks=[])
+    with pytest.raises(UserError, match=r"^sum: the answers are `gold`, but the manifest knows no right answer"):
+        ask_unanswered([Utterance("a", "a.wav", "one two")], config, teacher, chat, tmp_path / "answers")
 
 
 def test_an_answer_that_repeats_itself_is_left_out_early(
