@@ -186,9 +186,12 @@ def parse_item(line: str, where: str) -> dict[str, Any]:
         item = json.loads(line)
         audio = item.get("audio") or item.get("audio_filepath") or item["audio_path"]
         item |= {"audio": str(audio), "instruction": str(item["instruction"])}
+        if item.get("max_new_tokens") is not None:
+            item["max_new_tokens"] = int(item["max_new_tokens"])
         names, arguments = item.get("instruction_id_list") or [], item.get("kwargs") or []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: an item is a JSON object with `audio` and `instruction` ({error!r})") from error
+        message = "an item is a JSON object with `audio` and `instruction`; `max_new_tokens` is a number"
+        raise UserError(f"{where}: {message} ({error!r})") from error
     try:
         check_names(names, arguments)
     except UserError as error:
@@ -215,7 +218,7 @@ def item_dialogue(
         transcript=nfc(str(item.get("textual_audio") or item.get("seed_transcript") or item.get("text") or "")),
         gold=None if item.get("label") is None else nfc(str(item["label"])),
         scorer="wer_english" if metric == "wer" else metric if metric in SCORERS else other_scorer,
-        max_new_tokens=max_new_tokens if item.get("max_new_tokens") is None else int(item["max_new_tokens"]),
+        max_new_tokens=max_new_tokens if item.get("max_new_tokens") is None else item["max_new_tokens"],
         extra={key: value for key, value in item.items() if key not in ITEM_KEYS},
     )
 

@@ -72,6 +72,12 @@ RUNS = [
     ),
     Case("no items", "evaluate $run --shards m.jsonl", ("m.jsonl: empty", "`audio` and `instruction`"), file("m.jsonl")),
     Case(
+        "an item whose limit is no number",
+        "evaluate $run --shards m.jsonl",
+        ("m.jsonl, line 1: an item is a JSON object", "`max_new_tokens` is a number"),
+        both(lines("m.jsonl", {"audio": "a.wav", "instruction": "?", "max_new_tokens": "many"}), file("a.wav", "no sound\n")),
+    ),
+    Case(
         "an item whose audio is text",
         "evaluate $run --shards m.jsonl",
         ("m, item 1: a.wav: not readable as audio",),
