@@ -119,7 +119,7 @@ def shards(plan: Plan, folder: Path, manifest: Path, *questions: str) -> Iterato
 def after_data(plan: Plan, train: Path, test: Path, items: Path) -> Iterator[Stage]:
     """Training, evaluation and export. The last checkpoint is measured: the best one was chosen on the same speakers."""
     groups = {name: test / name / "shards" for name in evaluation(plan.recipe)}
-    places = [*(f"{name}={path}" for name, path in groups.items()), items]
+    measured = [*(f"{name}={path}" for name, path in groups.items()), items]
     words = [
         "deepspeed", "--num_accelerators", str(plan.processes), "--no_local_rank", "mtbi/train.py",
         "--deepspeed", "ds_configs/zero1.json", *plan.settings, f"run_dir={plan.run_dir}",
@@ -128,7 +128,7 @@ def after_data(plan: Plan, train: Path, test: Path, items: Path) -> Iterator[Sta
     last = checkpoint.folder_of(plan.run_dir, plan.recipe.train.steps)
     yield Stage("train", words, last.exists)
     words = mtbi(
-        "evaluate", plan.run_dir, "--checkpoint", "latest", "--shards", *places,
+        "evaluate", plan.run_dir, "--checkpoint", "latest", "--shards", *measured,
         "--dialogues", 0, "--no-prompt-first", "--recogniser", plan.aligner,
     )  # fmt: skip
     yield Stage("evaluate", words, (plan.run_dir / "evaluation" / last.name / "report.json").exists)
@@ -150,13 +150,17 @@ def layout(folder: Path) -> tuple[str, Path]:
 def split(plan: Plan) -> None:
     """Write one manifest for training and one for evaluation, without a common speaker."""
     held_out = {folder.resolve() for folder in plan.held_out}
-    utterances = {name: read_manifest(plan.out / name / "manifest.jsonl") for name in plan.names}
-    everybody = sorted({speaker(one) for listed in utterances.values() for one in listed}, key=digest)
-    tested = {speaker(one) for name, folder in plan.names.items() if folder in held_out for one in utterances[name]}
+    corpora = {name: read_manifest(plan.out / name / "manifest.jsonl") for name in plan.names}
+    everybody = sorted({speaker(utterance) for listed in corpora.values() for utterance in listed}, key=digest)
+    tested = {speaker(utterance) for name, folder in plan.names.items() if folder in held_out for utterance in corpora[name]}
     tested = tested or set(everybody[: max(1, round(HELD_OUT_SHARE * len(everybody)))])
-    rows = [(name, one, plan.names[name] in held_out) for name, listed in utterances.items() for one in listed]
-    train = [(name, one) for name, one, is_held_out in rows if speaker(one) not in tested and not is_held_out]
-    test = [(name, one) for name, one, is_held_out in rows if speaker(one) in tested and is_held_out == bool(held_out)]
+    rows = [(name, utterance, plan.names[name] in held_out) for name, listed in corpora.items() for utterance in listed]
+    train = [(name, utterance) for name, utterance, is_held_out in rows if speaker(utterance) not in tested and not is_held_out]
+    test = [
+        (name, utterance)
+        for name, utterance, is_held_out in rows
+        if speaker(utterance) in tested and is_held_out == bool(held_out)
+    ]
     if not train or not test:
         raise UserError(f"{len(train)} utterances are left for training and {len(test)} for evaluation: name more speech")
     test = sorted(test, key=lambda row: digest(row[1].id))[:EVALUATION_UTTERANCES]
@@ -164,7 +168,7 @@ def split(plan: Plan) -> None:
     for part, chosen in (("train", train), ("eval", test)):  # the one that marks the stage as done is written last
         folder = plan.out / part
         folder.mkdir(exist_ok=True)
-        write_manifest(folder / "manifest.jsonl", [relocate(one, plan.out / name, folder) for name, one in chosen])
+        write_manifest(folder / "manifest.jsonl", [relocate(utterance, plan.out / name, folder) for name, utterance in chosen])
 
 
 def speaker(utterance: Utterance) -> str:

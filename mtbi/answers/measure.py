@@ -65,7 +65,12 @@ def sample_answers(utterances: Sequence[Utterance], recipe: Recipe, tasks: list[
     )  # fmt: skip
     chosen, chat = chosen_tasks(config), read_chat(recipe)
     drawn = random.Random(recipe.seed).sample(list(utterances), min(count, len(utterances)))
-    questions = [q for one in drawn for q in draw_questions(one, chosen, config, chat, recipe.seed) if q.source == "llm"]
+    questions = [
+        question
+        for utterance in drawn
+        for question in draw_questions(utterance, chosen, config, chat, recipe.seed)
+        if question.source == "llm"
+    ]
     teacher = build_teacher(recipe.model, config, recipe.precision)
     assert teacher
     answers = []
@@ -73,7 +78,7 @@ def sample_answers(utterances: Sequence[Utterance], recipe: Recipe, tasks: list[
     for question, answer in tqdm(asked, total=len(questions), desc="answers", unit="answer", disable=None):
         text = chat.decode(answer.ids).strip()
         answers.append(sampled(question, text, answer.truncated, len(answer.ids)))
-    return sorted(answers, key=lambda one: (one.task, one.wording, one.utterance))
+    return sorted(answers, key=lambda answer: (answer.task, answer.wording, answer.utterance))
 
 
 def sampled(question: Question, text: str, truncated: bool, tokens: int) -> SampledAnswer:
@@ -89,8 +94,8 @@ def sampled(question: Question, text: str, truncated: bool, tokens: int) -> Samp
 def by_wording(answers: Iterable[SampledAnswer]) -> list[MeasuredWording]:
     """The measurements of each wording, in the order of tasks and wordings."""
     groups: dict[tuple[str, int], dict[str, SampledAnswer]] = defaultdict(dict)
-    for one in answers:
-        groups[one.task, one.wording][one.utterance] = one
+    for answer in answers:
+        groups[answer.task, answer.wording][answer.utterance] = answer
     return [
         measured(group, [other for (task, number), other in groups.items() if task == key[0] and number != key[1]])
         for key, group in sorted(groups.items())
@@ -107,18 +112,18 @@ def measured(group: Mapping[str, SampledAnswer], others: Sequence[Mapping[str, S
         prompt=own[0].prompt,
         heldout=own[0].heldout,
         answers=len(own),
-        tokens=mean(one.tokens for one in own),
-        kept=mean(not one.faults for one in own),
-        faults={name: mean(name in one.faults for one in own) for name in filters.RULES},
-        copies=mean(metrics.exact_match(one.answer, one.transcript) for one in own),
-        commonest=max(Counter(one.answer for one in own).values()) / len(own),
+        tokens=mean(sample.tokens for sample in own),
+        kept=mean(not sample.faults for sample in own),
+        faults={name: mean(name in sample.faults for sample in own) for name in filters.RULES},
+        copies=mean(metrics.exact_match(sample.answer, sample.transcript) for sample in own),
+        commonest=max(Counter(sample.answer for sample in own).values()) / len(own),
         agreement=likeness(
-            (one.answer, other[name].answer) for other in others for name, one in group.items() if name in other
+            (sample.answer, other[name].answer) for other in others for name, sample in group.items() if name in other
         ),
         chance=likeness(
-            (one.answer, other[following[name]].answer)
+            (sample.answer, other[following[name]].answer)
             for other in others
-            for name, one in group.items()
+            for name, sample in group.items()
             if len(group) > 1 and following[name] in other
         ),
     )
@@ -148,4 +153,4 @@ def render(rows: Sequence[MeasuredWording]) -> str:
 
 def record(rows: Sequence[MeasuredWording], answers: Sequence[SampledAnswer]) -> dict[str, list[dict]]:
     """Measurements and answers for JSON."""
-    return {"wordings": [asdict(row) for row in rows], "answers": [asdict(one) for one in answers]}
+    return {"wordings": [asdict(row) for row in rows], "answers": [asdict(sample) for sample in answers]}

@@ -98,8 +98,8 @@ class TransformersTeacher:
         """As `Teacher.answer`. Answers depend on the other prompts by rounding only."""
         from mtbi.llm.decode import decode
 
-        for one in decode(self.llm, prompts, self.end_ids, self.rows, self.top_k, self.choose, stop):
-            yield one.prompt, as_answer(one.ids, self.end_ids, one.topk_ids, one.topk_logprobs)
+        for decoded in decode(self.llm, prompts, self.end_ids, self.rows, self.top_k, self.choose, stop):
+            yield decoded.prompt, as_answer(decoded.ids, self.end_ids, decoded.topk_ids, decoded.topk_logprobs)
 
 
 class VllmTeacher:

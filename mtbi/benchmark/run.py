@@ -110,8 +110,8 @@ def ask(run: TrainedRun, groups: list[DialogueGroup], settings: Settings, saved:
             asker = ConditionAsker(run, transcribe, settings.controls, progress.answered)
             for batch in in_batches(group.turns, size):
                 for index, turn in enumerate(batch, start=len(answered)):
-                    block, place = divmod(index, CONTROL_EVERY)
-                    turn.controlled = place == 3 * block % CONTROL_EVERY  # another task each time
+                    block, offset = divmod(index, CONTROL_EVERY)
+                    turn.controlled = offset == 3 * block % CONTROL_EVERY  # another task each time
                 saved.restore(batch)
                 asker.ask(batch)
                 saved.add(turn.dialogue for turn in batch)

@@ -211,27 +211,29 @@ class Metrics:
         self.bar.refresh()
         if number % every and number != self.steps:
             return
-        one, self.interval = self.interval, Interval()
-        seconds = time.perf_counter() - one.began
-        values = one.values(self.tasks) | {
+        interval, self.interval = self.interval, Interval()
+        seconds = time.perf_counter() - interval.began
+        values = interval.values(self.tasks) | {
             "train/learning_rate": rate,
             "train/gradient_norm": sums.gradient_norm,
-            "speed/step_seconds": seconds / one.steps,
-            "speed/tokens_per_second": one.tokens / seconds,
-            "speed/answer_tokens_per_second": one.targets / seconds,
-            "speed/audio_seconds_per_second": one.audio_seconds / seconds,
-            "speed/data_wait_share": one.data_wait_seconds / seconds,
-            "speed/unused_slots_share": 1 - one.used_share / one.steps,
+            "speed/step_seconds": seconds / interval.steps,
+            "speed/tokens_per_second": interval.tokens / seconds,
+            "speed/answer_tokens_per_second": interval.targets / seconds,
+            "speed/audio_seconds_per_second": interval.audio_seconds / seconds,
+            "speed/data_wait_share": interval.data_wait_seconds / seconds,
+            "speed/unused_slots_share": 1 - interval.used_share / interval.steps,
         }
         values["speed/memory_gb"] = peak_memory_gb(self.device)
         values |= {f"health/{what}": float(count) for what, count in self.counts.items()}
         if self.peak:
-            values["speed/mfu"] = self.llm_size.computed_flops(one.tokens, one.targets) / seconds / self.world / self.peak
+            values["speed/mfu"] = (
+                self.llm_size.computed_flops(interval.tokens, interval.targets) / seconds / self.world / self.peak
+            )
         self.scalars(values, number)
         mfu = f" mfu {values['speed/mfu']:.1%}" if "speed/mfu" in values else ""
         self.write_line(
             f"step {number}/{self.steps} loss {values['train/loss']:.4f} lr {rate:.2e} grad {sums.gradient_norm:.3f} "
-            f"{1000 * seconds / one.steps:.0f} ms/step {values['speed/tokens_per_second']:.0f} tok/s "
+            f"{1000 * seconds / interval.steps:.0f} ms/step {values['speed/tokens_per_second']:.0f} tok/s "
             f"{values['speed/answer_tokens_per_second']:.0f} answer tok/s wait {values['speed/data_wait_share']:.1%}{mfu} "
             f"epoch {plan.position.epoch} data step {plan.position.step}"
         )

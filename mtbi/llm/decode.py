@@ -148,12 +148,12 @@ def read_prompts(llm: Any, prompts: list[Prompts]) -> tuple[Cache, Tensor]:
     Returns the cache with a row for each prompt, and the positions (prompts,) that it holds of each.
     """
     cache = Cache(layer_class_to_replicate=RoomyLayer)
-    starts = torch.tensor([len(one.start) for one in prompts])
-    owner = torch.tensor([number for number, one in enumerate(prompts) for _ in one.ends])
+    starts = torch.tensor([len(group.start) for group in prompts])
+    owner = torch.tensor([number for number, group in enumerate(prompts) for _ in group.ends])
     if starts.max() > 0:
-        read(llm, cache, pad_sequence([one.start for one in prompts], True), torch.zeros_like(starts), starts)
+        read(llm, cache, pad_sequence([group.start for group in prompts], True), torch.zeros_like(starts), starts)
         cache = taken(cache, owner, starts[owner], starts[owner])
-    ends = [torch.tensor(end[:-1], dtype=torch.long) for one in prompts for end in one.ends]
+    ends = [torch.tensor(end[:-1], dtype=torch.long) for group in prompts for end in group.ends]
     new = torch.tensor([len(end) for end in ends])
     columns = cache.get_seq_length()
     if new.max() > 0:
@@ -214,14 +214,14 @@ class RunningRows:
     def leave(self, finished: list[int]) -> None:
         """Remove rows. The last rows take their places, so that little is copied."""
         count = len(self.rows) - len(finished)
-        places = [number for number in finished if number < count]
+        vacant = [number for number in finished if number < count]
         movers = [number for number in range(count, len(self.rows)) if number not in finished]
-        for place, mover in zip(places, movers, strict=True):
-            self.rows[place] = self.rows[mover]
+        for number, mover in zip(vacant, movers, strict=True):
+            self.rows[number] = self.rows[mover]
         del self.rows[count:]
         for layer in layers_of(self.cache):
             for states in layer.roomy:
-                states[places] = states[movers]
+                states[vacant] = states[movers]
             layer.hold([states[:count] for states in layer.roomy], layer.get_seq_length())
 
 
@@ -278,7 +278,7 @@ def decode(
 
 def in_parts(prompts: Iterable[Prompts], rows: int) -> Iterator[tuple[tuple[int, int], Prompts]]:
     """The prompts in parts of at most `rows` ends, each with its number and the number of its first end."""
-    for number, one in enumerate(prompts):
-        for first in range(0, len(one.ends), rows):
+    for number, group in enumerate(prompts):
+        for first in range(0, len(group.ends), rows):
             part = slice(first, first + rows)
-            yield (number, first), Prompts(one.start, one.ends[part], one.limits[part])
+            yield (number, first), Prompts(group.start, group.ends[part], group.limits[part])

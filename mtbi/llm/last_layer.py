@@ -57,8 +57,8 @@ class LastLayer:
 
 def decoder_of(llm: Any) -> Any:
     """An LLM without its output layer. `get_decoder` of transformers 5 returns the whole LLM for Llama 4."""
-    found = llm.get_decoder()
-    return llm.model if found is llm and hasattr(llm, "model") else found
+    decoder = llm.get_decoder()
+    return llm.model if decoder is llm and hasattr(llm, "model") else decoder
 
 
 def decoder_layers(llm: Any) -> nn.ModuleList:

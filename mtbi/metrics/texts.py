@@ -63,8 +63,11 @@ def word_errors(answer: str, reference: str, english: bool = False) -> tuple[int
     )
     if not truths:
         return 0, 0
-    found = jiwer.process_words(truths, hypotheses)
-    return found.substitutions + found.deletions + found.insertions, found.substitutions + found.deletions + found.hits
+    counted = jiwer.process_words(truths, hypotheses)
+    return (
+        counted.substitutions + counted.deletions + counted.insertions,
+        counted.substitutions + counted.deletions + counted.hits,
+    )
 
 
 def wer(answers: Sequence[str], references: Sequence[str], english: bool = False) -> float | None:

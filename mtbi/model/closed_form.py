@@ -131,7 +131,7 @@ class OutputRegression:
         return [frames[:count] for frames, count in zip(hidden, counts.tolist(), strict=True)]
 
     @torch.no_grad()
-    def places(self, shares: Shares, hidden: Tensor, solution: Tensor | None, known: bool = True) -> Tensor:
+    def token_frames(self, shares: Shares, hidden: Tensor, solution: Tensor | None, known: bool = True) -> Tensor:
         """The adapter frame `(tokens,)` at which each token of an utterance stands.
 
         Without a solution it is the middle of the token's share. With one it is the frame of the share whose output is most
@@ -146,16 +146,16 @@ class OutputRegression:
         return shares.highest(2 * wanted @ output.T - wanted.square().sum(1, keepdim=True))
 
     @torch.no_grad()
-    def targets(self, ids: Tensor, places: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    def targets(self, ids: Tensor, token_frames: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """What an utterance's adapter frames should be, `(frames, llm_hidden)`, and their weights `(frames,)`, float64.
 
-        `places` `(tokens,)` are the frames of the token `ids`. A frame with several tokens should be the mean of their
+        `token_frames` `(tokens,)` are the frames of the token `ids`. A frame with several tokens should be the mean of their
         embeddings.
         """
-        tokens = torch.bincount(places, minlength=frames)
+        tokens = torch.bincount(token_frames, minlength=frames)
         total = self.mean.new_zeros(frames, len(self.mean))
-        embedded = self.model.embed(ids.to(places.device)).double()
-        total.index_put_((places,), embedded, accumulate=True)  # unlike index_add_, always the same
+        embedded = self.model.embed(ids.to(token_frames.device)).double()
+        total.index_put_((token_frames,), embedded, accumulate=True)  # unlike index_add_, always the same
         spoken = tokens > 0
         wanted = torch.where(spoken[:, None], total / tokens.clamp(min=1)[:, None], self.silence)
         return wanted, spoken.double().masked_fill(~spoken, self.weight)
@@ -169,7 +169,7 @@ class OutputRegression:
         total = self.empty()
         for utterance, hidden in zip(spoken, self.hidden(spoken), strict=True):
             shares = Shares.of(utterance, len(hidden), self.samples_per_frame)
-            wanted, weight = self.targets(shares.ids, self.places(shares, hidden, solution), len(hidden))
+            wanted, weight = self.targets(shares.ids, self.token_frames(shares, hidden, solution), len(hidden))
             total += (hidden * weight[:, None]).T @ torch.cat([hidden, wanted], 1)
         return total
 
@@ -203,7 +203,7 @@ class OutputRegression:
             shares = Shares.of(utterance, len(hidden), self.samples_per_frame)
             counts = torch.tensor([len(word) for word in utterance.stored.word_ids])
             single = (counts.repeat_interleave(counts) == 1).to(hidden.device)
-            rows.append(hidden[self.places(shares, hidden, solution, known=False)[single]])
+            rows.append(hidden[self.token_frames(shares, hidden, solution, known=False)[single]])
             tokens.append(shares.ids.to(hidden.device)[single])
         return torch.cat(rows), torch.cat(tokens)
 

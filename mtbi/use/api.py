@@ -56,8 +56,8 @@ class SpeechLLM:
         prompts = [self._prompt(number, audio, prompt) for number, (audio, prompt) in enumerate(questions, start=1)]
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
-            found = generate(self.run.model, prompts[start : start + batch_size], max_new_tokens, chat.end_id)
-            answers += [chat.decode(answer).strip() for answer in found]
+            ids = generate(self.run.model, prompts[start : start + batch_size], max_new_tokens, chat.end_id)
+            answers += [chat.decode(answer).strip() for answer in ids]
         return answers
 
     def _prompt(self, number: int, audio: Recording | None, prompt: str) -> list[Piece]:

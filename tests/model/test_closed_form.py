@@ -72,9 +72,9 @@ def test_a_solution_moves_tokens_to_the_frames_that_are_most_like_them() -> None
     hidden, solution = torch.eye(10, regression.inputs, dtype=torch.float64), torch.zeros(regression.inputs, 32).double()
     solution[:10] = regression.silence
     solution[1], solution[3], solution[8] = table[5], 4 * table[9], table[6]
-    assert regression.places(shares, hidden, None).tolist() == [2, 7]
-    assert regression.places(shares, hidden, solution).tolist() == [1, 8]
-    assert regression.places(shares, hidden, solution, known=False).tolist() == [3, 8]
+    assert regression.token_frames(shares, hidden, None).tolist() == [2, 7]
+    assert regression.token_frames(shares, hidden, solution).tolist() == [1, 8]
+    assert regression.token_frames(shares, hidden, solution, known=False).tolist() == [3, 8]
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)

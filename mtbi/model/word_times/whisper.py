@@ -85,16 +85,16 @@ class WhisperAligner:
         A clip has none if it has no words, is longer than 30 seconds, has more tokens than frames or than the decoder's
         positions, is in a language that the model does not know, or if its words are not what is said.
         """
-        found: dict[int, Alignment] = {}
+        alignments: dict[int, Alignment] = {}
         ready: list[ForcedClip] = []
         for position, clip in enumerate(clips):
             try:
                 ready.append(self._force(position, clip))
             except UserError as error:
-                found[position] = Alignment(None, str(error))
+                alignments[position] = Alignment(None, str(error))
         for batch in self._batches(ready):
-            found |= {clip.position: alignment for clip, alignment in zip(batch, self._align(batch), strict=True)}
-        return [found[position] for position in range(len(clips))]
+            alignments |= {clip.position: alignment for clip, alignment in zip(batch, self._align(batch), strict=True)}
+        return [alignments[position] for position in range(len(clips))]
 
     def transcribe(self, waveform: np.ndarray) -> str:
         """Whisper's greedy transcript. It finds the language itself. Recordings of any length are read in windows."""
