@@ -80,8 +80,9 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
 
     # 4. Build the speech LLM inside DeepSpeed, with the checkpoint's weights and optimizer state, or with a solved adapter.
     longest_tokens = inputs.longest_dialogue(data, evaluation)
-    solve = None if start.snapshot else SolvedStart(recipe, data.chat, data.shards, data.plan, ranks, report_activity).run
-    engine = Engine(recipe, ds_config, len(tasks), device, ranks, start.snapshot, longest_tokens, solve)
+    silence = data.chat.tokenizer.encode(config.start_silence, add_special_tokens=False)
+    solve = None if start.snapshot else SolvedStart(recipe, silence, data.shards, data.plan, ranks, report_activity).run
+    engine = Engine(recipe, ds_config, len(tasks), device, ranks, start.snapshot, longest_tokens, solve, silence)
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts)
     checkpointer = Checkpointer(recipe, ranks, engine, metrics, start.lease, report_activity)
     guard, stopped = Guard(config, progress.guard), False
@@ -112,6 +113,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
             last = number == config.steps
 
             # 5.2 Restore the newest good checkpoint if the loss or the gradient shows that training went wrong.
+            if number == config.alignment_steps + 1:
+                guard.forget()  # this step has another loss than those before it
             rollback_reason = guard.judge(sums, step.micro_batch_count)
             progress.guard = guard.to_state()
             if rollback_reason:

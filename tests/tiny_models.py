@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
-from mtbi.batches.batch import Batch, RowBuilder, clip_tensors, target_tensors, token_tensors
+from mtbi.batches.batch import Batch, RowBuilder, clip_tensors, spoken_tensors, target_tensors, token_tensors
 from mtbi.llm import attention
 from mtbi.model.adapter import build_adapter
 from mtbi.model.frame_counts import FrameGeometry
@@ -98,13 +98,15 @@ def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, seed: int = 5) ->
     """
     plan: Any = None  # of no use for rows whose content is given
     clips: list[np.ndarray] = []
-    builders = [RowBuilder(plan, clips, base=row * tokens) for row in range(len(rows))]
+    spoken: list[np.ndarray] = []
+    builders = [RowBuilder(plan, clips, spoken, base=row * tokens) for row in range(len(rows))]
     for builder, groups in zip(builders, rows, strict=True):
         for number, (samples, branches) in enumerate(groups):
             put_group(builder, number, samples, branches, seed)
     count = sum(len(builder.targets) for builder in builders)
     index = SimpleNamespace(encoded="", feature_width=0, top_k=4)
-    batch = Batch(**token_tensors(builders, tokens), **clip_tensors(clips, index), **target_tensors(builders, index))
+    clip_columns = clip_tensors(clips, index) | spoken_tensors(spoken)
+    batch = Batch(**token_tensors(builders, tokens), **clip_columns, **target_tensors(builders, index))
     teacher = torch.Generator().manual_seed(3)
     top = [torch.randperm(VOCABULARY, generator=teacher)[:4] for _ in range(max(1, count))]
     logprobs = torch.randn(len(top), 4, generator=teacher).log_softmax(-1) - 0.2
@@ -115,7 +117,8 @@ def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, seed: int = 5) ->
 def put_group(builder: RowBuilder, number: int, samples: int, branches: list[int], seed: int) -> None:
     """One group of random content; the tasks of its branches take turns."""
     generator = torch.Generator().manual_seed(seed + samples)
-    clip = builder.add_clip((torch.randn(samples, generator=generator) * 0.3).numpy())
+    wave = (torch.randn(samples, generator=generator) * 0.3).numpy()
+    clip = builder.add_clip(wave, np.arange(3, 3 + min(4, GEOMETRY.frames(samples))))
     first, second, last = torch.randint(3, VOCABULARY, (3,), generator=generator).tolist()
     frames = GEOMETRY.frames(samples)
     builder.put([first, second], number, 0, 0)

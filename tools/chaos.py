@@ -51,7 +51,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARDS = "s3://chaos/train"
 FIELDS = [
     "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=5", "train.warmup_steps=5",
-    "train.hang_seconds=40", "plan.row_tokens=256", "plan.rows_per_step=2", "plan.rows_per_micro_batch=1",
+    "train.start_utterances=32", "train.hang_seconds=40",
+    "plan.row_tokens=256", "plan.rows_per_step=2", "plan.rows_per_micro_batch=1",
     "plan.window_utterances=400", "precision=fp32", "data.eval_shards=[]", f"data.shards=[{SHARDS}]",
     "data.cache_limit_gb=0.016", "data.retries=8",
 ]  # fmt: skip

@@ -36,8 +36,8 @@ PRELOAD = [
 ]  # fmt: skip
 FIELDS = [
     f"train.steps={STEPS}", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=2",
-    "train.warmup_steps=2", "train.hang_seconds=60", "train.keep_last=3", "plan.row_tokens=192", "plan.rows_per_step=4",
-    "plan.window_utterances=20", "precision=fp32", "data.eval_shards=[]",
+    "train.warmup_steps=2", "train.start_utterances=16", "train.hang_seconds=60", "train.keep_last=3",
+    "plan.row_tokens=192", "plan.rows_per_step=4", "plan.window_utterances=20", "precision=fp32", "data.eval_shards=[]",
 ]  # fmt: skip
 
 

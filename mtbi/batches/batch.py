@@ -32,6 +32,8 @@ class Batch:
     waveform_lengths: Tensor  #: (clips,) int64, samples
     features: Tensor  #: (clips, frames, width) the encoder's stored output in place of its input; (0, 0, 0) where not stored
     feature_lengths: Tensor  #: (clips,) int64, frames; else (0,)
+    spoken_ids: Tensor  #: (clips, longest) int64; the LLM tokens said in each clip, 0 beyond
+    spoken_lengths: Tensor  #: (clips,) int64, tokens; 0 where they are not known
     audio_slot: Tensor  #: (frames,) int64; flat position in rows*tokens that takes an adapter frame; may be empty
     audio_clip: Tensor  #: (frames,) int64; the clip of that frame
     audio_frame: Tensor  #: (frames,) int64; the adapter frame within the clip
@@ -50,9 +52,16 @@ class Batch:
         """A batch of the same shape with no group, no sound slot and no target: its loss is 0 and so is its gradient."""
         none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
         blank = {"group": torch.full_like(self.group, -1)}
-        blank |= {name: torch.zeros_like(getattr(self, name)) for name in ("waveforms", "features")}
+        blank |= {name: torch.zeros_like(getattr(self, name)) for name in ("waveforms", "features", "spoken_lengths")}
         zero = {name: torch.zeros_like(getattr(self, name)) for name in ("token_ids", "position_ids", "branch")}
         return replace(self, **none, **blank, **zero)
+
+    def clips_alone(self) -> Batch:
+        """The clips with one short row of padding: the LLM computes next to nothing."""
+        none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
+        shape = (1, WIDTH_UNIT)
+        zero = {name: getattr(self, name).new_zeros(shape) for name in ("token_ids", "position_ids", "branch")}
+        return replace(self, **none, **zero, group=self.group.new_full(shape, -1))
 
 
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
@@ -70,6 +79,7 @@ class RowBuilder:
 
     plan: Plan
     clips: list[np.ndarray]  #: of the batch: sound (samples,), or its features (frames, width)
+    spoken: list[np.ndarray]  #: the tokens said in each clip (tokens,)
     base: int  #: flat position of the row's first slot
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -93,9 +103,10 @@ class RowBuilder:
         self.audio.extend((slot + offset, clip, first + offset) for offset in range(stop - first))
         self.put([0] * (stop - first), group, branch, position)
 
-    def add_clip(self, sound: np.ndarray) -> int:
-        """Add a clip, `(samples,)` or `(frames, width)`, to the batch. Returns its number."""
+    def add_clip(self, sound: np.ndarray, spoken_ids: np.ndarray) -> int:
+        """Add a clip, `(samples,)` or `(frames, width)`, and its tokens to the batch. Returns its number."""
         self.clips.append(sound)
+        self.spoken.append(spoken_ids)
         return len(self.clips) - 1
 
     def cut_speech(self, group: Group, stored: StoredUtterance) -> list[Span]:
@@ -105,20 +116,21 @@ class RowBuilder:
         frames = int(geometry.frames(samples))
         sound = stored.waveform if stored.features is None else stored.features
         if group.segments is None:
-            return [(self.add_clip(sound), 0, frames)]
+            return [(self.add_clip(sound, stored.spoken_ids), 0, frames)]
         starts = stored.word_times[:, 0]
-        whole = self.add_clip(sound) if config.cut == "slice" and samples else -1
+        whole = self.add_clip(sound, stored.spoken_ids) if config.cut == "slice" and samples else -1
         spans: list[Span] = []
         for segment in group.segments:
+            ids = np.concatenate(stored.word_ids[segment.first : segment.stop])
             if segment.is_text:
-                spans.append(np.concatenate(stored.word_ids[segment.first : segment.stop]))
+                spans.append(ids)
             elif config.cut == "slice":
                 first, stop = interleave.sliced_frames(segment, starts, samples, frames, geometry.samples_per_frame)
                 spans.append((whole, first, stop))
             else:
                 begin, end = interleave.sound_bounds(segment, starts, samples)
                 if end > begin:
-                    spans.append((self.add_clip(stored.waveform[begin:end]), 0, int(geometry.frames(end - begin))))
+                    spans.append((self.add_clip(stored.waveform[begin:end], ids), 0, int(geometry.frames(end - begin))))
         return spans
 
     def put_speech(self, spans: list[Span], group: int, branch: int, position: int) -> int:
@@ -187,12 +199,14 @@ def build(rows: list[Row], read: Callable[[int], StoredUtterance | None], plan: 
     fullest = max((sum(group.tokens for group in row.groups) for row in rows), default=0)
     width = min(plan.config.row_tokens, max(1, -(-fullest // WIDTH_UNIT)) * WIDTH_UNIT)
     clips: list[np.ndarray] = []
-    builders = [RowBuilder(plan, clips, base=number * width) for number in range(len(rows))]
+    spoken: list[np.ndarray] = []
+    builders = [RowBuilder(plan, clips, spoken, base=number * width) for number in range(len(rows))]
     for builder, row in zip(builders, rows, strict=True):
         for number, group in enumerate(row.groups):
             if (stored := read(group.utterance)) is not None:
                 builder.put_group(group, stored, number)
-    return Batch(**token_tensors(builders, width), **clip_tensors(clips, plan.index), **target_tensors(builders, plan.index))
+    clip_columns = clip_tensors(clips, plan.index) | spoken_tensors(spoken)
+    return Batch(**token_tensors(builders, width), **clip_columns, **target_tensors(builders, plan.index))
 
 
 def token_tensors(builders: list[RowBuilder], width: int) -> dict[str, Tensor]:
@@ -219,6 +233,15 @@ def clip_tensors(clips: list[np.ndarray], index: Index) -> dict[str, Tensor]:
         "features": stack_clips(encoded, 1) if encoded else torch.zeros(0, 0, 0),
         "feature_lengths": torch.tensor([len(clip) for clip in encoded], dtype=torch.int64),
     }
+
+
+def spoken_tensors(spoken: list[np.ndarray]) -> dict[str, Tensor]:
+    """The tokens said in each clip. Without clips there is one clip without tokens."""
+    spoken = spoken or [np.zeros(0, np.int64)]
+    ids = torch.zeros(len(spoken), max(1, *map(len, spoken)), dtype=torch.int64)
+    for number, own in enumerate(spoken):
+        ids[number, : len(own)] = torch.from_numpy(own)
+    return {"spoken_ids": ids, "spoken_lengths": torch.tensor([len(own) for own in spoken])}
 
 
 def target_tensors(builders: list[RowBuilder], index: Index) -> dict[str, Tensor]:

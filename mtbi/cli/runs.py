@@ -146,7 +146,7 @@ def train_and_report(grid: Grid, chosen: list[Job], options: Options) -> None:
         if grid.world:
             from mtbi.demo.grid_data import prepare_grid
 
-            prepare_grid(grid.recipe, out, options.speech)
+            prepare_grid(grid.recipe, out, options.speech, grids.data_sets(grid, chosen))
         per_machine = 1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // options.processes)
         failures = grids.run(grid, out, options.parallel or per_machine, options.processes, chosen)
     print(report.write(grid, out))

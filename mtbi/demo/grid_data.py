@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -30,13 +31,15 @@ def variants(config: BehaviourConfig) -> dict[str, BehaviourConfig]:
     }
 
 
-def prepare_grid(recipe_name: str, out: Path, speech: Path | None) -> None:
-    """Make all data below OUT/data. Folders that are complete are kept."""
+def prepare_grid(recipe_name: str, out: Path, speech: Path | None, wanted: Set[str]) -> None:
+    """Make the data below OUT/data that the runs want: sets of training data by name. Folders that are complete are kept."""
     recipe = recipes.load(recipe_name, [f"run_dir={out}"])
     data = prepare(recipe, speech)
     encoder = build_encoder(recipe.model.encoder, torch.float32, torch.device("cpu")).eval()
     encode(data / "train", encoder, recipe)
     for name, config in variants(recipe.behaviour).items():
+        if name not in wanted:
+            continue
         if not (data / name / "shards" / INDEX_NAME).exists():
             answer(read_manifest(data / "train" / "aligned.jsonl"), data / "train", config, recipe, data / name)
         encode(data / name, encoder, recipe)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 TEST_SPLITS = ("test_known", "test_unseen")
 REPOSITORY = Path(mtbi.__file__).parents[1]
 DIALOGUES = 3200  # of each test split, for the evaluation
+TRAINING_STRINGS = 2000  # of the demo; the generalisation benchmark has twice as many
 
 
 def questions(split: str, config: BehaviourConfig) -> BehaviourConfig:
@@ -104,12 +106,12 @@ def answer(utterances: list[Utterance], audio: Path, config: BehaviourConfig, re
     write_shards(utterances, audio, AnswerStore(folder / "behaviour"), chat, str(folder / "shards"))
 
 
-def prepare(recipe: Recipe, speech: Path | None) -> Path:
+def prepare(recipe: Recipe, speech: Path | None, splits: Sequence[corpus.Split] = corpus.SPLITS) -> Path:
     """Prepare all data that training and evaluation read. Returns their folder."""
     data = Path(recipe.run_dir) / "data"
     remember_source(data, speech)
     digits = import_digits(data, speech)
-    for split in corpus.SPLITS:
+    for split in splits:
         prepare_split(split, data, digits, recipe)
     return data
 
@@ -146,7 +148,8 @@ def show_example(run: TrainedRun, report: EvaluationReport) -> None:
 def run(speech: Path | None, overrides: list[str], prepare_only: bool = False, dialogues: int = DIALOGUES) -> None:
     """Prepare, train, evaluate, and show one dialogue. `dialogues` is about how many of each test split are evaluated."""
     recipe = recipes.load("demo", overrides)
-    data = prepare(recipe, speech)
+    train_split, *others = corpus.SPLITS
+    data = prepare(recipe, speech, [dataclasses.replace(train_split, strings=TRAINING_STRINGS), *others])
     if prepare_only:
         return
     train(recipe, overrides)

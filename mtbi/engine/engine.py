@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
 from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
+from mtbi.model.losses.alignment import AlignmentLoss
 from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe
 
@@ -66,10 +67,12 @@ class Engine:
     def __init__(
         self, recipe: Recipe, ds_config: Path | str, tasks: int, device: torch.device, ranks: Ranks, snapshot: Snapshot | None,
         longest_tokens: int | None = None, start: Callable[[SpeechLLMModule], object] | None = None,
+        silence: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """Build the model, `start` a new one or restore `snapshot`, and check the LLM on a packed row (`mtbi.model.self_test`).
 
         `tasks` is the number of tasks. `longest_tokens` is the plan's longest dialogue in LLM positions; None = any length.
+        `silence` are the token ids of what an adapter frame without a token says, for the alignment loss.
         Raises UserError for a wrong configuration, a snapshot of another model, and an LLM that computes a packed row's
         dialogues differently from single ones.
         """
@@ -89,6 +92,9 @@ class Engine:
         # Under ZeRO-3 the processes exchange weights while they build, so they cannot settle a failure here. The launcher and
         # the watchdog end the others.
         self.model: SpeechLLMModule = built.get() if self.stage == 3 else settle(ranks, built)
+        if recipe.loss.alignment or recipe.train.alignment_steps:
+            vocabulary = self.model.llm.get_input_embeddings().num_embeddings
+            self.model.alignment = AlignmentLoss(silence, vocabulary, recipe.loss.alignment_tokens, recipe.loss.chunk)
         if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
         if snapshot is None and start:
@@ -122,20 +128,21 @@ class Engine:
         changes either, and the run must end after this step. Dropout depends on the seed, `number` and the rows alone
         (`mtbi.engine.seeding`).
         """
+        alignment_alone = number < self.recipe.train.alignment_steps
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.recipe.train) * group["rate_share"]
+            group["lr"] = learning_rate(number, self.recipe.train) * (1.0 if alignment_alone else group["rate_share"])
         scale = self.world / step.weight_total if step.weight_total else 0.0
         total, used = Sums(self.device), 0
         for index, micro_batch in enumerate(step.micro_batches):
             batch, last = micro_batch.to(self.device), index == step.micro_batch_count - 1
             seed_micro_batch(self.recipe.seed, number, step.first_row(index))
-            out = self.ds(batch)
+            out = self.ds(batch, alignment_alone)
             failed = step.loader.failure is not None
             counts = total.add(out, stop and index == 0, step.unreadable if last else 0, failed)
             if total.failed:
                 return total.result(0.0)  # with gradients of earlier micro-batches left over: the run ends now
             if last and used and not counts:  # earlier micro-batches count, so an empty one closes the step
-                out, counts = self.ds(batch.emptied()), True
+                out, counts = self.ds(batch.emptied(), alignment_alone), True
             if counts:
                 used += 1
                 self.ds.set_gradient_accumulation_boundary(last)

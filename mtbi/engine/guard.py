@@ -30,6 +30,10 @@ class Guard:
         """The state that a checkpoint stores, so that a resumed run judges as an undisturbed one."""
         return {"losses": list(self.losses), "bad_steps": self.bad_steps, "spikes": self.spikes}
 
+    def forget(self) -> None:
+        """Forget the earlier losses."""
+        self.losses.clear()
+
     def judge(self, sums: StepSums, micro_batch_count: int) -> str:
         """The reason to restore the newest good checkpoint, or "". `micro_batch_count` is that of one process."""
         empty, skipped = not sums.weight, sums.skipped == micro_batch_count
@@ -49,7 +53,7 @@ class Guard:
         else:
             return ""
         self.bad_steps = 0
-        self.losses.clear()
+        self.forget()
         return reason
 
     def _is_spike(self, loss: float) -> bool:

@@ -20,7 +20,7 @@ from mtbi import recipe as recipes
 from mtbi.batches.interleave import Coverage
 from mtbi.batches.longest import longest_tokens
 from mtbi.batches.plan import Plan, Position, Step
-from mtbi.engine import checkpoint, digest, remote
+from mtbi.engine import checkpoint, digest, needs, remote
 from mtbi.engine.agreement import Attempt, Facts, Report, attempt, compare, describe_processes, gather, settle, share
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.checkpointing import Progress
@@ -90,23 +90,10 @@ def open_inputs(recipe: Recipe) -> Inputs:
     """Open the training shards and plan the first step. Raises UserError for every mistake in them, also for an empty plan."""
     chat = read_chat(recipe)
     shards = open_training_shards(recipe.data.shards, recipe, chat)
-    check_interleaving(recipe, Coverage.of(shards.index.spoken_words))
+    needs.check(recipe, shards.index)
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
     return Inputs(chat, shards, geometry, plan, next(plan.steps()))
-
-
-def check_interleaving(recipe: Recipe, coverage: Coverage) -> None:
-    """Raises UserError if the recipe interleaves, but no utterance can be interleaved."""
-    if not recipe.interleave.share or coverage.possible:
-        return
-    asked = f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards"
-    if coverage.single:
-        raise UserError(
-            f"{asked} can be interleaved: {coverage.single} of {coverage.utterances} have one word only, the others no word "
-            "times. Align transcripts of whole sentences with `mtbi data align`, or set interleave.share=0."
-        )
-    raise UserError(f"{asked} has word times: run `mtbi data align` and make the shards again, or set interleave.share=0.")
 
 
 def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation | None:

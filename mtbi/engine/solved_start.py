@@ -21,7 +21,6 @@ from launcher.ranks import Ranks
 from mtbi.batches.plan import Plan
 from mtbi.engine.agreement import attempt, settle
 from mtbi.errors import DamagedError, UserError
-from mtbi.llm.chat_format import ChatFormat
 from mtbi.llm.load import gathered
 from mtbi.model.adapter import output_layer
 from mtbi.model.closed_form import Fit, OutputRegression, Spoken
@@ -75,15 +74,17 @@ class SolvedStart:
     def __init__(
         self,
         recipe: Recipe,
-        chat: ChatFormat,
+        silence: list[int],
         shards: Shards,
         plan: Plan,
         ranks: Ranks,
         report_activity: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Raises UserError where the recipe asks for a solved start and no utterance has word times."""
+        """`silence` are the token ids of `train.start_silence`.
+
+        Raises UserError where the recipe asks for a solved start and no utterance has word times."""
         self.recipe, self.config, self.shards, self.plan, self.ranks = recipe, recipe.train, shards, plan, ranks
-        self.silence: list[int] = chat.tokenizer.encode(self.config.start_silence, add_special_tokens=False)
+        self.silence = silence
         self.report_activity = report_activity
         self.drawn = draw(plan, self.config.start_utterances) if self.config.start != "random" else Drawn([], [])
         if not self.drawn.solved and self.config.start == "solved":

@@ -83,7 +83,7 @@ def differences(llm: Any, device: torch.device | None = None) -> tuple[float, fl
 def row(vocabulary: int) -> RowBuilder:
     """The packed row, built by the builder that training uses. Its tokens are spread over the vocabulary."""
     plan: Any = None  # only text is added, which needs no plan
-    builder = RowBuilder(plan, clips=[], base=0)
+    builder = RowBuilder(plan, clips=[], spoken=[], base=0)
     for number, (prefix, branches) in enumerate(GROUPS):
         for branch, length in enumerate((prefix, *branches)):
             ids = [7919 * (len(builder.tokens) + token + 1) % vocabulary for token in range(length)]

@@ -15,6 +15,7 @@ from mtbi.llm.load import add_lora, embedding_rms, load_llm
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder, check_lora, set_trainable
+from mtbi.model.losses.alignment import AlignmentLoss
 from mtbi.model.losses.head import LossOutput, build_head
 from mtbi.model.new_rows import add_new_rows
 from mtbi.recipe import LossConfig, ModelConfig
@@ -32,14 +33,25 @@ class SpeechLLMModule(nn.Module):
         self.encoder, self.adapter = encoder, adapter
         self.llm: Any = llm
         self.head = build_head(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
+        self.alignment: AlignmentLoss | None = None  #: on the adapter's output, where a training has it
+        self.alignment_weight = loss.alignment
         self.last_layer = LastLayer(llm)
         self.dtype = next(adapter.parameters()).dtype
         self.encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
         self.llm_trains = any(parameter.requires_grad for parameter in llm.parameters())
 
-    def forward(self, batch: Batch) -> LossOutput:
-        """Sums of the loss over the batch's targets, not normalised."""
-        frames, _ = self.encode_clips(batch.waveforms, batch.waveform_lengths, batch.features, batch.feature_lengths)
+    def forward(self, batch: Batch, alignment_alone: bool = False) -> LossOutput:
+        """Sums of the loss over the batch's targets, not normalised.
+
+        With `alignment_alone` it is the alignment loss in its place, and the LLM computes next to nothing.
+        """
+        frames, counts = self.encode_clips(batch.waveforms, batch.waveform_lengths, batch.features, batch.feature_lengths)
+        aligned = self.alignment(frames, counts, batch, self.embed) if self.alignment else None
+        out = self.imitate(frames, batch.clips_alone() if alignment_alone else batch)
+        return out if aligned is None else aligned.added_to(out, alignment_alone, self.alignment_weight)
+
+    def imitate(self, frames: Tensor, batch: Batch) -> LossOutput:
+        """The loss of the answers, given the adapter frames `(clips, frames, hidden)` of the batch's clips."""
         embeddings = self.embed(batch.token_ids)
         # Out of place, and also without any audio slot, so that the adapter is in every rank's backward pass.
         audio = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)

@@ -96,7 +96,7 @@ def check_together(recipe: Recipe) -> None:
         raise UserError(
             f"data.weights: {unknown[0]} is not an address of data.shards ({', '.join(recipe.data.shards) or 'empty'})"
         )
-    if recipe.loss.ce == recipe.loss.kl == 0:
+    if recipe.loss.ce == recipe.loss.kl == 0 and recipe.train.alignment_steps < recipe.train.steps:
         raise UserError("loss.ce and loss.kl are both 0, so nothing would be learnt: give one of them a weight")
 
 

@@ -216,6 +216,10 @@ class LossConfig:
     task_weights: dict[str, float] = setting({}, "weight of each answer token by task; 1 for tasks that are not named")
     later_tokens: int = setting(0, "how many tokens after the next one are predicted too, by small trained heads; 0 = none")
     gold_ce: float = setting(0.0, "weight of the cross-entropy of answers without a stored teacher; 0 = that of ce")
+    alignment: float = setting(
+        0.0, "weight of the alignment loss: the adapter's output against the embeddings of the spoken tokens"
+    )
+    alignment_tokens: int = setting(8192, "lowest token ids that this loss tells the spoken tokens apart from; 0 = all ids")
 
 
 @dataclass
@@ -229,6 +233,8 @@ class TrainConfig:
         0.0, "peak learning rate of the adapter's layers below its output layer; 0 = learning_rate"
     )
     min_learning_rate: float = setting(0.0, "learning rate at the end of the cosine")
+    alignment_steps: int = setting(0, "first steps, which train on the alignment loss alone: the LLM is not run")
+    alignment_learning_rate: float = setting(0.0, "peak learning rate of these steps, for all parts; 0 = learning_rate")
     warmup_steps: int = setting(50, "steps of linear warm-up")
     beta1: float = setting(0.9, "decay of AdamW's first moment")
     beta2: float = setting(0.98, "decay of AdamW's second moment")
@@ -245,7 +251,8 @@ class TrainConfig:
         3, "solutions of the solved start, each of which places the words' tokens for the next one", minimum=1
     )
     start_silence: str = setting(
-        " ", "text whose embedding adapter frames without a token get in the solved start; empty = the mean of all embeddings"
+        " ",
+        "text whose embedding an adapter frame without a token gets (solved start, alignment loss); empty = the mean of all",
     )
     start_silence_weight: float = setting(0.3, "weight of such frames in the solved start; that of a frame with a token is 1")
     start_penalty: float = setting(1e-4, "ridge penalty of the solved start, as a share of the mean diagonal")

@@ -60,6 +60,7 @@ class Index:
     llm_size: str = ""  #: of the LLM that answered (`mtbi.llm.identity`); empty = not known
     new_tokens: list[str] = field(default_factory=list)  #: tokens added to the LLM's vocabulary (`mtbi.llm.vocabulary`)
     without_teacher: bool = False  #: some answers have no stored probabilities of the text LLM
+    untimed_ids: bool = False  #: transcripts without word times are stored as LLM tokens too
     origins: list[Origin] = field(default_factory=list)  #: the folders, in the order of the shards; empty = not known
 
     @property
@@ -88,7 +89,7 @@ class Index:
 
 
 #: Facts that the indexes of earlier versions lack, with their values.
-LATER_FACTS = {"llm_size": "", "without_teacher": False, "new_tokens": []}
+LATER_FACTS = {"llm_size": "", "without_teacher": False, "new_tokens": [], "untimed_ids": False}
 FACT_TYPES = {column.name: str(column.type) for column in fields(Index) if column.name not in NOT_STORED}
 
 
@@ -128,7 +129,7 @@ class IndexWriter:
         """Write the tables, then the JSON file. `facts` are those that the utterances do not say."""
         for name, dtype in TABLES.items():
             np.save(folder / f"{name}.npy", np.array(self.rows[name], dtype), allow_pickle=False)
-        counted = {"tasks": list(self.tasks), "top_k": self.top_k, "without_teacher": self.without_teacher}
+        counted = {"tasks": list(self.tasks), "top_k": self.top_k, "without_teacher": self.without_teacher, "untimed_ids": True}
         write_index(folder, {**facts, **counted})
 
 
@@ -201,6 +202,7 @@ def concatenate(indexes: list[Index], addresses: list[str], several_teachers: bo
         top_k=max(index.top_k for index in indexes),
         new_tokens=max((index.new_tokens for index in indexes), key=len),
         without_teacher=any(index.without_teacher for index in indexes),
+        untimed_ids=all(index.untimed_ids for index in indexes),
         origins=[origin for index in indexes for origin in index.origins],
         shard_sizes=[size for index in indexes for size in index.shard_sizes],
         **joined,

@@ -32,6 +32,14 @@ class StoredUtterance:
     word_ids: list[np.ndarray]  #: LLM token ids of each word; without spaces, of the shortest stretch that is whole tokens
     behaviours: list[StoredAnswer]
     features: np.ndarray | None = None  #: (frames, width) float16, the encoder's output, where it is stored
+    untimed_ids: np.ndarray | None = None  #: LLM token ids of the transcript, where it has no word times
+
+    @property
+    def spoken_ids(self) -> np.ndarray:
+        """`(tokens,)` the LLM token ids of the transcript; none where the shard does not hold them."""
+        if self.word_ids:
+            return np.concatenate(self.word_ids)
+        return np.zeros(0, np.int32) if self.untimed_ids is None else self.untimed_ids
 
 
 def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
@@ -54,6 +62,8 @@ def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray,
         "topk_ids": topk_ids,
         "topk_logprobs": topk_logprobs,
     }
+    if not word_ids:
+        tensors["untimed_ids"] = np.array(chat.transcript_ids(utterance.text), np.int32)
     return {
         "id": utterance.id,
         "text": utterance.text,
@@ -129,4 +139,5 @@ def unpack(columns: dict[str, Any]) -> StoredUtterance:
         split(tensors["word_ids"], tensors["word_ends"]),
         behaviours,
         features,
+        tensors.get("untimed_ids"),
     )

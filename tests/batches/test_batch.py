@@ -86,8 +86,27 @@ def test_a_batch_without_sound_still_has_a_clip(shard_folder: Path, small_recipe
     assert batch.token_ids.shape == (2, 64)  # no wider than it needs to be
     assert batch.waveforms.shape[0] == 1
     assert not batch.waveforms.any()
+    assert batch.spoken_lengths.tolist() == [0]
     assert len(batch.target_ids) == len(batch.audio_slot) == 0
     assert (batch.group == -1).all()
+
+
+@pytest.mark.parametrize("cut", ["slice", "encode"])
+def test_each_clip_has_the_tokens_that_are_said_in_it(
+    shard_folder: Path, small_recipe: Recipe, chat: ChatFormat, cut: str
+) -> None:
+    found, plan = make(shard_folder, small_recipe, cut=cut, share=0.5)
+    rows = next(plan.steps()).rows
+    batch = build(rows, found.__getitem__, plan)
+    said = [ids[:length].tolist() for ids, length in zip(batch.spoken_ids, batch.spoken_lengths.tolist(), strict=True)]
+    groups = [group for row in rows for group in row.groups]
+    assert len(said) == len(batch.waveforms)
+    if cut == "slice":
+        assert said == [chat.transcript_ids(found[group.utterance].text) for group in groups]
+    else:
+        heard = sum(s.stop - s.first for g in groups for s in g.segments or () if not s.is_text)
+        whole = sum(len(found[group.utterance].text.split()) for group in groups if group.segments is None)
+        assert sum(map(len, said)) == heard + whole  # a digit is one token
 
 
 def test_emptied_keeps_the_shape_and_drops_the_content(shard_folder: Path, small_recipe: Recipe) -> None:
@@ -97,7 +116,13 @@ def test_emptied_keeps_the_shape_and_drops_the_content(shard_folder: Path, small
     assert empty.token_ids.shape == batch.token_ids.shape
     assert len(empty.target_ids) == len(empty.audio_slot) == 0
     assert (empty.group == -1).all()
+    assert not empty.spoken_lengths.any()
     assert len(batch.target_ids) > 0
+    alone = batch.clips_alone()
+    assert alone.token_ids.shape == (1, 64)
+    assert torch.equal(alone.waveforms, batch.waveforms)
+    assert torch.equal(alone.spoken_ids, batch.spoken_ids)
+    assert len(alone.target_ids) == len(alone.audio_slot) == 0
 
 
 def test_with_the_prompt_first_each_branch_hears_the_speech_after_it(

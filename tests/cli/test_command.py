@@ -234,7 +234,7 @@ def test_a_plan_as_json(shard_folder: Path, capsys: pytest.CaptureFixture[str]) 
     planned = document(capsys, "plan", "demo", f"data.shards=[{shard_folder}]", "plan.max_audio_seconds=2")
     assert planned["utterances_in_shards"] == 60
     assert planned["utterances"] + planned["left_out"]["too_long"] == 60
-    assert planned["epochs"] == pytest.approx(500 / planned["steps_per_epoch"])
+    assert planned["epochs"] == pytest.approx(250 / planned["steps_per_epoch"])
     assert planned["interleaving"]["unaligned"] == 1
     assert main(["plan", "demo", f"data.shards=[{shard_folder}]"]) == 0
     assert "of the utterances can be interleaved, 1.7% have no word times" in capsys.readouterr().out

@@ -17,7 +17,7 @@ TRAIN = str(REPOSITORY / "mtbi" / "train.py")
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 SMALL = [
     "train.steps=8", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=2",
-    "train.keep_last=2", "train.warmup_steps=2", "plan.row_tokens=256", "plan.rows_per_step=4",
+    "train.keep_last=2", "train.warmup_steps=2", "train.start_utterances=16", "plan.row_tokens=256", "plan.rows_per_step=4",
     "plan.rows_per_micro_batch=1", "plan.window_utterances=20", "precision=fp32", "data.eval_shards=[]",
 ]  # fmt: skip
 

@@ -36,6 +36,14 @@ def test_a_sudden_high_loss_is_a_bad_step_once_there_is_something_to_compare() -
     assert Guard(TrainConfig(spike_factor=0)).judge(sums(1e9), micro_batch_count=1) == ""
 
 
+def test_a_forgotten_loss_is_compared_with_nothing() -> None:
+    guard = Guard(TrainConfig(spike_factor=5))
+    assert not any(guard.judge(sums(1.0), micro_batch_count=1) for _ in range(30))
+    guard.forget()
+    guard.judge(sums(8.0), micro_batch_count=1)
+    assert guard.spikes == 0
+
+
 def test_a_tiny_loss_may_become_many_times_as_high() -> None:
     guard = Guard(TrainConfig(spike_factor=10, max_bad_steps=2))
     assert not any(guard.judge(sums(loss), micro_batch_count=1) for loss in (*[1e-4] * 30, *[0.01] * 5, *[0.4] * 5))

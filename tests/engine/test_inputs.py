@@ -13,12 +13,11 @@ from shards.copies import copy_of
 
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
-from mtbi.batches.interleave import Coverage
 from mtbi.batches.plan import Position
 from mtbi.engine import agreement, checkpoint, inputs
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.checkpointing import Progress
-from mtbi.engine.inputs import Start, changed_fields, check_interleaving, check_same_plan
+from mtbi.engine.inputs import Start, changed_fields, check_same_plan
 from mtbi.errors import UserError
 
 ALONE = Ranks(0, 1, 0, 1)
@@ -156,13 +155,3 @@ def test_positions_and_digests_are_kept() -> None:
     state = progress.to_state(recipes.load("demo"), 2)
     assert Progress.of(Snapshot({}, {}, state)).position == AT_STEP_5
     assert (state["data"], state["evaluation"], state["numpy"]) == ({"shards": "abc"}, "def", np.__version__)
-
-
-def test_a_corpus_that_cannot_be_interleaved_stops_a_run_that_interleaves() -> None:
-    single, unaligned = Coverage(5, 1, 4), Coverage(5, 5, 0)
-    with pytest.raises(UserError, match=r"interleave.share is 0.5, but .* can be interleaved: 4 of 5 have one word only"):
-        check_interleaving(recipes.load("demo", []), single)
-    with pytest.raises(UserError, match=r"no utterance of data\.shards has word times: run `mtbi data align`"):
-        check_interleaving(recipes.load("demo", []), unaligned)
-    check_interleaving(recipes.load("demo", ["interleave.share=0"]), single)
-    check_interleaving(recipes.load("demo", []), Coverage(5, 1, 3))

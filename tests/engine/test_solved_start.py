@@ -36,7 +36,8 @@ def recipe_of(*overrides: str) -> Recipe:
 def start_of(shards: Shards, *overrides: str) -> SolvedStart:
     recipe = recipe_of(*overrides)
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
-    return SolvedStart(recipe, read_chat(recipe), shards, plan, ALONE)
+    silence = read_chat(recipe).tokenizer.encode(recipe.train.start_silence, add_special_tokens=False)
+    return SolvedStart(recipe, silence, shards, plan, ALONE)
 
 
 def make_model(recipe: Recipe) -> SpeechLLMModule:

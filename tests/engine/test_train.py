@@ -57,7 +57,8 @@ def kill_after(command: list[str], environment: dict[str, str], text: str, numbe
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "fields"), [(1, ["model.encoder.trainable=true", "train.encoder_learning_rate=1e-5"]), (3, [])]
+    ("stage", "fields"),
+    [(1, ["model.encoder.trainable=true", "train.encoder_learning_rate=1e-5"]), (3, ["train.alignment_steps=7"])],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
     launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path, stage: int, fields: list[str]
@@ -76,7 +77,11 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields", [["model.encoder.trainable=true"], ["model.llm_lora.rank=4", "model.activation_checkpointing=on"]]
+    "fields",
+    [
+        ["model.encoder.trainable=true", "loss.alignment=0.5"],
+        ["model.llm_lora.rank=4", "model.activation_checkpointing=on", "train.alignment_steps=2"],
+    ],
 )
 def test_zero_3_trains_encoders_and_low_rank_updates_as_zero_1_does(
     launch: Launch, run: Run, tmp_path: Path, fields: list[str]

@@ -71,7 +71,8 @@ def solved(ranks: Ranks, out: Path) -> None:
     recipe = recipes.load("demo", ["precision=fp32", f"run_dir={out}", f"data.shards=[{sys.argv[3]}]", "train.start=solved"])
     data = inputs.open_inputs(recipe)
     digests = {}
-    for name, start in {"random": None, "solved": SolvedStart(recipe, data.chat, data.shards, data.plan, ranks).run}.items():
+    silence = data.chat.tokenizer.encode(recipe.train.start_silence, add_special_tokens=False)
+    for name, start in {"random": None, "solved": SolvedStart(recipe, silence, data.shards, data.plan, ranks).run}.items():
         engine = Engine(recipe, ZERO3, 1, device, ranks, None, start=start)
         weights = engine.snapshot({}).trainable["adapter.kind.output.weight"]
         digests[name] = hashlib.sha256(weights.numpy().data).hexdigest()

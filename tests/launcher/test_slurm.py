@@ -26,7 +26,7 @@ from mtbi.engine import checkpoint
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
     "train.steps=40", "train.log_every_steps=1", "train.eval_every_steps=0", "train.checkpoint_every_steps=4",
-    "train.warmup_steps=2",
+    "train.warmup_steps=2", "train.start_utterances=16",
     "plan.row_tokens=256", "plan.rows_per_step=2", "plan.window_utterances=20", "precision=fp32", "data.eval_shards=[]",
 ]  # fmt: skip
 

@@ -27,3 +27,4 @@ def test_what_was_written_is_read(
             assert (one.task, one.after_speech_ids, one.answer_ids) == (kept.task, kept.after_speech_ids, kept.answer_ids)
         words = [] if utterance.words is None else utterance.text.split()
         assert [ids.tolist() for ids in sample.word_ids] == chat.word_ids(words)
+        assert sample.spoken_ids.tolist() == chat.transcript_ids(utterance.text)  # also of the last one, without word times

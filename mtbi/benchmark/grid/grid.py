@@ -6,6 +6,7 @@ Evaluated runs are skipped and interrupted ones resume from their newest checkpo
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -176,6 +177,12 @@ def job_fields(grid: Grid, job: Job, out: Path) -> list[str]:
     if job.minutes:
         chosen.append(f"plan.hours={job.minutes / 60!r}")
     return [text.replace(DATA, str(out / "data")) for text in chosen] + [f"run_dir={out / 'runs' / job.name}"]
+
+
+def data_sets(grid: Grid, chosen: Iterable[Job]) -> set[str]:
+    """The folders below OUT/data that the chosen runs name, by the first part of their path."""
+    texts = [text for job in chosen for text in [*grid.fields, *arm_fields(grid, job.arm)]]
+    return {name for text in [*texts, *grid.evaluate.values()] for name in re.findall(re.escape(DATA) + r"/([^/\],]+)", text)}
 
 
 def job_recipe(grid: Grid, job: Job, out: Path) -> Recipe:

@@ -65,6 +65,12 @@ def test_the_shipped_grid_differs_between_arms_in_what_it_says() -> None:
     assert len(grid.seeds) >= 3
 
 
+def test_only_the_data_that_the_chosen_runs_name_is_made() -> None:
+    shipped = grids.load("digits")
+    chosen = [job for job in grids.jobs(shipped) if job.arm == "gold_sft"]
+    assert grids.data_sets(shipped, chosen) == {"train", "train_gold", "test_known", "test_unseen"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

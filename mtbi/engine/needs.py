@@ -1,0 +1,37 @@
+"""What a recipe needs of its shards beyond sound and answers: word times, and the tokens of transcripts."""
+
+from __future__ import annotations
+
+from mtbi.batches.interleave import Coverage
+from mtbi.errors import UserError
+from mtbi.recipe import Recipe
+from mtbi.shards.index import Index
+
+
+def check(recipe: Recipe, index: Index) -> None:
+    """Raises UserError for what the shards lack."""
+    check_interleaving(recipe, Coverage.of(index.spoken_words))
+    check_alignment(recipe, index)
+
+
+def check_interleaving(recipe: Recipe, coverage: Coverage) -> None:
+    """Raises UserError if the recipe interleaves, but no utterance can be interleaved."""
+    if not recipe.interleave.share or coverage.possible:
+        return
+    asked = f"interleave.share is {recipe.interleave.share:g}, but no utterance of data.shards"
+    if coverage.single:
+        raise UserError(
+            f"{asked} can be interleaved: {coverage.single} of {coverage.utterances} have one word only, the others no word "
+            "times. Align transcripts of whole sentences with `mtbi data align`, or set interleave.share=0."
+        )
+    raise UserError(f"{asked} has word times: run `mtbi data align` and make the shards again, or set interleave.share=0.")
+
+
+def check_alignment(recipe: Recipe, index: Index) -> None:
+    """Raises UserError if the recipe has an alignment loss, but the tokens of some transcripts are not stored."""
+    unknown = int((index.spoken_words == 0).sum())
+    if (recipe.loss.alignment or recipe.train.alignment_steps) and unknown and not index.untimed_ids:
+        raise UserError(
+            f"loss.alignment or train.alignment_steps is set, but data.shards lacks the tokens of {unknown} transcripts "
+            "without word times: make the shards again with this version, or set both to 0."
+        )
