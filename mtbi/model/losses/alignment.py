@@ -18,10 +18,10 @@ from mtbi.batches.batch import Batch
 from mtbi.model.losses.head import LossOutput
 
 #: The logit of a class is `SHARPNESS` × (e·o − e²/2) ÷ the mean e² of all classes, for the embedding e and the output o.
-SHARPNESS = 100.0
+SHARPNESS = 20.0
 #: Weight of the expected squared distance from the embeddings, in units of the mean e². The likelihood alone moves the outputs
 #: away from other tokens, and also away from what the LLM can read (docs/method.md).
-DISTANCE = 20.0
+DISTANCE = 2.0
 SILENCE_WEIGHT = 0.3  #: of a frame of silence in that distance; that of a frame with a token is 1
 Embed = Callable[[Tensor], Tensor]
 
