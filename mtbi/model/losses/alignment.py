@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtbi.batches.batch import Batch
-from mtbi.model.losses.head import LossOutput
+from mtbi.model.losses.head import LossOutput, split
 
 #: The logit of a class is `SHARPNESS` × (e·o − e²/2) ÷ the mean e² of all classes, for the embedding e and the output o.
 SHARPNESS = 20.0
@@ -82,30 +82,37 @@ class AlignmentLoss:
 
 
 class LossesInChunks(torch.autograd.Function):
-    """`clip_losses`, a few clips at a time. The gradient is computed with the losses, and the backward pass only scales it."""
+    """The losses of clips, with the scores of a few clips at a time.
+
+    The scores are computed twice: for the placements, which take a loop over frames and so are those of all clips at once, then
+    for the losses and their gradient. The backward pass only scales it.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, frames: Tensor, counts: Tensor, lengths: Tensor, classes: Classes, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        """`frames` (clips, frames, hidden). `lengths` (clips,) are the numbers of tokens, 0 for a clip without a loss."""
+        """Negative log-likelihoods and losses (clips,). `lengths` (clips,) are the tokens, 0 for a clip without a loss."""
         clips = max(1, chunk // frames.shape[1])
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts = [
+            (piece, Classes(classes.common, own, extra))
+            for piece, own, extra in split(clips, frames.detach().float(), classes.own, classes.extra)
+        ]
+        silence, tokens = (torch.cat(column) for column in zip(*(scores(*part) for part in parts), strict=True))
+        nll, *placed = placements(silence, tokens, counts, lengths)
+        losses: list[Tensor] = []
         gradients: list[Tensor] = []
-        for start in range(0, len(frames), clips):
-            part = slice(start, start + clips)
-            piece = frames[part].detach().float().requires_grad_(ctx.needs_input_grad[0])
-            own = Classes(classes.common, classes.own[part], classes.extra[part])
+        for (piece, own), *where in zip(parts, *(column.split(clips) for column in placed), strict=True):
+            piece.requires_grad_(ctx.needs_input_grad[0])
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                nll, loss = clip_losses(piece, counts[part], lengths[part], own)
+                loss = clip_losses(piece, own, *where)
             if ctx.needs_input_grad[0]:
                 gradients += torch.autograd.grad(loss, piece, torch.ones_like(loss))
-            parts.append((nll, loss.detach()))
+            losses.append(loss.detach())
         ctx.save_for_backward(torch.cat(gradients) if gradients else None)
         ctx.dtype = frames.dtype
-        nll, losses = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(nll)
-        return nll, losses
+        return nll, torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,36 +121,39 @@ class LossesInChunks(torch.autograd.Function):
         return (None if gradient is None else (gradient * grads[1][:, None, None]).to(ctx.dtype), None, None, None, None)
 
 
-def clip_losses(frames: Tensor, counts: Tensor, lengths: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
-    """The negative log-likelihood (clips,) of each clip's tokens, and its loss (clips,), which alone has a gradient.
-
-    `lengths` (clips,) are the numbers of tokens. A clip of length 0 has no loss.
-    """
+def scores(frames: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of silence (clips, frames), and of each of the clip's own tokens (clips, frames, longest)."""
     common_square, own_square = classes.common.square().sum(1), classes.own.square().sum(2)
-    size = common_square.mean()
-    near_common, near_own = frames @ classes.common.T, frames @ classes.own.transpose(1, 2)
-    common = SHARPNESS / size * (near_common - common_square / 2)
-    own = SHARPNESS / size * (near_own - own_square[:, None] / 2)
+    scale = SHARPNESS / common_square.mean()
+    common = scale * (frames @ classes.common.T - common_square / 2)
+    own = scale * (frames @ classes.own.transpose(1, 2) - own_square[:, None] / 2)
     total = torch.cat([common, own.masked_fill(~classes.extra[:, None], -torch.inf)], 2).logsumexp(2)
-    silence, tokens = common[..., 0] - total, own - total[..., None]
-    nll, occupied, silent = placements(silence.detach().double(), tokens.detach().double(), counts, lengths)
-    # The gradient of the negative log-likelihood is that of the expected log-probability under fixed placements.
+    return common[..., 0] - total, own - total[..., None]
+
+
+def clip_losses(frames: Tensor, classes: Classes, occupied: Tensor, silent: Tensor) -> Tensor:
+    """The losses (clips,) under fixed placements: `occupied` (clips, frames, longest) and `silent` (clips, frames).
+
+    The gradient of the negative log-likelihood is that of the expected log-probability under fixed placements.
+    """
+    silence, tokens = scores(frames, classes)
     likelihood = -(occupied * tokens).sum((1, 2)) - (silent * silence).sum(1)
     square = frames.square().sum(2)
-    from_own = square[..., None] - 2 * near_own + own_square[:, None]
-    from_silence = square - 2 * near_common[..., 0] + common_square[0]
+    from_own = square[..., None] - 2 * frames @ classes.own.transpose(1, 2) + classes.own.square().sum(2)[:, None]
+    from_silence = (frames - classes.common[0]).square().sum(2)
     distance = (occupied * from_own).sum((1, 2)) + SILENCE_WEIGHT * (silent * from_silence).sum(1)
-    return nll, likelihood + DISTANCE / size * distance
+    return likelihood + DISTANCE / classes.common.square().sum(1).mean() * distance
 
 
 def placements(silence: Tensor, tokens: Tensor, counts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All placements of a clip's tokens at its frames, in order, one frame each, by the forward-backward algorithm.
 
-    `silence` (clips, frames) and `tokens` (clips, frames, longest) are log-probabilities in float64. `counts` (clips,) are the
+    `silence` (clips, frames) and `tokens` (clips, frames, longest) are log-probabilities. `counts` (clips,) are the
     frames of each clip, and `lengths` (clips,) its tokens, at most as many. Returns float32, 0 for a clip of length 0: the
     negative log-likelihood (clips,), and the probabilities that a token (clips, frames, longest) or silence (clips, frames)
     stands at a frame.
     """
+    silence, tokens = silence.double(), tokens.double()
     clips, frames, longest = tokens.shape
     never = tokens.new_full((clips, 1), -torch.inf)
     state = torch.cat([torch.zeros_like(never), never.expand(-1, longest)], 1)  # by the number of tokens already said
