@@ -59,7 +59,7 @@ class Batch:
     def clips_alone(self) -> Batch:
         """The clips with one short row of padding: the LLM computes next to nothing."""
         none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
-        shape = (1, WIDTH_UNIT)
+        shape = (1, NO_TOKENS)
         zero = {name: getattr(self, name).new_zeros(shape) for name in ("token_ids", "position_ids", "branch")}
         return replace(self, **none, **zero, group=self.group.new_full(shape, -1))
 
@@ -67,6 +67,7 @@ class Batch:
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
 TARGET_FIELDS = ("target_slot", "target_ids", "target_weight", "target_task", "teacher_ids", "teacher_logprobs")
 WIDTH_UNIT = 64  # rows are cut to a multiple of it: few shapes, little waste
+NO_TOKENS = 8  # width of a row without content
 SILENT_SAMPLES = 1600  # length of the clip of a micro-batch without sound: every step runs the encoder
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtbi.batches.batch import Batch
-from mtbi.model.losses.head import LossOutput, split
+from mtbi.model.losses.head import LossOutput
 
 #: The logit of a class is `SHARPNESS` × (e·o − e²/2) ÷ the mean e² of all classes, for the embedding e and the output o.
 SHARPNESS = 20.0
@@ -82,7 +82,7 @@ class AlignmentLoss:
 
 
 class LossesInChunks(torch.autograd.Function):
-    """The losses of clips, with the scores of a few clips at a time.
+    """The losses of clips, with the scores of a few clips of similar length at a time.
 
     The scores are computed twice: for the placements, which take a loop over frames and so are those of all clips at once, then
     for the losses and their gradient. The backward pass only scales it.
@@ -93,32 +93,34 @@ class LossesInChunks(torch.autograd.Function):
         ctx: Any, frames: Tensor, counts: Tensor, lengths: Tensor, classes: Classes, chunk: int
     ) -> tuple[Tensor, Tensor]:
         """Negative log-likelihoods and losses (clips,). `lengths` (clips,) are the tokens, 0 for a clip without a loss."""
-        clips = max(1, chunk // frames.shape[1])
-        parts = [
-            (piece, Classes(classes.common, own, extra))
-            for piece, own, extra in split(clips, frames.detach().float(), classes.own, classes.extra)
-        ]
-        silence, tokens = (torch.cat(column) for column in zip(*(scores(*part) for part in parts), strict=True))
-        nll, *placed = placements(silence, tokens, counts, lengths)
-        losses: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for (piece, own), *where in zip(parts, *(column.split(clips) for column in placed), strict=True):
-            piece.requires_grad_(ctx.needs_input_grad[0])
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                loss = clip_losses(piece, own, *where)
-            if ctx.needs_input_grad[0]:
-                gradients += torch.autograd.grad(loss, piece, torch.ones_like(loss))
-            losses.append(loss.detach())
-        ctx.save_for_backward(torch.cat(gradients) if gradients else None)
+        trains = ctx.needs_input_grad[0]
+        parts = []
+        for some in counts.argsort(descending=True, stable=True).split(max(1, chunk // frames.shape[1])):
+            piece = frames[some, : int(counts[some[0]])].detach().float()
+            parts.append((some, piece, Classes(classes.common, classes.own[some], classes.extra[some])))
+        silence = frames.new_zeros(frames.shape[:2], dtype=torch.float32)
+        tokens = silence.new_zeros(*silence.shape, classes.own.shape[1])
+        for some, piece, own in parts:
+            silence[some, : piece.shape[1]], tokens[some, : piece.shape[1]] = scores(piece, own)
+        nll, occupied, silent = placements(silence, tokens, counts, lengths)
+        losses, gradient = torch.zeros_like(nll), frames.new_zeros(frames.shape if trains else 0, dtype=torch.float32)
+        for some, piece, own in parts:
+            inside = slice(piece.shape[1])
+            with torch.set_grad_enabled(trains):
+                loss = clip_losses(piece.requires_grad_(trains), own, occupied[some, inside], silent[some, inside])
+            if trains:
+                [gradient[some, inside]] = torch.autograd.grad(loss, piece, torch.ones_like(loss))
+            losses[some] = loss.detach()
+        ctx.save_for_backward(gradient)
         ctx.dtype = frames.dtype
         ctx.mark_non_differentiable(nll)
-        return nll, torch.cat(losses)
+        return nll, losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the frames."""
         (gradient,) = ctx.saved_tensors
-        return (None if gradient is None else (gradient * grads[1][:, None, None]).to(ctx.dtype), None, None, None, None)
+        return (gradient * grads[1][:, None, None]).to(ctx.dtype), None, None, None, None
 
 
 def scores(frames: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
