@@ -96,8 +96,13 @@ def check_together(recipe: Recipe) -> None:
         raise UserError(
             f"data.weights: {unknown[0]} is not an address of data.shards ({', '.join(recipe.data.shards) or 'empty'})"
         )
-    if recipe.loss.ce == recipe.loss.kl == 0 and recipe.train.alignment_steps < recipe.train.steps:
+    if recipe.loss.ce == recipe.loss.kl == 0:
         raise UserError("loss.ce and loss.kl are both 0, so nothing would be learnt: give one of them a weight")
+    if recipe.train.alignment_steps >= recipe.train.steps:
+        raise UserError(
+            f"train.alignment_steps ({recipe.train.alignment_steps}) leaves none of train.steps ({recipe.train.steps}) for "
+            "imitation: set the first lower or the second higher"
+        )
 
 
 def read_layers(name_or_path: str | Path, overrides: Sequence[str]) -> list[Layer]:

@@ -43,6 +43,7 @@ class Mixture:
         ("train=5", "train is a section with keys of its own"),
         ("interleave.share=1.5", "share between 0 and 1"),
         ("interleave.span_words_min=4", "is more than interleave.span_words_max"),
+        ("train.alignment_steps=250", "leaves none of train.steps (250) for imitation"),
         ("interleave.text_share_min=0.95", "is more than interleave.text_share_max"),
         ("loss.kl=0", "nothing would be learnt"),
         ("model.trust_remote_code=1", "true or false"),
