@@ -15,6 +15,8 @@ from mtbi.batches.plan import Group, Plan, Row
 from mtbi.shards.index import Index
 from mtbi.shards.record import StoredUtterance, pad_teacher
 
+NO_TOKENS = 8  # width of a row without content
+
 
 @dataclass
 class Batch:
@@ -50,16 +52,13 @@ class Batch:
 
     def emptied(self) -> Batch:
         """A batch of the same shape with no group, no sound slot and no target: its loss is 0 and so is its gradient."""
-        none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
-        blank = {"group": torch.full_like(self.group, -1)}
-        blank |= {name: torch.zeros_like(getattr(self, name)) for name in ("waveforms", "features", "spoken_lengths")}
-        zero = {name: torch.zeros_like(getattr(self, name)) for name in ("token_ids", "position_ids", "branch")}
-        return replace(self, **none, **blank, **zero)
+        blank = {name: torch.zeros_like(getattr(self, name)) for name in ("waveforms", "features", "spoken_lengths")}
+        return replace(self.clips_alone(*self.token_ids.shape), **blank)
 
-    def clips_alone(self) -> Batch:
-        """The clips with one short row of padding: the LLM computes next to nothing."""
+    def clips_alone(self, rows: int = 1, tokens: int = NO_TOKENS) -> Batch:
+        """The clips with rows of padding. In the one short row the LLM computes next to nothing."""
         none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
-        shape = (1, NO_TOKENS)
+        shape = (rows, tokens)
         zero = {name: getattr(self, name).new_zeros(shape) for name in ("token_ids", "position_ids", "branch")}
         return replace(self, **none, **zero, group=self.group.new_full(shape, -1))
 
@@ -67,7 +66,6 @@ class Batch:
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
 TARGET_FIELDS = ("target_slot", "target_ids", "target_weight", "target_task", "teacher_ids", "teacher_logprobs")
 WIDTH_UNIT = 64  # rows are cut to a multiple of it: few shapes, little waste
-NO_TOKENS = 8  # width of a row without content
 SILENT_SAMPLES = 1600  # length of the clip of a micro-batch without sound: every step runs the encoder
 
 

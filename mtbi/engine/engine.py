@@ -21,6 +21,7 @@ from mtbi.engine.seeding import seed_micro_batch
 from mtbi.engine.sums import StepSums, Sums
 from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
+from mtbi.llm.load import gathered
 from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
 from mtbi.model.losses.alignment import AlignmentLoss
@@ -93,8 +94,10 @@ class Engine:
         # the watchdog end the others.
         self.model: SpeechLLMModule = built.get() if self.stage == 3 else settle(ranks, built)
         if recipe.loss.alignment or recipe.train.alignment_steps:
-            vocabulary = self.model.llm.get_input_embeddings().num_embeddings
-            self.model.alignment = AlignmentLoss(silence, vocabulary, recipe.loss.alignment_tokens, recipe.loss.chunk)
+            table = self.model.llm.get_input_embeddings()
+            with gathered(table.weight):
+                vocabulary = torch.arange(table.num_embeddings, device=device)
+                self.model.alignment = AlignmentLoss(recipe.loss, self.model.embed, vocabulary, silence)
         if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
         if snapshot is None and start:

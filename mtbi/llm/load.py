@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtbi.errors import UserError
 from mtbi.llm import attention, back_end, fp8
@@ -14,6 +15,8 @@ from mtbi.llm.chat_format import resolve_llm
 from mtbi.llm.last_layer import decoder_layers
 from mtbi.llm.zero3_loading import loaded_weights_only
 from mtbi.recipe import LoraConfig, ModelConfig
+
+TABLE_ROWS = 8192  # of the LLM's embeddings that are converted to another precision at once
 
 
 def load_llm(
@@ -104,6 +107,12 @@ def gathered(parameter: Any) -> AbstractContextManager:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter])
+
+
+@torch.no_grad()
+def mean_embedding(embed: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    """The mean of an LLM's embeddings of some token ids, `(llm_hidden,)` float64. `embed` gives the embeddings of ids."""
+    return torch.stack([embed(part).double().sum(0) for part in ids.split(TABLE_ROWS)]).sum(0) / len(ids)
 
 
 def embedding_rms(llm: Any) -> tuple[float, int]:

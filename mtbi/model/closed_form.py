@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtbi.batches.batch import clip_tensors
+from mtbi.llm.load import TABLE_ROWS, mean_embedding
 from mtbi.model.adapter import Output
 from mtbi.model.speech_llm import SpeechLLMModule
 from mtbi.shards.index import Index
 from mtbi.shards.record import StoredUtterance
 
-TABLE_ROWS = 8192  # of the LLM's embeddings that are converted to float32 or float64 at once
 NEAREST = 10  # a word counts as near where its token is among so many
 
 
@@ -98,8 +98,8 @@ class OutputRegression:
         self.samples_per_frame, self.weight = samples_per_frame, weight
         vocabulary = torch.arange(model.llm.get_input_embeddings().num_embeddings)
         self.vocabulary = vocabulary.to(next(model.adapter.parameters()).device)
-        self.mean = self._mean_embedding(self.vocabulary)  #: (llm_hidden,) float64
-        self.silence = self._mean_embedding(self.vocabulary.new_tensor(silence)) if silence else self.mean
+        self.mean = mean_embedding(model.embed, self.vocabulary)  #: (llm_hidden,) float64
+        self.silence = mean_embedding(model.embed, self.vocabulary.new_tensor(silence)) if silence else self.mean
 
     @property
     def inputs(self) -> int:
@@ -221,8 +221,3 @@ class OutputRegression:
 
     def _directions(self, ids: Tensor) -> Tensor:
         return functional.normalize((self.model.embed(ids).double() - self.mean).float(), dim=-1)
-
-    @torch.no_grad()
-    def _mean_embedding(self, ids: Tensor) -> Tensor:
-        """The mean of the LLM's embeddings of some token ids, `(llm_hidden,)` float64."""
-        return torch.stack([self.model.embed(part).double().sum(0) for part in ids.split(TABLE_ROWS)]).sum(0) / len(ids)

@@ -34,7 +34,6 @@ class SpeechLLMModule(nn.Module):
         self.llm: Any = llm
         self.head = build_head(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
         self.alignment: AlignmentLoss | None = None  #: on the adapter's output, where a training has it
-        self.alignment_weight = loss.alignment
         self.last_layer = LastLayer(llm)
         self.dtype = next(adapter.parameters()).dtype
         self.encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
@@ -48,7 +47,7 @@ class SpeechLLMModule(nn.Module):
         frames, counts = self.encode_clips(batch.waveforms, batch.waveform_lengths, batch.features, batch.feature_lengths)
         aligned = self.alignment(frames, counts, batch, self.embed) if self.alignment else None
         out = self.imitate(frames, batch.clips_alone() if alignment_alone else batch)
-        return out if aligned is None else aligned.added_to(out, alignment_alone, self.alignment_weight)
+        return out if aligned is None else aligned.added_to(out, alignment_alone)
 
     def imitate(self, frames: Tensor, batch: Batch) -> LossOutput:
         """The loss of the answers, given the adapter frames `(clips, frames, hidden)` of the batch's clips."""

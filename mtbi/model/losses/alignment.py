@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from mtbi.batches.batch import Batch
+from mtbi.llm.load import mean_embedding
 from mtbi.model.losses.head import LossOutput
+from mtbi.recipe import LossConfig
 
 #: The logit of a class is `SHARPNESS` × (e·o − e²/2) ÷ the mean e² of all classes, for the embedding e and the output o.
 SHARPNESS = 20.0
@@ -32,53 +34,70 @@ class AlignmentSums(NamedTuple):
     loss: Tensor  #: (), float32, with a gradient
     nll: Tensor  #: (), the negative log-likelihood of the tokens
     tokens: Tensor  #: (), of the clips that counted
+    weight: float  #: of the loss beside another one
 
-    def added_to(self, out: LossOutput, alone: bool, weight: float) -> LossOutput:
-        """`out` with this loss, `weight` times, beside it; or `alone` in its place."""
+    def added_to(self, out: LossOutput, alone: bool) -> LossOutput:
+        """`out` with this loss beside it, or `alone` in its place."""
         own = torch.stack([self.nll, self.tokens])
         if alone:
             return LossOutput(out.loss + self.loss, out.means | {"loss": own, "alignment": own})
-        return LossOutput(out.loss + weight * self.loss, out.means | {"alignment": own})
+        return LossOutput(out.loss + self.weight * self.loss, out.means | {"alignment": own})
 
 
 class Classes(NamedTuple):
-    """The embeddings of all classes of some clips."""
+    """The embeddings of all classes of some clips, and half of their squared lengths, float32."""
 
-    common: Tensor  #: (1 + tokens, hidden) float32: of silence and of the tokens that all clips are compared with
-    own: Tensor  #: (clips, longest, hidden) float32: of the clip's own tokens
+    common: Tensor  #: (1 + tokens, hidden): of silence and of the tokens that all clips are compared with
+    common_half: Tensor  #: (1 + tokens,)
+    own: Tensor  #: (clips, longest, hidden): of the clip's own tokens
+    own_half: Tensor  #: (clips, longest)
     extra: Tensor  #: (clips, longest) bool: the first of equal tokens, and not among the common ones
+
+    def of(self, clips: Tensor) -> Classes:
+        """Those of some of the clips, by number."""
+        return Classes(self.common, self.common_half, self.own[clips], self.own_half[clips], self.extra[clips])
+
+    @property
+    def size(self) -> Tensor:
+        """(), the mean squared length of the common embeddings."""
+        return 2 * self.common_half.mean()
 
 
 class AlignmentLoss:
-    """The loss for one LLM. It has no parameters."""
+    """The loss for one LLM. It has no parameters. The LLM's embeddings that all clips need are copied once."""
 
-    def __init__(self, silence: Sequence[int], vocabulary: int, tokens: int, chunk: int) -> None:
-        """Silence is the mean embedding of the token ids `silence`, or of the whole `vocabulary` where there are none.
+    @torch.no_grad()
+    def __init__(self, config: LossConfig, embed: Embed, vocabulary: Tensor, silence: Sequence[int]) -> None:
+        """`embed` gives the LLM's embeddings of token ids, `vocabulary` are all of its ids. ZeRO-3 must have gathered them.
 
-        A clip's tokens are told apart from each other and from the first `tokens` ids of the vocabulary, 0 = all. About `chunk`
-        adapter frames are computed at once.
+        Silence is the mean embedding of the token ids `silence`, or of the whole vocabulary where there are none. A clip's
+        tokens are told apart from each other and from the first `alignment_tokens` ids. About `chunk` adapter frames are
+        computed at once.
         """
-        self.silence = list(silence) or list(range(vocabulary))
-        self.count, self.chunk = min(tokens or vocabulary, vocabulary), chunk
-        self.common = [token for token in range(self.count) if self.silence != [token]]
+        self.weight, self.chunk = config.alignment, config.chunk
+        self.first_rare = min(config.alignment_tokens or len(vocabulary), len(vocabulary))
+        common = vocabulary[: self.first_rare]
+        if len(silence) == 1:
+            common = common[common != silence[0]]
+        silent = mean_embedding(embed, vocabulary.new_tensor(silence) if silence else vocabulary)
+        self.common = torch.cat([silent[None].float(), embed(common).float()])
+        self.common_half = self.common.square().sum(1) / 2
 
     def __call__(self, frames: Tensor, counts: Tensor, batch: Batch, embed: Embed) -> AlignmentSums:
-        """`frames` (clips, frames, hidden) are the adapter's output, `counts` (clips,) their numbers, `embed` gives the LLM's
-        embeddings of token ids.
+        """`frames` (clips, frames, hidden) are the adapter's output, `counts` (clips,) their numbers.
 
         A clip with more tokens than frames does not count, nor does one whose tokens are not known.
         """
         ids = batch.spoken_ids
         with torch.no_grad():
-            silence, *common = (embed(ids.new_tensor(some)).float() for some in (self.silence, self.common))
-            table, own = torch.cat([silence.mean(0, keepdim=True), *common]), embed(ids).float()
+            own = embed(ids).float()
         said = torch.arange(ids.shape[1], device=ids.device) < batch.spoken_lengths[:, None]
         repeated = (ids[:, :, None] == ids[:, None, :]).tril(-1).any(2)
+        extra = said & ~repeated & (ids >= self.first_rare)
         lengths = batch.spoken_lengths * (counts >= batch.spoken_lengths)
-        nll, losses = LossesInChunks.apply(
-            frames, counts, lengths, Classes(table, own, said & ~repeated & (ids >= self.count)), self.chunk
-        )
-        return AlignmentSums(losses.sum(), nll.sum(), lengths.sum().float())
+        classes = Classes(self.common, self.common_half, own, own.square().sum(2) / 2, extra)
+        nll, losses = LossesInChunks.apply(frames, counts, lengths, classes, self.chunk)
+        return AlignmentSums(losses.sum(), nll.sum(), lengths.sum().float(), self.weight)
 
 
 class LossesInChunks(torch.autograd.Function):
@@ -95,22 +114,22 @@ class LossesInChunks(torch.autograd.Function):
         """Negative log-likelihoods and losses (clips,). `lengths` (clips,) are the tokens, 0 for a clip without a loss."""
         trains = ctx.needs_input_grad[0]
         parts = []
-        for some in counts.argsort(descending=True, stable=True).split(max(1, chunk // frames.shape[1])):
-            piece = frames[some, : int(counts[some[0]])].detach().float()
-            parts.append((some, piece, Classes(classes.common, classes.own[some], classes.extra[some])))
+        for numbers in counts.argsort(descending=True, stable=True).split(max(1, chunk // frames.shape[1])):
+            piece = frames[numbers, : int(counts[numbers[0]])].detach().float()
+            parts.append((numbers, piece, classes.of(numbers)))
         silence = frames.new_zeros(frames.shape[:2], dtype=torch.float32)
         tokens = silence.new_zeros(*silence.shape, classes.own.shape[1])
-        for some, piece, own in parts:
-            silence[some, : piece.shape[1]], tokens[some, : piece.shape[1]] = scores(piece, own)
+        for numbers, piece, own in parts:
+            silence[numbers, : piece.shape[1]], tokens[numbers, : piece.shape[1]] = scores(piece, own)
         nll, occupied, silent = placements(silence, tokens, counts, lengths)
         losses, gradient = torch.zeros_like(nll), frames.new_zeros(frames.shape if trains else 0, dtype=torch.float32)
-        for some, piece, own in parts:
+        for numbers, piece, own in parts:
             inside = slice(piece.shape[1])
             with torch.set_grad_enabled(trains):
-                loss = clip_losses(piece.requires_grad_(trains), own, occupied[some, inside], silent[some, inside])
+                loss = clip_losses(piece.requires_grad_(trains), own, occupied[numbers, inside], silent[numbers, inside])
             if trains:
-                [gradient[some, inside]] = torch.autograd.grad(loss, piece, torch.ones_like(loss))
-            losses[some] = loss.detach()
+                [gradient[numbers, inside]] = torch.autograd.grad(loss, piece, torch.ones_like(loss))
+            losses[numbers] = loss.detach()
         ctx.save_for_backward(gradient)
         ctx.dtype = frames.dtype
         ctx.mark_non_differentiable(nll)
@@ -125,10 +144,9 @@ class LossesInChunks(torch.autograd.Function):
 
 def scores(frames: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
     """Log-probabilities of silence (clips, frames), and of each of the clip's own tokens (clips, frames, longest)."""
-    common_square, own_square = classes.common.square().sum(1), classes.own.square().sum(2)
-    scale = SHARPNESS / common_square.mean()
-    common = scale * (frames @ classes.common.T - common_square / 2)
-    own = scale * (frames @ classes.own.transpose(1, 2) - own_square[:, None] / 2)
+    scale = SHARPNESS / classes.size
+    common = scale * (frames @ classes.common.T - classes.common_half)
+    own = scale * (frames @ classes.own.transpose(1, 2) - classes.own_half[:, None])
     total = torch.cat([common, own.masked_fill(~classes.extra[:, None], -torch.inf)], 2).logsumexp(2)
     return common[..., 0] - total, own - total[..., None]
 
@@ -140,11 +158,11 @@ def clip_losses(frames: Tensor, classes: Classes, occupied: Tensor, silent: Tens
     """
     silence, tokens = scores(frames, classes)
     likelihood = -(occupied * tokens).sum((1, 2)) - (silent * silence).sum(1)
-    square = frames.square().sum(2)
-    from_own = square[..., None] - 2 * frames @ classes.own.transpose(1, 2) + classes.own.square().sum(2)[:, None]
+    half = frames.square().sum(2)[..., None] / 2
+    from_own = 2 * (half - frames @ classes.own.transpose(1, 2) + classes.own_half[:, None])
     from_silence = (frames - classes.common[0]).square().sum(2)
     distance = (occupied * from_own).sum((1, 2)) + SILENCE_WEIGHT * (silent * from_silence).sum(1)
-    return likelihood + DISTANCE / classes.common.square().sum(1).mean() * distance
+    return likelihood + DISTANCE / classes.size * distance
 
 
 def placements(silence: Tensor, tokens: Tensor, counts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,6 +25,12 @@ def embeddings() -> nn.Embedding:
     return nn.Embedding(VOCABULARY, HIDDEN).requires_grad_(False)
 
 
+def loss_over(embeddings: nn.Embedding, tokens: int = 0, chunk: int = 1024) -> AlignmentLoss:
+    """The loss against the first `tokens` of the embeddings, 0 = all."""
+    config = LossConfig(alignment=0.5, alignment_tokens=tokens, chunk=chunk)
+    return AlignmentLoss(config, embeddings, torch.arange(embeddings.num_embeddings), [SILENCE])
+
+
 def spoken(ids: list[list[int]]) -> Any:
     """Of a batch, what the loss reads."""
     longest = max(map(len, ids))
@@ -72,8 +78,8 @@ def test_the_gradient_is_that_of_the_likelihood_over_all_classes(
     monkeypatch.setattr(alignment, "DISTANCE", 0.0)
     ids, counts = [[5, 30, 30], [4], [30, 5]], [5, 4, 2]
     frames = (torch.randn(3, 5, HIDDEN) * 0.1).requires_grad_()
-    found = AlignmentLoss([SILENCE], VOCABULARY, tokens, 1024)(frames, torch.tensor(counts), spoken(ids), embeddings)
-    [gradient] = torch.autograd.grad(found.loss, frames)
+    sums = loss_over(embeddings, tokens)(frames, torch.tensor(counts), spoken(ids), embeddings)
+    [gradient] = torch.autograd.grad(sums.loss, frames)
 
     table = embeddings.weight
     common = [SILENCE, *(token for token in range(tokens or VOCABULARY) if token != SILENCE)]
@@ -85,7 +91,7 @@ def test_the_gradient_is_that_of_the_likelihood_over_all_classes(
         scores = logits[clip].double() - logits[clip, :, classes].double().logsumexp(1, keepdim=True)
         [(likelihood, _)] = every_placement(counts[clip : clip + 1], [own], scores[None, :, SILENCE], scores[None][:, :, own])
         total = total - likelihood
-    torch.testing.assert_close(found.nll, total.float().detach())
+    torch.testing.assert_close(sums.nll, total.float().detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(total, frames)[0], rtol=1e-3, atol=1e-4)
 
 
@@ -93,8 +99,8 @@ def test_the_gradient_of_the_distance_is_that_of_its_value(embeddings: nn.Embedd
     """With one placement only, the loss is a likelihood and a distance, and autograd differentiates both."""
     monkeypatch.setattr(alignment, "SHARPNESS", 0.0)
     frames = torch.randn(1, 2, HIDDEN, requires_grad=True)
-    found = AlignmentLoss([SILENCE], VOCABULARY, 0, 1024)(frames, torch.tensor([2]), spoken([[7, 9]]), embeddings)
-    [gradient] = torch.autograd.grad(found.loss, frames)
+    sums = loss_over(embeddings)(frames, torch.tensor([2]), spoken([[7, 9]]), embeddings)
+    [gradient] = torch.autograd.grad(sums.loss, frames)
     size = embeddings.weight.square().sum(1).mean()
     torch.testing.assert_close(gradient[0], 2 * alignment.DISTANCE / size * (frames[0] - embeddings.weight[[7, 9]]).detach())
 
@@ -107,7 +113,7 @@ def test_clips_are_computed_alone_and_useless_ones_do_not_count(embeddings: nn.E
     def compute(chunk: int, clips: list[int]) -> tuple[AlignmentSums, Tensor]:
         own = frames[clips].requires_grad_()
         some = SimpleNamespace(spoken_ids=batch.spoken_ids[clips], spoken_lengths=batch.spoken_lengths[clips])
-        sums = AlignmentLoss([SILENCE], VOCABULARY, 0, chunk)(own, counts[clips], some, embeddings)
+        sums = loss_over(embeddings, chunk=chunk)(own, counts[clips], some, embeddings)
         return sums, torch.autograd.grad(3 * sums.loss, own)[0]
 
     whole, gradient = compute(1024, [0, 1, 2, 3])
@@ -125,8 +131,7 @@ def test_clips_are_computed_alone_and_useless_ones_do_not_count(embeddings: nn.E
 def test_an_adapter_learns_to_say_the_tokens_without_the_llm(make_model: Callable[..., SpeechLLMModule], packed: Batch) -> None:
     model = make_model(loss=LossConfig(ce=1.0, kl=0.0, alignment=0.5))
     plain = model(packed)
-    vocabulary = model.llm.get_input_embeddings().num_embeddings
-    model.alignment = AlignmentLoss([SILENCE], vocabulary, 0, 1024)
+    model.alignment = loss_over(model.llm.get_input_embeddings())
     both, alone = model(packed), model(packed, alignment_alone=True)
     sums = both.means["alignment"]
     assert sums[1] == packed.spoken_lengths.sum() > 0
@@ -148,7 +153,7 @@ def test_an_adapter_learns_to_say_the_tokens_without_the_llm(make_model: Callabl
 
 def test_a_batch_without_sound_has_a_loss_of_zero(make_model: Callable[..., SpeechLLMModule], packed: Batch) -> None:
     model = make_model(loss=LossConfig(ce=1.0, kl=0.0))
-    model.alignment = AlignmentLoss([SILENCE], model.llm.get_input_embeddings().num_embeddings, 0, 1024)
+    model.alignment = loss_over(model.llm.get_input_embeddings())
     out = model(packed.emptied(), alignment_alone=True)
     out.loss.backward()
     assert out.loss == out.weight == 0
