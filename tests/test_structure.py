@@ -27,7 +27,6 @@ STORY = ("mtbi/train.py", "train")
 COVERED_BY = {
     "launcher/__main__.py": "tests/launcher/test_submit.py",
     "mtbi/batches/draw.py": "tests/batches/test_plan.py",
-    "mtbi/benchmark/answers.py": "tests/benchmark/test_run.py",
     "mtbi/benchmark/dialogues.py": "tests/benchmark/test_run.py",
     "mtbi/benchmark/grid/plots.py": "tests/benchmark/grid/test_reproduce.py",
     "mtbi/benchmark/grid/report.py": "tests/benchmark/grid/test_findings.py",

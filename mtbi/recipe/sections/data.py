@@ -26,6 +26,8 @@ class BehaviourConfig:
         choices=("llm", "gold"),
     )
     prompt_first: bool = setting(False, "put the prompt before the speech, so that branches share no audio; False = after it")
+    reads: str = setting("{text}", "what the text LLM reads: {text} = the transcript, {gender} = that field of the manifest, …")
+    hears: str = setting("{sound}", "what the speech LLM gets: {sound} = the recording, with any text and fields around it")
     system_prompt: str = setting("", "system message before every dialogue; empty = none")
     top_k: int = setting(32, "teacher log-probabilities kept per answer token")
     max_new_tokens: int = setting(128, "longest answer in tokens; a longer one is cut off and marked", minimum=1)
