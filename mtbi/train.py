@@ -96,6 +96,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     with Loader(
         data.shards, data.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
         recipe.data.prefetch, progress.position, recipe.data.unreadable == "skip", report_activity,
+        data.augmentation,
     ) as loader:  # fmt: skip
         for step in loader:
             if progress.step >= config.steps or stopped:
