@@ -91,6 +91,8 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
         checkpointer.copy_again()
     if recipe.interleave.share and data.coverage.possible < data.coverage.utterances:
         metrics.write_line(f"interleaving: {data.coverage}")
+    if data.augmentation:
+        metrics.write_line(f"augmentation: {data.augmentation}")
 
     # 5. Train, one global step at a time. The loader's threads read ahead.
     with Loader(

@@ -212,7 +212,8 @@ def build(
 ) -> Batch:
     """The tensors of `rows`, as wide as the fullest row needs. `read` gives an utterance by its number in the plan's index.
 
-    An utterance that reads as None is left out. Raises ValueError as `RowBuilder.put_group` does.
+    An utterance that reads as None is left out. Raises ValueError as `RowBuilder.put_group` does, and UserError for recordings
+    of the augmentation that cannot be read.
     """
     fullest = max((sum(group.tokens for group in row.groups) for row in rows), default=0)
     width = min(plan.config.row_tokens, max(1, -(-fullest // WIDTH_UNIT)) * WIDTH_UNIT)
@@ -223,7 +224,8 @@ def build(
     for builder, row in zip(builders, rows, strict=True):
         for number, group in enumerate(row.groups):
             if (stored := read(group.utterance)) is not None:
-                builder.put_group(group, stored, number)
+                heard = augmentation.heard(stored, group) if augmentation else stored
+                builder.put_group(group, heard, number)
     masks = augmentation.masks(clips, owners, bool(plan.index.encoded)) if augmentation else []
     clip_columns = clip_tensors(clips, plan.index, masks) | spoken_tensors(spoken)
     return Batch(**token_tensors(builders, width), **clip_columns, **target_tensors(builders, plan.index))

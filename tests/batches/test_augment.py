@@ -28,7 +28,7 @@ def shards(shard_folder: Path) -> Shards:
 def make(shards: Shards, recipe: Recipe, config: AugmentConfig = MASKS) -> tuple[Plan, Augmentation | None]:
     recipe = replace(recipe, augment=config)
     geometry = FrameGeometry.from_config(recipe.model)
-    return Plan(shards.index, recipe, geometry), Augmentation.of(recipe, geometry)
+    return Plan(shards.index, recipe, geometry), Augmentation.of(recipe, geometry, shards)
 
 
 def clips_of(batches: list[Batch]) -> list[tuple[bytes, ...]]:
@@ -45,6 +45,9 @@ def clips_of(batches: list[Batch]) -> list[tuple[bytes, ...]]:
     )
 
 
+DISTORTIONS = {"babble_probability": 0.2, "babble_voices_min": 1, "babble_voices_max": 2, "gain_probability": 0.6}
+
+
 @pytest.mark.parametrize("cut", ["slice", "encode"])
 def test_a_clip_is_the_same_on_any_processes_and_beside_any_others(shards: Shards, small_recipe: Recipe, cut: str) -> None:
     small_recipe.interleave.cut = cut
@@ -52,7 +55,7 @@ def test_a_clip_is_the_same_on_any_processes_and_beside_any_others(shards: Shard
     def run(world: int, rows: int, workers: int = 2, position: Position | None = None) -> list[list[tuple[bytes, ...]]]:
         steps: list[list[Batch]] = [[] for _ in range(6)]
         for rank in range(world):
-            plan, augmentation = make(shards, small_recipe)
+            plan, augmentation = make(shards, small_recipe, replace(MASKS, **DISTORTIONS))
             with Loader(shards, plan, rank, world, rows, workers, position=position, augmentation=augmentation) as loader:
                 for place, step in enumerate(islice(loader, 6)):
                     steps[place] += list(step.micro_batches)
@@ -76,6 +79,24 @@ def test_each_reading_of_an_utterance_has_a_mask_of_its_own(shards: Shards, smal
         same = [group for group in groups if group.utterance == utterance]
         masks = {augmentation.mask(group, part, 200).channels.tobytes() for group in same for part in (0, 1)}
         assert len(masks) == 2 * len(same)
+
+
+@pytest.mark.parametrize("cut", ["slice", "encode"])
+def test_the_whole_utterance_is_distorted_before_it_is_cut(shards: Shards, small_recipe: Recipe, cut: str) -> None:
+    small_recipe.interleave.cut, small_recipe.interleave.share = cut, 1.0
+    plan, augmentation = make(shards, small_recipe, AugmentConfig(gain_probability=1.0, gain_db_min=-7.0, gain_db_max=-6.0))
+    rows = next(plan.steps()).rows
+    plain, softer = build(rows, shards.__getitem__, plan), build(rows, shards.__getitem__, plan, augmentation)
+    assert softer.masked_frames.shape == (len(softer.waveforms), 0)
+    assert torch.equal(softer.waveform_lengths, plain.waveform_lengths)
+    gains = {
+        round(float(softer.waveforms[clip].abs().max() / plain.waveforms[clip].abs().max()), 5)
+        for clip in range(len(plain.waveforms))
+    }
+    assert all(10 ** (-7 / 20) - 1e-4 <= gain <= 10 ** (-6 / 20) + 1e-4 for gain in gains)
+    groups = [group for row in rows for group in row.groups]
+    assert len(gains) == len(groups)  # the spans of an utterance have one gain
+    assert len(plain.waveforms) > len(groups) or cut == "slice"
 
 
 def test_occurrences_are_counted() -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     recipe = recipes.load("demo", options.overrides)
     shards = open_training_shards(recipe.data.shards, recipe, ChatFormat(load_llm_tokenizer("demo")))
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
-    augmentation = Augmentation.of(recipe, plan.geometry)
+    augmentation = Augmentation.of(recipe, plan.geometry, shards)
     device = start_distributed(ranks)
     if ranks.rank:
         by_length.CPU_CALL_SAMPLES = 0  # others call the frozen encoder more often than rank 0: none of it may be partitioned

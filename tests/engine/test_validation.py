@@ -102,8 +102,14 @@ def test_a_read_error_is_a_failure_of_all_and_not_an_exception_of_one(
     assert "12 attempts failed" in str(evaluation.failure)
 
 
-def test_an_evaluation_hears_whole_features(chat: ChatFormat, shard_folder: Path, tmp_path: Path) -> None:
-    fields = ["augment.time_masks=2", "augment.channel_masks=2", "train.sample_dialogues=0", "train.eval_utterances=8"]
+def test_an_evaluation_hears_the_sound_as_it_is(chat: ChatFormat, shard_folder: Path, tmp_path: Path) -> None:
+    fields = [
+        "augment.time_masks=2",
+        "augment.gain_probability=1",
+        "augment.gain_db_min=9",
+        "train.sample_dialogues=0",
+        "train.eval_utterances=8",
+    ]
     recipe = recipes.load("demo", [f"run_dir={tmp_path}", *fields])
     seen: list[Batch] = []
 
@@ -120,3 +126,7 @@ def test_an_evaluation_hears_whole_features(chat: ChatFormat, shard_folder: Path
     make(recipe, chat, Shards(str(shard_folder))).run(Listening(), metrics, 1)  # type: ignore[arg-type]
     assert sum(len(batch.waveforms) for batch in seen) >= 8
     assert {(batch.masked_frames.shape[1], batch.masked_channels.shape[1]) for batch in seen} == {(0, 0)}
+    shards = Shards(str(shard_folder))
+    stored = {shards[number].waveform.tobytes() for number in range(len(shards))}
+    heard = [wave[:n].numpy().tobytes() for b in seen for wave, n in zip(b.waveforms, b.waveform_lengths, strict=True)]
+    assert set(heard) <= stored
