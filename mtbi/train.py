@@ -91,11 +91,14 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
         checkpointer.copy_again()
     if recipe.interleave.share and data.coverage.possible < data.coverage.utterances:
         metrics.write_line(f"interleaving: {data.coverage}")
+    if data.augmentation:
+        metrics.write_line(f"augmentation: {data.augmentation}")
 
     # 5. Train, one global step at a time. The loader's threads read ahead.
     with Loader(
         data.shards, data.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
         recipe.data.prefetch, progress.position, recipe.data.unreadable == "skip", report_activity,
+        data.augmentation,
     ) as loader:  # fmt: skip
         for step in loader:
             if progress.step >= config.steps or stopped:

@@ -59,6 +59,7 @@ COVERED_BY = {
     "mtbi/model/miniature.py": "tests/model/test_self_test.py",
     "mtbi/pictures.py": "tests/engine/test_log.py",
     "mtbi/recipe/fields.py": "tests/recipe/test_schema.py",
+    "mtbi/recipe/sections/augment.py": "tests/recipe/test_schema.py",
     "mtbi/recipe/sections/data.py": "tests/recipe/test_schema.py",
     "mtbi/recipe/sections/model.py": "tests/recipe/test_schema.py",
     "mtbi/recipe/sections/training.py": "tests/recipe/test_schema.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtbi.answers.store import StoredAnswer
 from mtbi.batches import interleave
+from mtbi.batches.augment import Augmentation, Mask
 from mtbi.batches.plan import Group, Plan, Row
 from mtbi.shards.index import Index
 from mtbi.shards.record import StoredUtterance, pad_teacher
@@ -34,6 +35,8 @@ class Batch:
     waveform_lengths: Tensor  #: (clips,) int64, samples
     features: Tensor  #: (clips, frames, width) the encoder's stored output in place of its input; (0, 0, 0) where not stored
     feature_lengths: Tensor  #: (clips,) int64, frames; else (0,)
+    masked_frames: Tensor  #: (clips, frames) bool; encoder frames hidden from the adapter; (clips, 0) without augmentation
+    masked_channels: Tensor  #: (clips, parts) bool; equal parts of the encoder's width that are hidden; (clips, 0) without
     spoken_ids: Tensor  #: (clips, longest) int64; the LLM tokens said in each clip, 0 beyond
     spoken_lengths: Tensor  #: (clips,) int64, tokens; 0 where they are not known
     audio_slot: Tensor  #: (frames,) int64; flat position in rows*tokens that takes an adapter frame; may be empty
@@ -80,6 +83,7 @@ class RowBuilder:
     clips: list[np.ndarray]  #: of the batch: sound (samples,), or its features (frames, width)
     spoken: list[np.ndarray]  #: the tokens said in each clip (tokens,)
     base: int  #: flat position of the row's first slot
+    owners: list[tuple[Group, int]] = field(default_factory=list)  #: of the batch: each clip's group, and its number in it
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
@@ -156,7 +160,9 @@ class RowBuilder:
         """
         start = len(self.tokens)
         prefix, prompt_first = self.plan.index.prefix_ids, self.plan.index.prompt_first
+        clips = len(self.clips)
         spans = self.cut_utterance(group, stored)
+        self.owners.extend((group, part) for part in range(len(self.clips) - clips))
         self.put(prefix, number, 0, 0)
         shared = len(prefix) if prompt_first else self.put_speech(spans, number, 0, len(prefix))
         for branch, chosen in enumerate(group.branches, start=1):
@@ -195,21 +201,38 @@ def stack_clips(clips: list[np.ndarray], shortest: int) -> Tensor:
     return stacked
 
 
-def build(rows: list[Row], read: Callable[[int], StoredUtterance | None], plan: Plan) -> Batch:
+def stack_masks(masks: list[np.ndarray], clips: int) -> Tensor:
+    """`(clips, longest)` bool, false on the right of shorter ones; `(clips, 0)` without masks."""
+    stacked = torch.zeros(clips, max(map(len, masks), default=0), dtype=torch.bool)
+    for number, mask in enumerate(masks):
+        stacked[number, : len(mask)] = torch.from_numpy(mask)
+    return stacked
+
+
+def build(
+    rows: list[Row],
+    read: Callable[[int], StoredUtterance | None],
+    plan: Plan,
+    augmentation: Augmentation | None = None,
+) -> Batch:
     """The tensors of `rows`, as wide as the fullest row needs. `read` gives an utterance by its number in the plan's index.
 
-    An utterance that reads as None is left out. Raises ValueError as `RowBuilder.put_group` does.
+    An utterance that reads as None is left out. Raises ValueError as `RowBuilder.put_group` does, and UserError for recordings
+    of the augmentation that cannot be read.
     """
     fullest = max((sum(group.tokens for group in row.groups) for row in rows), default=0)
     width = min(plan.config.row_tokens, max(1, -(-fullest // WIDTH_UNIT)) * WIDTH_UNIT)
     clips: list[np.ndarray] = []
     spoken: list[np.ndarray] = []
-    builders = [RowBuilder(plan, clips, spoken, base=number * width) for number in range(len(rows))]
+    owners: list[tuple[Group, int]] = []
+    builders = [RowBuilder(plan, clips, spoken, number * width, owners) for number in range(len(rows))]
     for builder, row in zip(builders, rows, strict=True):
         for number, group in enumerate(row.groups):
             if (stored := read(group.utterance)) is not None:
-                builder.put_group(group, stored, number)
-    clip_columns = clip_tensors(clips, plan.index) | spoken_tensors(spoken)
+                heard = augmentation.heard(stored, group) if augmentation else stored
+                builder.put_group(group, heard, number)
+    masks = augmentation.masks(clips, owners, bool(plan.index.encoded)) if augmentation else []
+    clip_columns = clip_tensors(clips, plan.index, masks) | spoken_tensors(spoken)
     return Batch(**token_tensors(builders, width), **clip_columns, **target_tensors(builders, plan.index))
 
 
@@ -227,8 +250,11 @@ def token_tensors(builders: list[RowBuilder], width: int) -> dict[str, Tensor]:
     return {"token_ids": token_ids, "position_ids": position_ids, "group": groups, "branch": branches}
 
 
-def clip_tensors(clips: list[np.ndarray], index: Index) -> dict[str, Tensor]:
-    """The clips as sound, or as features where the shards hold those. Without clips there is a silent one."""
+def clip_tensors(clips: list[np.ndarray], index: Index, masks: Sequence[Mask] = ()) -> dict[str, Tensor]:
+    """The clips as sound, or as features where the shards hold those. Without clips there is a silent one.
+
+    `masks` are those of all clips; without any, nothing is hidden.
+    """
     encoded = (clips or [np.zeros((1, index.feature_width), np.float32)]) if index.encoded else []
     sound = [np.zeros(SILENT_SAMPLES, np.float32)] if index.encoded or not clips else clips
     return {
@@ -236,6 +262,8 @@ def clip_tensors(clips: list[np.ndarray], index: Index) -> dict[str, Tensor]:
         "waveform_lengths": torch.tensor([len(clip) for clip in sound]),
         "features": stack_clips(encoded, 1) if encoded else torch.zeros(0, 0, 0),
         "feature_lengths": torch.tensor([len(clip) for clip in encoded], dtype=torch.int64),
+        "masked_frames": stack_masks([mask.frames for mask in masks], max(1, len(clips))),
+        "masked_channels": stack_masks([mask.channels for mask in masks], max(1, len(clips))),
     }
 
 

@@ -31,6 +31,15 @@ class Geometry(Protocol):
         """Distance between two adapter frames."""
         ...
 
+    @property
+    def samples_per_encoder_frame(self) -> float:
+        """Distance between two encoder frames."""
+        ...
+
+    def encoder_frames(self, samples: Any) -> Any:
+        """Encoder frames of that many samples."""
+        ...
+
     def frames(self, samples: Any) -> Any:
         """Adapter frames of that many samples."""
         ...
@@ -47,6 +56,8 @@ class Group:
     samples: int  #: of the utterance
     targets: int  #: answer tokens
     weight: float  #: sum of the weights of the answer tokens
+    occurrence: int = 0  #: how often the epoch has given this utterance before
+    epoch: int = 0
 
     @property
     def segments(self) -> tuple[Segment, ...] | None:
@@ -127,8 +138,11 @@ class GroupDrawer:
     chosen_tasks: np.ndarray | None  #: (tasks,) bool; None = all
     max_samples: float  #: longer utterances are left out
 
-    def draw(self, utterances: np.ndarray, rng: np.random.Generator) -> tuple[list[Group], LeftOut]:
-        """A group for each of `utterances` `(utterances,)`, except those that fit no row, which are counted."""
+    def draw(self, utterances: np.ndarray, rng: np.random.Generator, epoch: int) -> tuple[list[Group], LeftOut]:
+        """A group for each of `utterances` `(utterances,)`, except those that fit no row, which are counted.
+
+        All occurrences of an utterance in an epoch are drawn together.
+        """
         rows = self.index.utterances[utterances]
         is_text = interleave.draw_many(rows["words"].astype(np.int64), rng, self.interleave)
         is_text |= np.repeat(rows["samples"] == 0, rows["words"])  # an utterance without sound is all text
@@ -146,7 +160,8 @@ class GroupDrawer:
         )
         taken = np.flatnonzero(~too_long & (fitting > 0))
         first = starts_of(drawn)[taken]
-        return self.make_groups(utterances, rows, is_text, dialogues, ends, taken, first, first + fitting[taken]), left_out
+        stop = first + fitting[taken]
+        return self.make_groups(utterances, rows, is_text, dialogues, ends, taken, first, stop, epoch), left_out
 
     def draw_dialogues(self, rows: np.ndarray, rng: np.random.Generator) -> Dialogues:
         """For each utterance, up to `tasks_per_utterance` of its dialogues in random order."""
@@ -183,6 +198,7 @@ class GroupDrawer:
         taken: np.ndarray,
         first: np.ndarray,
         stop: np.ndarray,
+        epoch: int,
     ) -> list[Group]:
         """The groups of the utterances `taken`, whose dialogues are those from `first` to `stop`, all `(groups,)`."""
         answers = dialogues.entries["answer_tokens"].astype(np.int64)
@@ -202,6 +218,8 @@ class GroupDrawer:
             rows["samples"][taken],
             targets[stop] - targets[first],
             np.round(weights[stop] - weights[first], 9),
+            occurrences(utterances)[taken],
+            np.full(len(taken), epoch),
         )
         numbers, text = dialogues.number.tolist(), is_text.tobytes()
         return [
@@ -234,6 +252,14 @@ class GroupDrawer:
         first = np.minimum(most, np.round(spans.begin / spacing).astype(np.int64))
         stop = np.maximum(first, np.minimum(most, np.round(spans.end / spacing).astype(np.int64)))
         return np.where(spans.is_last, most, stop) - first
+
+
+def occurrences(utterances: np.ndarray) -> np.ndarray:
+    """`(utterances,)` how often each number has stood before, in an array of numbers `(utterances,)`."""
+    order = np.argsort(utterances, kind="stable")
+    ordered, before = utterances[order], np.empty(len(utterances), np.int64)
+    before[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return before
 
 
 def find_spans(rows: np.ndarray, owner: np.ndarray, entries: np.ndarray, is_text: np.ndarray) -> Spans:

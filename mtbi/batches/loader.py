@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from mtbi.batches.augment import Augmentation
 from mtbi.batches.batch import Batch, build
 from mtbi.batches.plan import Plan, Position, Row, Step
 from mtbi.errors import DamagedError
@@ -98,6 +99,7 @@ class Loader:
     raised in the iteration on all of them. A micro-batch that cannot be fetched or decoded is empty; `failure` is its error.
     With `skip_unreadable`, utterances that are lost or damaged for good (DamagedError) are left out and counted. A store that
     refuses access or does not answer is still a `failure`. `doing` is called with the current activity, for a watchdog.
+    Only a loader for training has an `augmentation`.
     """
 
     def __init__(
@@ -112,10 +114,11 @@ class Loader:
         position: Position | None = None,
         skip_unreadable: bool = False,
         doing: Callable[[str], None] = lambda activity: None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.shards, self.plan, self.rank, self.world = shards, plan, rank, world
         self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
-        self.skip_unreadable, self.doing = skip_unreadable, doing
+        self.skip_unreadable, self.doing, self.augmentation = skip_unreadable, doing, augmentation
         self.unreadable = 0  #: utterances left out of the micro-batches that were handed out
         self.failure: Exception | None = None  #: why a micro-batch of the step that is being computed is empty
         self.waiting = 0  #: micro-batches submitted and not yet handed out
@@ -178,7 +181,7 @@ class Loader:
                 log.warning("utterance %d left out: %s", utterance, error)
                 return None
 
-        return build(rows, read, self.plan), left_out
+        return build(rows, read, self.plan, self.augmentation), left_out
 
     def top_up(self) -> None:
         """Keep `prefetch` micro-batches in the making, as far as steps are planned: no finished batch waits for the planner."""

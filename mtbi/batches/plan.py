@@ -209,7 +209,7 @@ class Plan:
             return []
         passes = self.config.passes_per_epoch or max(1, self.config.window_utterances // len(utterances))
         shuffled = np.concatenate([rng.permutation(utterances) for _ in range(passes)])
-        groups, left_out = self._drawer.draw(shuffled, rng)
+        groups, left_out = self._drawer.draw(shuffled, rng, epoch)
         self.left_out.add(left_out)
         sizes = np.array([group.tokens for group in groups], int)
         if self.config.utterances_per_row:

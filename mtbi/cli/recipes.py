@@ -64,7 +64,9 @@ def print_needs(recipe: Recipe, options: Options) -> None:
 def print_epoch(recipe: Recipe, json: bool) -> None:
     """Print what one epoch of the recipe's shards holds. Raises UserError, before any model is read, where it names none."""
     from mtbi.batches import plan_report
+    from mtbi.batches.augment import Augmentation
     from mtbi.batches.plan import Plan
+    from mtbi.engine import needs
     from mtbi.engine.inputs import open_training_shards
     from mtbi.llm.chat_format import read_chat
     from mtbi.model.frame_counts import FrameGeometry
@@ -74,12 +76,16 @@ def print_epoch(recipe: Recipe, json: bool) -> None:
             "data.shards is empty: name the folders made by `mtbi data shard`, for example data.shards=[shards/train]"
         )
     shards = open_training_shards(recipe.data.shards, recipe, read_chat(recipe))
+    needs.check_augmentation(recipe, shards.index)
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
+    augmentation = Augmentation.of(recipe, plan.geometry, shards)
     epoch = plan_report.report(plan, recipe.train.steps)
     if json:
         print_json(epoch.to_json())
     else:
         print(plan_report.render(epoch, plan, recipe.train.steps))
+        if augmentation:
+            print(f"augmentation    {augmentation}")
 
 
 def add_show(group: Group) -> None:

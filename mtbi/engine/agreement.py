@@ -30,6 +30,7 @@ REMEDIES = {
     "recipe": "Start all processes with the same recipe and overrides.",
     "data": "All nodes must see the same shards in the same order. Delete old copies in data.cache_dir.",
     "evaluation": "All nodes must see the same data.eval_shards. Delete old copies in data.cache_dir.",
+    "augmentation": "All nodes must see the same recordings in augment.noise and augment.rooms.",
     "models": "Give all nodes the same revision of the model: one folder, or one HF_HOME.",
     "software": "Use one environment on all nodes.",
     "checkpoint": "Start again; if it happens again, check the network with launcher/preflight.py.",

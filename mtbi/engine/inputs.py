@@ -17,6 +17,7 @@ import torch
 
 from launcher.ranks import Ranks
 from mtbi import recipe as recipes
+from mtbi.batches.augment import Augmentation
 from mtbi.batches.interleave import Coverage
 from mtbi.batches.longest import longest_tokens
 from mtbi.batches.plan import Plan, Position, Step
@@ -67,6 +68,7 @@ class Inputs:
     geometry: FrameGeometry
     plan: Plan
     first_step: Step  #: of the first epoch
+    augmentation: Augmentation | None  #: of the training steps; None = none
 
     @property
     def coverage(self) -> Coverage:
@@ -93,7 +95,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     needs.check(recipe, shards.index)
     geometry = FrameGeometry.from_config(recipe.model)
     plan = Plan(shards.index, recipe, geometry)
-    return Inputs(chat, shards, geometry, plan, next(plan.steps()))
+    return Inputs(chat, shards, geometry, plan, next(plan.steps()), Augmentation.of(recipe, geometry, shards))
 
 
 def open_evaluation(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> Evaluation | None:
@@ -168,10 +170,12 @@ def facts_of(
     data |= {"weights": digest.of_json(inputs.plan.weights)}
     data |= {"geometry": digest.of_geometry(inputs.geometry), "plan": digest.of_step(inputs.first_step)}
     stored = {"encoded": index.encoded, "feature_width": index.feature_width, "top_k": index.top_k}
+    distortions = inputs.augmentation and inputs.augmentation.distortions
     return {
         "recipe": fields | {"--deepspeed": config},
         "data": data | stored,
         "evaluation": digest.of_shards(evaluation.shards) if evaluation else {},
+        "augmentation": {name: digest.of_json(names) for name, names in distortions.names.items()} if distortions else {},
         "models": {"the configuration of model.llm": llm_configuration(recipe)},
         "software": {package: installed(package) for package in COMPARED},
     }

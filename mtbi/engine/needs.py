@@ -1,7 +1,8 @@
-"""What a recipe needs of its shards beyond sound and answers: word times, and the tokens of transcripts."""
+"""What a recipe needs of its shards beyond answers: word times, the tokens of transcripts, and sound to distort."""
 
 from __future__ import annotations
 
+from mtbi.batches import distortions
 from mtbi.batches.interleave import Coverage
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
@@ -12,6 +13,7 @@ def check(recipe: Recipe, index: Index) -> None:
     """Raises UserError for what the shards lack."""
     check_interleaving(recipe, Coverage.of(index.spoken_words))
     check_alignment(recipe, index)
+    check_augmentation(recipe, index)
 
 
 def check_interleaving(recipe: Recipe, coverage: Coverage) -> None:
@@ -34,4 +36,14 @@ def check_alignment(recipe: Recipe, index: Index) -> None:
         raise UserError(
             f"loss.alignment or train.alignment_steps is set, but data.shards lacks the tokens of {unknown} transcripts "
             "without word times: make the shards again with this version, or set both to 0."
+        )
+
+
+def check_augmentation(recipe: Recipe, index: Index) -> None:
+    """Raises UserError if the recipe distorts sound, but the shards hold an encoder's output in its place."""
+    if (on := distortions.switched_on(recipe.augment)) and index.encoded:
+        fields = " and ".join(f"augment.{name}_probability" for name in on)
+        raise UserError(
+            f"{fields}: data.shards hold an encoder's output, so their sound cannot be distorted. Use the shards with audio, "
+            "or set this to 0; augment.time_masks and augment.channel_masks work with both."
         )

@@ -38,7 +38,12 @@ class FrameGeometry:
     @property
     def samples_per_frame(self) -> float:
         """Distance between two adapter frames."""
-        return float(np.prod([stride for _, stride in self.stages])) * self.stack / self.queries
+        return self.samples_per_encoder_frame * self.stack / self.queries
+
+    @property
+    def samples_per_encoder_frame(self) -> float:
+        """Distance between two encoder frames."""
+        return float(np.prod([stride for _, stride in self.stages]))
 
     def encoder_frames(self, samples: Samples) -> Samples:
         """Encoder frames of clips of so many samples; at least 1."""

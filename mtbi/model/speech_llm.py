@@ -17,6 +17,7 @@ from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder, check_lora, set_trainable
 from mtbi.model.losses.alignment import AlignmentLoss
 from mtbi.model.losses.head import LossOutput, build_head
+from mtbi.model.masking import masked
 from mtbi.model.new_rows import add_new_rows
 from mtbi.recipe import LossConfig, ModelConfig
 
@@ -44,7 +45,14 @@ class SpeechLLMModule(nn.Module):
 
         With `alignment_alone` it is the alignment loss in its place, and the LLM computes next to nothing.
         """
-        frames, counts = self.encode_clips(batch.waveforms, batch.waveform_lengths, batch.features, batch.feature_lengths)
+        frames, counts = self.encode_clips(
+            batch.waveforms,
+            batch.waveform_lengths,
+            batch.features,
+            batch.feature_lengths,
+            batch.masked_frames,
+            batch.masked_channels,
+        )
         aligned = self.alignment(frames, counts, batch, self.embed) if self.alignment else None
         out = self.imitate(frames, batch.clips_alone() if alignment_alone else batch)
         return out if aligned is None else aligned.added_to(out, alignment_alone)
@@ -67,24 +75,39 @@ class SpeechLLMModule(nn.Module):
         return self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
 
     def encode_clips(
-        self, waveforms: Tensor, waveform_lengths: Tensor, features: Tensor, feature_lengths: Tensor
+        self,
+        waveforms: Tensor,
+        waveform_lengths: Tensor,
+        features: Tensor,
+        feature_lengths: Tensor,
+        masked_frames: Tensor,
+        masked_channels: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Adapter frames and their numbers, of a batch's clips: stored features where it has some, else waveforms."""
+        """Adapter frames and their numbers, of a batch's clips: stored features where it has some, else waveforms.
+
+        What the masks hide is hidden from the adapter (`mtbi.model.masking`).
+        """
         if features.numel():  # the same on all ranks: shards hold either audio or features
-            return self.adapter(features.to(self.dtype), feature_lengths)
-        return self.encode_speech(waveforms, waveform_lengths)
+            features, lengths = features.to(self.dtype), feature_lengths
+        else:
+            features, lengths = self.speech_features(waveforms, waveform_lengths)
+        return self.adapter(masked(features, lengths, masked_frames, masked_channels), lengths)
 
     def encode_speech(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Adapter frames `(clips, frames, hidden)` and their numbers (clips,), from `(clips, samples)` at 16 kHz and lengths
         (clips,) in samples.
         """
+        return self.adapter(*self.speech_features(waveforms, lengths))
+
+    def speech_features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output `(clips, frames, width)` and lengths (clips,) in frames, of clips as in `encode_speech`."""
         lengths = lengths.clamp(min=1)
         if self.encoder_trains:  # all ranks must call it equally often
             features, frames = self.encoder(waveforms, lengths)
         else:
             with torch.no_grad():
                 features, frames = by_length.encode(self.encoder, waveforms, lengths)
-        return self.adapter(features.to(self.dtype), frames)
+        return features.to(self.dtype), frames
 
     def encode_waveform(self, wave: np.ndarray) -> Tensor:
         """The adapter frames `(frames, hidden)` of a waveform `(samples,)` at 16 kHz."""

@@ -8,6 +8,7 @@ from mtbi.recipe.convert import build
 from mtbi.recipe.layers import RUN_DIR, SHIPPED, annotated, load, load_saved, save, to_dict, to_yaml, value_of
 from mtbi.recipe.renamed import with_new_names
 from mtbi.recipe.schema import CHOICES, FieldNote, Recipe, reference
+from mtbi.recipe.sections.augment import AugmentConfig
 from mtbi.recipe.sections.data import BehaviourConfig, DataConfig, InterleaveConfig, PlanConfig
 from mtbi.recipe.sections.model import AdapterConfig, EncoderConfig, LoraConfig, ModelConfig, in_use
 from mtbi.recipe.sections.training import LossConfig, TrainConfig
@@ -17,6 +18,7 @@ __all__ = [
     "RUN_DIR",
     "SHIPPED",
     "AdapterConfig",
+    "AugmentConfig",
     "BehaviourConfig",
     "DataConfig",
     "EncoderConfig",

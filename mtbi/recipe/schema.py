@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, is_dataclass
 from typing import Any
 
 from mtbi.recipe.fields import fields_of, rules_of, setting, type_name
+from mtbi.recipe.sections.augment import AugmentConfig
 from mtbi.recipe.sections.data import BehaviourConfig, DataConfig, InterleaveConfig, PlanConfig
 from mtbi.recipe.sections.model import ModelConfig
 from mtbi.recipe.sections.training import LossConfig, TrainConfig
@@ -28,6 +29,7 @@ class Recipe:
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     data: DataConfig = field(default_factory=DataConfig)
     interleave: InterleaveConfig = field(default_factory=InterleaveConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

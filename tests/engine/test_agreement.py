@@ -54,6 +54,7 @@ def test_processes_that_differ_end_with_what_differs(met: Met) -> None:
     assert "do not agree on words (data)" in both(met, "other long facts")
     assert "plan.row_tokens (recipe): 256 on process 0" in both(met, "another plan")
     assert "do not agree on shards (data)" in both(met, "shards twice on one")
+    assert "augment.noise (augmentation): " in both(met, "other recordings of noise")
 
 
 def test_equal_processes_begin(met: Met) -> None:

@@ -30,3 +30,13 @@ def test_a_corpus_that_cannot_be_interleaved_stops_a_run_that_interleaves() -> N
         check_interleaving(recipes.load("demo", []), unaligned)
     check_interleaving(recipes.load("demo", ["interleave.share=0"]), single)
     check_interleaving(recipes.load("demo", []), Coverage(5, 1, 3))
+
+
+def test_stored_features_cannot_be_distorted_but_masked(shard_folder: Path) -> None:
+    sound = Shards(str(shard_folder)).index
+    stored = dataclasses.replace(sound, encoded="whisper layer -1")
+    recipe = recipes.load("demo", ["augment.gain_probability=0.5", "augment.babble_probability=1"])
+    check(recipe, sound)
+    with pytest.raises(UserError, match=r"augment.babble_probability and augment.gain_probability: .* cannot be distorted"):
+        check(recipe, stored)
+    check(recipes.load("demo", ["augment.time_masks=2", "augment.channel_masks=2"]), stored)

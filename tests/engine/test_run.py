@@ -76,7 +76,8 @@ def names(run_dir: Path) -> list[str]:
 def test_a_resumed_run_draws_the_same_masks_and_keeps_its_start(
     train_here: Callable[..., int], shard_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fields = ["model.llm_lora.rank=4", "model.llm_lora.dropout=0.5", "train.steps=4"]
+    fields = ["model.llm_lora.rank=4", "model.llm_lora.dropout=0.5", "train.steps=4", "train.alignment_steps=2"]
+    fields += ["augment.time_masks=2", "augment.channel_masks=2", "augment.gain_probability=0.5"]
     other = [f"data.eval_shards=[{shard_folder}]", "train.eval_every_steps=1", "train.eval_utterances=1"]
     assert train_here(tmp_path / "whole", *fields) == 0
     assert train_here(tmp_path / "resumed", *fields, *other, "train.sample_dialogues=1", stop=3) == STOPPED

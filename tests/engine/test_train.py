@@ -20,6 +20,7 @@ from launcher.ranks import free_port
 from mtbi.engine import checkpoint
 from mtbi.engine.log import layout
 
+MASKED = ["augment.time_masks=2", "augment.channel_masks=2"]
 ENOUGH = "train.steps=14"  # for a run to be still at work when it is killed after its fifth step, also on a slow machine
 
 Launch = Callable[..., list[str]]
@@ -58,7 +59,10 @@ def kill_after(command: list[str], environment: dict[str, str], text: str, numbe
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "fields"),
-    [(1, ["model.encoder.trainable=true", "train.encoder_learning_rate=1e-5"]), (3, ["train.alignment_steps=7"])],
+    [
+        (1, ["model.encoder.trainable=true", "train.encoder_learning_rate=1e-5"]),
+        (3, ["train.alignment_steps=7", *MASKED]),
+    ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
     launch: Launch, run: Run, environment: dict[str, str], tmp_path: Path, stage: int, fields: list[str]

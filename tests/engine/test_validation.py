@@ -12,9 +12,12 @@ from mtbi import recipe as recipes
 from mtbi.answers.ask import ask_unanswered
 from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
+from mtbi.batches.batch import Batch
+from mtbi.batches.loader import LoadedStep
 from mtbi.corpus.manifest import Utterance
 from mtbi.engine import validation as module
 from mtbi.engine.log import Metrics
+from mtbi.engine.sums import StepSums, Sums
 from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
@@ -97,3 +100,33 @@ def test_a_read_error_is_a_failure_of_all_and_not_an_exception_of_one(
     evaluation = make(recipe, chat, shards)
     show(evaluation, recipe)
     assert "12 attempts failed" in str(evaluation.failure)
+
+
+def test_an_evaluation_hears_the_sound_as_it_is(chat: ChatFormat, shard_folder: Path, tmp_path: Path) -> None:
+    fields = [
+        "augment.time_masks=2",
+        "augment.gain_probability=1",
+        "augment.gain_db_min=9",
+        "train.sample_dialogues=0",
+        "train.eval_utterances=8",
+    ]
+    recipe = recipes.load("demo", [f"run_dir={tmp_path}", *fields])
+    seen: list[Batch] = []
+
+    class Listening:
+        """In place of the engine: it keeps the batches that an evaluation gives it."""
+
+        model = None
+
+        def evaluate_step(self, step: LoadedStep) -> StepSums:
+            seen.extend(step.micro_batches)
+            return Sums(CPU).result(0.0)
+
+    metrics = Metrics(recipe, ["repeat"], False, 1, LLMSize(1000, 800, 300), CPU)
+    make(recipe, chat, Shards(str(shard_folder))).run(Listening(), metrics, 1)  # type: ignore[arg-type]
+    assert sum(len(batch.waveforms) for batch in seen) >= 8
+    assert {(batch.masked_frames.shape[1], batch.masked_channels.shape[1]) for batch in seen} == {(0, 0)}
+    shards = Shards(str(shard_folder))
+    stored = {shards[number].waveform.tobytes() for number in range(len(shards))}
+    heard = [wave[:n].numpy().tobytes() for b in seen for wave, n in zip(b.waveforms, b.waveform_lengths, strict=True)]
+    assert set(heard) <= stored

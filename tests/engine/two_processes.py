@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
 import torch.distributed as dist
 
@@ -75,6 +77,10 @@ def main() -> None:
         checkpoint.save(Path(work) / "later1", 8, snapshot(8))
         damaged = checkpoint.save(Path(work) / "damaged", 4, snapshot(4))
         (damaged / checkpoint.TRAINABLE).write_bytes(b"x")
+    (own / "noise").mkdir(parents=True)
+    soundfile.write(own / "noise" / f"{ranks.rank}.wav", np.zeros(160), 16_000)
+    noise = ["augment.noise=[noise]", "augment.noise_probability=1"]
+    os.chdir(own)  # each has its own folder `noise`
     refused = OSError(116, "Stale file handle", "/data/branches.npy")
     mine = [shards, copy] if first else [copy, shards]
     ways: dict[str, Callable[[], Any]] = {
@@ -93,6 +99,7 @@ def main() -> None:
         "another plan": lambda: begun(ranks, f"[{shards}]", own.with_name("run"), f"plan.row_tokens={256 + 64 * ranks.rank}"),
         "shards that one does not see": lambda: begun(ranks, f"[{shards if first else '/nowhere'}]", own.with_name("run")),
         "shards twice on one": lambda: begun(ranks, f"[{shards}]" if first else f"[{shards},{copy}]", own.with_name("run")),
+        "other recordings of noise": lambda: begun(ranks, f"[{shards}]", own.with_name("run"), *noise),
         "a later checkpoint on another node": lambda: begun(ranks, f"[{shards}]", Path(work) / f"later{ranks.rank}"),
         "a folder that cannot be written": lambda: begun(ranks, f"[{shards}]", Path("/proc/run")),
     }

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from mtbi import recipe as recipes
+from mtbi.batches.augment import Augmentation
 from mtbi.batches.batch import build
 from mtbi.batches.plan import Plan, Row
 from mtbi.errors import UserError
 from mtbi.model.encoders.build import build_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
-from mtbi.recipe import Recipe
+from mtbi.recipe import AugmentConfig, Recipe
 from mtbi.shards import features
 from mtbi.shards.index import Index
 from mtbi.shards.read import Shards
@@ -42,7 +43,14 @@ def test_training_on_stored_features_is_training_on_the_sound(shard_folder: Path
     rows = next(plans[0].steps()).rows
     torch.manual_seed(0)
     model = build_speech_llm(mixed.model, mixed.loss, torch.float32, torch.device("cpu"), tasks=20)
-    batches = [build(rows, one.__getitem__, plan) for one, plan in zip((sound, stored), plans, strict=True)]
+    masks = dataclasses.replace(mixed, augment=AugmentConfig(time_masks=2, channel_masks=2))
+    batches = [
+        build(rows, one.__getitem__, plan, Augmentation.of(masks, geometry, one))
+        for one, plan in zip((sound, stored), plans, strict=True)
+    ]
+    assert batches[0].masked_frames.any()
+    assert torch.equal(batches[0].masked_frames, batches[1].masked_frames)
+    assert torch.equal(batches[0].masked_channels, batches[1].masked_channels)
     assert batches[1].features.shape[0] == batches[0].waveforms.shape[0] > 1
     losses = [float(model(batch).loss.detach()) for batch in batches]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)  # features are stored as float16
