@@ -1,0 +1,162 @@
+"""Word errors of transcripts with speakers: cpWER, tcpWER, ORC-WER and tcORC-WER by meeteval, and SA-WER.
+
+- cpWER (Watanabe et al. 2020, arXiv 2004.09249): the words of each speaker in a row, under the best assignment of speakers.
+- tcpWER (von Neumann et al. 2023, arXiv 2307.11394): the same, where words that are further apart than a collar do not match.
+- ORC-WER (Sklyar et al. 2022; von Neumann et al. 2023, arXiv 2211.16112): each reference segment goes to the stream of the
+  hypothesis where it fits best. Wrong speakers cost nothing. tcORC-WER has the collar of tcpWER.
+- SA-WER (Kanda et al. 2020, arXiv 2006.10930): speakers are compared by their names, so a right word of a wrong name is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from mtbi.scenes.needs import need
+from mtbi.scenes.segments import SpeakerSegment
+from mtbi.scenes.write import record
+
+CP, TCP, ORC, TCORC, SA = "cpWER", "tcpWER", "ORC-WER", "tcORC-WER", "SA-WER"
+TIMED = (TCP, TCORC)
+#: meeteval refuses more speakers of a session: it takes them for a mistake, and ORC-WER for too expensive.
+MOST_SPEAKERS = {CP: 20, TCP: 20, ORC: 10, TCORC: 10}
+#: The exact ORC-WER fills a table with (words of the reference) x (words + 1 of each stream) cells. A session with more cells
+#: is scored by meeteval's greedy search, whose result is an upper bound. 1e8 cells take 2 seconds and some hundred MB.
+MOST_CELLS = 1e8
+
+
+@dataclass(frozen=True)
+class TranscriptErrors:
+    """The word errors of a transcript, and the number of words of its reference."""
+
+    words: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    @property
+    def errors(self) -> int:
+        """All errors."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float | None:
+        """Errors / words; None without words."""
+        return self.errors / self.words if self.words else None
+
+    def __add__(self, other: TranscriptErrors) -> TranscriptErrors:
+        return TranscriptErrors(
+            self.words + other.words,
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+        )
+
+
+@dataclass(frozen=True)
+class ScoredTranscript:
+    """The errors by one measure.
+
+    `greedy` says that they are an upper bound. `speakers` are pairs of a reference speaker and the hypothesis's speaker that
+    was compared with him (cpWER and tcpWER; None: nobody).
+    """
+
+    counts: TranscriptErrors
+    greedy: bool = False
+    speakers: tuple[tuple[str | None, str | None], ...] = ()
+
+
+def transcript_errors(
+    measure: str, reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment], collar: float
+) -> ScoredTranscript | None:
+    """The errors of one session by cpWER, tcpWER, ORC-WER or tcORC-WER.
+
+    Words are what spaces separate. `collar` is in seconds, for tcpWER and tcORC-WER. The result is None where the session has
+    more speakers than the measure can take. Raises UserError if meeteval is not installed.
+    """
+    if measure in (ORC, TCORC):  # meeteval 0.4.3 fails at segments without words, and where a side has none
+        reference, hypothesis = ([segment for segment in side if _words(segment)] for side in (reference, hypothesis))
+        expected, said = (sum(len(_words(segment)) for segment in side) for side in (reference, hypothesis))
+        if not (expected and said):
+            return ScoredTranscript(TranscriptErrors(expected, deletions=expected, insertions=said))
+    sides = {"reference": [record(segment) for segment in reference], "hypothesis": [record(segment) for segment in hypothesis]}
+    counted = (hypothesis,) if measure in (ORC, TCORC) else (reference, hypothesis)
+    if any(len({segment.speaker for segment in side}) > MOST_SPEAKERS[measure] for side in counted):
+        return None
+    greedy = measure in (ORC, TCORC) and _cells(reference, hypothesis, collar if measure == TCORC else None) > MOST_CELLS
+    names = {
+        CP: "cp_word_error_rate",
+        TCP: "time_constrained_minimum_permutation_word_error_rate",
+        ORC: "greedy_orc_word_error_rate" if greedy else "orc_word_error_rate",
+        TCORC: "greedy_time_constrained_orc_wer" if greedy else "time_constrained_orc_wer",
+    }
+    settings: dict[str, Any] = {"collar": collar} if measure in TIMED else {}
+    if any(segment.start_time is None for segment in (*reference, *hypothesis)):
+        settings |= {"reference_sort": False, "hypothesis_sort": False}
+    scorer, container = need(f"meeteval.wer:{names[measure]}"), need("meeteval.io:SegLST")
+    with _quiet_meeteval():
+        found = scorer(**{side: container(segments) for side, segments in sides.items()}, **settings)
+    counts = TranscriptErrors(found.length, found.substitutions, found.deletions, found.insertions)
+    return ScoredTranscript(counts, greedy, tuple(found.assignment or ()) if measure in (CP, TCP) else ())
+
+
+def _words(segment: SpeakerSegment) -> list[str]:
+    """The words of a segment: what spaces separate."""
+    return (segment.words or "").split()
+
+
+@contextmanager
+def _quiet_meeteval() -> Iterator[None]:
+    """Keeps meeteval's warnings about one session from the terminal; a report has notes about all sessions together."""
+    logger = logging.getLogger("preprocess")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _cells(reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment], collar: float | None) -> float:
+    """The size of the table of ORC-WER; with a collar, at most that of tcORC-WER."""
+    cells = 0.0
+    for segment in reference:
+        table = float(len(_words(segment)))
+        streams: dict[str, int] = {}
+        for other in hypothesis:
+            if collar is None or _near(segment, other, collar):
+                streams[other.speaker] = streams.get(other.speaker, 0) + len(_words(other))
+        for words in streams.values():
+            table *= words + 1
+        cells += table
+    return cells
+
+
+def _near(segment: SpeakerSegment, other: SpeakerSegment, collar: float) -> bool:
+    """Whether a collar lets the words of two segments match."""
+    (start, end), (other_start, other_end) = segment.span, other.span
+    return start - collar <= other_end and other_start <= end + collar
+
+
+def named_errors(reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment]) -> TranscriptErrors:
+    """The errors of one session by SA-WER: the words of each name in a row, in the order of the segments' starts."""
+    true, heard = _words_by_speaker(reference), _words_by_speaker(hypothesis)
+    total = TranscriptErrors()
+    for speaker in dict.fromkeys((*true, *heard)):
+        expected, said = true.get(speaker, []), heard.get(speaker, [])
+        steps = [step.tag for step in Levenshtein.editops(expected, said)]
+        total += TranscriptErrors(len(expected), steps.count("replace"), steps.count("delete"), steps.count("insert"))
+    return total
+
+
+def _words_by_speaker(segments: Sequence[SpeakerSegment]) -> Mapping[str, list[str]]:
+    """The words of each speaker, segments in the order of their starts."""
+    words: dict[str, list[str]] = {}
+    for segment in sorted(segments, key=lambda segment: segment.start_time or 0.0):
+        words.setdefault(segment.speaker, []).extend(_words(segment))
+    return words
