@@ -10,9 +10,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
@@ -25,9 +28,10 @@ CP, TCP, ORC, TCORC, SA = "cpWER", "tcpWER", "ORC-WER", "tcORC-WER", "SA-WER"
 TIMED = (TCP, TCORC)
 #: meeteval refuses more speakers of a session: it takes them for a mistake, and ORC-WER for too expensive.
 MOST_SPEAKERS = {CP: 20, TCP: 20, ORC: 10, TCORC: 10}
-#: The exact ORC-WER fills a table with (words of the reference) x (words + 1 of each stream) cells. A session with more cells
-#: is scored by meeteval's greedy search, whose result is an upper bound. 1e8 cells take 2 seconds and some hundred MB.
-MOST_CELLS = 1e8
+#: The exact ORC-WER fills a table with (words of the reference) x (words + 1 of each stream) cells, tcORC-WER only what of it
+#: the collar allows. A session with more cells is scored by meeteval's greedy search, whose result is an upper bound. This many
+#: cells take some seconds and some hundred MB (ORC-WER), or a minute and little memory (tcORC-WER).
+MOST_CELLS = {ORC: 1e8, TCORC: 1e9}
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def transcript_errors(
     counted = (hypothesis,) if measure in (ORC, TCORC) else (reference, hypothesis)
     if any(len({segment.speaker for segment in side}) > MOST_SPEAKERS[measure] for side in counted):
         return None
-    greedy = measure in (ORC, TCORC) and _cells(reference, hypothesis, collar if measure == TCORC else None) > MOST_CELLS
+    cells = _cells(reference, hypothesis, collar if measure == TCORC else None) if measure in MOST_CELLS else 0
+    greedy = cells > MOST_CELLS.get(measure, 0)
     names = {
         CP: "cp_word_error_rate",
         TCP: "time_constrained_minimum_permutation_word_error_rate",
@@ -122,41 +127,44 @@ def _quiet_meeteval() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _cells(reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment], collar: float | None) -> float:
+def _cells(reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment], collar: float | None) -> int:
     """The size of the table of ORC-WER; with a collar, at most that of tcORC-WER."""
-    cells = 0.0
-    for segment in reference:
-        table = float(len(_words(segment)))
-        streams: dict[str, int] = {}
-        for other in hypothesis:
-            if collar is None or _near(segment, other, collar):
-                streams[other.speaker] = streams.get(other.speaker, 0) + len(_words(other))
-        for words in streams.values():
-            table *= words + 1
-        cells += table
-    return cells
+    streams = [_words_near(stream, collar) for stream in _by_speaker(hypothesis).values()]
+    return sum(prod((len(_words(segment)), *(1 + near(segment) for near in streams))) for segment in reference)
 
 
-def _near(segment: SpeakerSegment, other: SpeakerSegment, collar: float) -> bool:
-    """Whether a collar lets the words of two segments match."""
-    (start, end), (other_start, other_end) = segment.span, other.span
-    return start - collar <= other_end and other_start <= end + collar
+def _words_near(stream: Sequence[SpeakerSegment], collar: float | None) -> Callable[[SpeakerSegment], int]:
+    """A function from a segment to the number of words in a stream that a collar lets match it; all without a collar."""
+    counts = [len(_words(segment)) for segment in stream]
+    if collar is None:
+        return lambda _: sum(counts)
+    times = [sorted((segment.span[side], count) for segment, count in zip(stream, counts, strict=True)) for side in (0, 1)]
+    (starts, ends), (begun, ended) = (
+        [[time for time, _ in side] for side in times],
+        [[0, *accumulate(count for _, count in side)] for side in times],
+    )
+
+    def near(segment: SpeakerSegment) -> int:
+        start, end = segment.span
+        return begun[bisect_right(starts, end + collar)] - ended[bisect_left(ends, start - collar)]
+
+    return near
 
 
 def named_errors(reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment]) -> TranscriptErrors:
     """The errors of one session by SA-WER: the words of each name in a row, in the order of the segments' starts."""
-    true, heard = _words_by_speaker(reference), _words_by_speaker(hypothesis)
+    sides = [_by_speaker(sorted(side, key=lambda segment: segment.start_time or 0.0)) for side in (reference, hypothesis)]
     total = TranscriptErrors()
-    for speaker in dict.fromkeys((*true, *heard)):
-        expected, said = true.get(speaker, []), heard.get(speaker, [])
+    for speaker in dict.fromkeys((*sides[0], *sides[1])):
+        expected, said = ([word for segment in side.get(speaker, []) for word in _words(segment)] for side in sides)
         steps = [step.tag for step in Levenshtein.editops(expected, said)]
         total += TranscriptErrors(len(expected), steps.count("replace"), steps.count("delete"), steps.count("insert"))
     return total
 
 
-def _words_by_speaker(segments: Sequence[SpeakerSegment]) -> Mapping[str, list[str]]:
-    """The words of each speaker, segments in the order of their starts."""
-    words: dict[str, list[str]] = {}
-    for segment in sorted(segments, key=lambda segment: segment.start_time or 0.0):
-        words.setdefault(segment.speaker, []).extend(_words(segment))
-    return words
+def _by_speaker(segments: Sequence[SpeakerSegment]) -> dict[str, list[SpeakerSegment]]:
+    """The segments of each speaker."""
+    groups: dict[str, list[SpeakerSegment]] = {}
+    for segment in segments:
+        groups.setdefault(segment.speaker, []).append(segment)
+    return groups

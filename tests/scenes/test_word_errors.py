@@ -7,7 +7,7 @@ import random
 import pytest
 
 from mtbi.scenes.segments import SpeakerSegment
-from mtbi.scenes.word_errors import CP, ORC, TCORC, TCP, TranscriptErrors, named_errors, transcript_errors
+from mtbi.scenes.word_errors import CP, ORC, TCORC, TCP, TranscriptErrors, _cells, named_errors, transcript_errors
 
 MEASURES = (CP, TCP, ORC, TCORC)
 
@@ -85,6 +85,14 @@ def test_long_sessions_are_scored_greedily() -> None:
     assert greedy is not None
     assert (exact.greedy, greedy.greedy) == (False, True)
     assert exact.counts == greedy.counts == TranscriptErrors(240)
+
+
+def test_the_table_of_orc_wer_is_counted() -> None:
+    reference = side(("A", 0, "a b c"), ("B", 20, "d"))
+    hypothesis = side(("x", 0, "a b"), ("x", 10, "c"), ("y", 20, "d"))
+    assert _cells(reference, hypothesis, None) == (3 + 1) * (3 + 1) * (1 + 1)
+    assert _cells(reference, hypothesis, 5.0) == 3 * (2 + 1) * 1 + 1 * 1 * (1 + 1)
+    assert _cells(reference, hypothesis, 8.0) == 3 * (3 + 1) * 1 + 1 * (1 + 1) * (1 + 1)  # to 2 + 8, and from 20 - 8
 
 
 def test_more_speakers_than_a_measure_takes_have_no_score() -> None:
