@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     shards.add_encode(data)
     shards.add_stats(data)
     scenes.add_convert(data)
+    scenes.add_mix(data)
     answers.add_behave(commands)
     recipes.add_plan(commands)
     runs.add_evaluate(commands)

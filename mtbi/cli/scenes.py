@@ -1,10 +1,10 @@
-"""`mtbi score` and `mtbi data convert`: scores and formats of recordings with several speakers."""
+"""`mtbi score`, `mtbi data convert` and `mtbi data mix`: recordings with several speakers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mtbi.cli.arguments import Group, Options, add_command, add_json, at_least_zero, print_json
+from mtbi.cli.arguments import Group, Options, above_zero, add_command, add_json, at_least, at_least_zero, print_json
 from mtbi.errors import UserError
 
 
@@ -72,3 +72,38 @@ def run_convert(options: Options) -> None:
     write_segments(options.out, chosen)
     skipped = "".join(f", {count} {name} lines skipped" for name, count in found.skipped.items())
     print(f"{options.out}: {len(chosen)} segments{skipped}")
+
+
+def add_mix(group: Group) -> None:
+    """`mtbi data mix`."""
+    command = add_command(
+        group,
+        "mix",
+        run_mix,
+        "mtbi data mix work/train/manifest.jsonl work/scenes --scenes 1000 --speakers 2 4",
+        "mtbi data mix a/manifest.jsonl b/manifest.jsonl work/scenes --scenes 1000 --like meetings.json",
+    )
+    command.add_argument("manifests", nargs="+", type=Path, metavar="manifest", help="utterances with their speakers")
+    command.add_argument("out", type=Path, help="a new folder for audio/, manifest.jsonl and ref.json (SegLST)")
+    command.add_argument("--scenes", type=at_least(1), required=True, metavar="N", help="how many")
+    command.add_argument("--seed", type=at_least(0), default=0, help="another seed has other scenes (default: 0)")
+    speakers = "fewest and most in a scene (default: 2 3)"
+    command.add_argument("--speakers", type=at_least(1), nargs=2, default=[2, 3], metavar="N", help=speakers)
+    command.add_argument("--turns", type=at_least(1), default=6, metavar="N", help="utterances in a scene (default: 6)")
+    longest = "a turn that would end later is left out (default: 30)"
+    command.add_argument("--longest", type=above_zero, default=30.0, metavar="SECONDS", help=longest)
+    like = "segments whose pauses, gaps and overlaps are imitated (default: those of AMI's meetings)"
+    command.add_argument("--like", type=Path, metavar="SEGMENTS", help=like)
+
+
+def run_mix(options: Options) -> None:
+    """Simulate recordings with several speakers from single utterances, with gaps and overlaps as in meetings."""
+    from mtbi.corpus.mix import MixSettings, mix
+    from mtbi.scenes import read_segments
+    from mtbi.scenes.turns import MEETINGS, fit
+
+    statistics = fit(read_segments(options.like).segments) if options.like else MEETINGS
+    speakers = options.speakers[0], options.speakers[1]
+    settings = MixSettings(options.scenes, options.seed, speakers, options.turns, options.longest, statistics=statistics)
+    voices = mix(options.manifests, options.out, settings)
+    print(f"{options.out}: {options.scenes} scenes of {voices} speakers: manifest.jsonl, ref.json, audio/")
