@@ -123,7 +123,7 @@ def _scene(chosen: Sequence[Utterance], settings: MixSettings, draw: Random) -> 
     starts: list[int] = []
     ends: dict[str, int] = {}
     for (speaker, _), clip, seconds in zip(turns, clips, draw_starts(settings.statistics, turns, draw), strict=True):
-        start = max(round(seconds * codec.SAMPLE_RATE), ends.get(speaker, 0))  # rounding must not let him overlap himself
+        start = max(round(seconds * codec.SAMPLE_RATE), ends.get(speaker, 0))  # rounding must not make own turns overlap
         if start + len(clip) > settings.longest * codec.SAMPLE_RATE:
             break
         starts.append(start)

@@ -91,7 +91,7 @@ def _stretches(
                 changes.setdefault(end, []).append((side, speaker, -1))
     counts: tuple[dict[str, int], ...] = ({}, {}, {})
     for now, after in pairwise(sorted(changes)):
-        for side, speaker, step in changes[now]:  # a speaker's own segments may overlap, so they are counted
+        for side, speaker, step in changes[now]:  # own segments may overlap, so they are counted
             counts[side][speaker] = counts[side].get(speaker, 0) + step
         active = [{speaker for speaker, count in side.items() if count} for side in counts]
         yield after - now, active[0], active[1], bool(active[2])

@@ -2,7 +2,7 @@
 
 The model is that of conversation simulators (Landini et al. 2022, arXiv 2204.00890; Park et al. 2023, arXiv 2310.12371): the
 next turn is of the same speaker, after a pause, or of another one, after a gap or in an overlap. Lengths are drawn from the
-observed ones. A speaker never overlaps himself, and at most two speak at once.
+observed ones. Turns of one speaker never overlap, and at most two speak at once.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class ScoredTranscript:
     """The errors by one measure.
 
     `greedy` says that they are an upper bound. `speakers` are pairs of a reference speaker and the hypothesis's speaker that
-    was compared with him (cpWER and tcpWER; None: nobody).
+    was compared with that one (cpWER and tcpWER; None: nobody).
     """
 
     counts: TranscriptErrors

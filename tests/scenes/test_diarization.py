@@ -52,7 +52,7 @@ def test_the_mapping_is_made_before_the_collar() -> None:
     assert errors(side(("A", 0, 4), *turns), answer, 0.5) == (3, 0, 0, 3)
 
 
-def test_a_speaker_who_overlaps_himself_is_one_speaker() -> None:
+def test_overlapping_turns_of_one_speaker_are_one() -> None:
     assert errors(side(("A", 0, 4), ("A", 3, 6), ("A", 5, 5)), side(("x", 0, 6))) == (6, 0, 0, 0)
 
 

@@ -83,7 +83,7 @@ def test_transcripts_without_times_have_no_timed_scores(work: Path) -> None:
     assert "hyp.json has no times: no tcpWER, tcORC-WER and DER" in report.notes[0]
 
 
-def test_a_speaker_who_overlaps_himself_is_named(work: Path) -> None:
+def test_overlapping_turns_of_one_speaker_are_named(work: Path) -> None:
     Path("hyp.stm").write_text("m1 1 x 0 3 a\nm1 1 x 2 4 b\nm2 1 x 0 1 c\n")
     assert scored("hyp.stm", "ref.stm").notes == ["hyp.stm: segments of one speaker overlap; their words are not mixed: m1"]
 

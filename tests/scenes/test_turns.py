@@ -32,7 +32,7 @@ def test_every_speaker_has_a_turn() -> None:
     assert draw_speakers(MEETINGS, "a", 3, Random(0)) == ["a"] * 3
 
 
-def test_nobody_overlaps_himself_and_at_most_two_speak_at_once() -> None:
+def test_own_turns_never_overlap_and_at_most_two_speak_at_once() -> None:
     crowded = TurnStatistics(0.9, 1.0, pauses=(0, 1), gaps=(), overlaps=(1, 9))
     for seed in range(50):
         draw = Random(seed)
