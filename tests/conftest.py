@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,19 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory, chat: ChatFormat) -> P
     ask_unanswered(utterances, config, build_teacher(recipes.load("demo").model, config), chat, folder / "answers")
     store = AnswerStore(folder / "answers")
     assert write_shards(utterances, folder, store, chat, str(folder / "shards"), shard_bytes=1 << 13) == len(texts)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def surrounded_folder(tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, list[Utterance]], chat: ChatFormat) -> Path:
+    """Shards of 16 utterances with text around the sound, and more text around the transcript. The last has no word times."""
+    folder = tmp_path_factory.mktemp("surrounded")
+    chosen = [*corpus[1][:15], corpus[1][-1]]
+    utterances = [replace(one, extra={"lead": "one two", "tail": "nine"[: 4 * (n % 2)]}) for n, one in enumerate(chosen)]
+    config = BehaviourConfig(library=["digits"], per_utterance=3, top_k=4, max_new_tokens=24, reads="{lead} zero {text} {tail}")
+    ask_unanswered(utterances, config, build_teacher(recipes.load("demo").model, config), chat, folder / "answers")
+    store = AnswerStore(folder / "answers")
+    write_shards(utterances, corpus[0], store, chat, str(folder / "shards"), shard_bytes=1 << 16, hears="{lead} {sound} {tail}")
     return folder / "shards"
 
 

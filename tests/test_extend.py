@@ -148,11 +148,11 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_loss() -> None:
     from mtbi.model.losses import head
-    from mtbi.recipe import schema
+    from mtbi.recipe.sections import training
 
-    names: dict[str, Any] = {**vars(schema), **vars(head)}
+    names: dict[str, Any] = {**vars(training), **vars(head)}
     exec(code_for("A loss", "mtbi/model/losses/smoothed.py"), names)
-    exec(f"@dataclass\nclass LossConfig(LossConfig):\n    {code_for('A loss', 'mtbi/recipe/schema.py')}", names)
+    exec(f"@dataclass\nclass LossConfig(LossConfig):\n    {code_for('A loss', 'mtbi/recipe/sections/training.py')}", names)
     source = inspect.getsource(head.build_head)
     assert source.count("ImitationLoss(config)") == 1
     exec(source.replace("ImitationLoss(config)", f"({code_for('A loss', 'mtbi/model/losses/head.py')})"), names)

@@ -19,6 +19,7 @@ from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.llm.decode import Prompts
+from mtbi.llm.surroundings import Surroundings
 from mtbi.metrics.repetition import is_repetitive
 from mtbi.recipe import BehaviourConfig
 
@@ -48,7 +49,7 @@ def ask_unanswered(
             for question in draw_questions(utterance, tasks, config, chat, seed):
                 if question.key not in known:
                     unanswered.append(question)
-                elif known[question.key] not in ("", store.digest(question.transcript)):
+                elif known[question.key] not in ("", store.digest(question.read)):
                     raise store.other_transcript(out, question.utterance)
         given = [question for question in unanswered if question.given is not None]
         if not known:
@@ -90,7 +91,8 @@ def by_utterance(questions: Iterable[Question]) -> list[list[Question]]:
 
 def prompts_about(group: list[Question], config: BehaviourConfig, chat: ChatFormat) -> Prompts:
     """The LLM's prompts about one utterance. They share their beginning: with the prompt last, all but the prompt itself."""
-    transcript = chat.transcript_ids(group[0].transcript)
+    around = Surroundings.of(chat, *group[0].around)
+    transcript = [*around.before, *around.transcript_ids(chat, group[0].transcript), *around.after]
     shared, own = ([], transcript) if config.prompt_first else (transcript, [])
     return Prompts(
         torch.tensor([*chat.prefix_ids, *shared], dtype=torch.long),

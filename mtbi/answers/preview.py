@@ -13,6 +13,7 @@ from mtbi.answers.ask import ask as answers_of
 from mtbi.answers.ask import given_answer
 from mtbi.answers.questions import chosen_tasks, draw_questions
 from mtbi.answers.teacher import build_teacher
+from mtbi.corpus import rendering
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import read_chat
@@ -37,13 +38,15 @@ class PreviewedAnswer:
 def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = False) -> list[PreviewedAnswer]:
     """The answers of the recipe's text LLM, in the order of the task library.
 
-    `tasks` are names or patterns; an empty list stands for the recipe's tasks. Each task is asked as `mtbi behave` would ask
-    it, or with `every_wording` in all its wordings, also held-out ones. Raises UserError for an empty sentence, an unknown
-    task, and an LLM that cannot be read.
+    The sentence is all that the LLM reads, whatever `behaviour.reads` says. `tasks` are names or patterns; an empty list
+    stands for the recipe's tasks. Each task is asked as `mtbi behave` would ask it, or with `every_wording` in all its
+    wordings, also held-out ones. Raises UserError for an empty sentence, an unknown task, and an LLM that cannot be read.
     """
     if not sentence.split():
         raise UserError('the sentence is empty: give what a speaker might say, for example "one two three"')
-    config = replace(recipe.behaviour, answers="llm", per_utterance=0, tasks=tasks or recipe.behaviour.tasks)
+    config = replace(
+        recipe.behaviour, answers="llm", per_utterance=0, tasks=tasks or recipe.behaviour.tasks, reads=rendering.READS
+    )
     if every_wording:
         config = replace(config, wordings="all", wordings_per_task=sys.maxsize)
     chosen, chat = {task.name: task for task in chosen_tasks(config)}, read_chat(recipe)

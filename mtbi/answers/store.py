@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from mtbi import files
 from mtbi.answers.questions import Question
 from mtbi.answers.teacher import Answer
+from mtbi.corpus import rendering
 from mtbi.corpus.manifest import ManifestSlice
 from mtbi.errors import UserError
 from mtbi.llm import identity
@@ -33,9 +34,9 @@ from mtbi.recipe import BehaviourConfig
 SETTINGS_FILE = "behaviour.json"
 DONE_FILE = "done"  # an empty file: every question was answered
 #: What is not stored of a question.
-NOT_STORED = {"transcript", "max_new_tokens", "source", "unfiltered"}
+NOT_STORED = {"transcript", "around", "max_new_tokens", "source", "unfiltered"}
 #: Settings of answers whose folder does not record them: it was made by an earlier version.
-FORMER_SETTINGS = {"answers": "llm", "temperature": 0.0, "prompt_first": False}
+FORMER_SETTINGS = {"answers": "llm", "temperature": 0.0, "prompt_first": False, "reads": rendering.READS}
 
 
 @dataclass
@@ -64,6 +65,7 @@ def settings_record(config: BehaviourConfig, chat: ChatFormat) -> dict[str, obje
         "temperature": config.temperature,
         "answers": config.answers,
         "prompt_first": config.prompt_first,
+        "reads": config.reads,
     }
 
 
@@ -133,9 +135,9 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def digest(transcript: str) -> str:
-    """A hash by which a transcript is recognised later: 16 hexadecimal digits."""
-    return hashlib.sha256(transcript.encode()).hexdigest()[:16]
+def digest(read: str) -> str:
+    """A hash by which what the text LLM read is recognised later: 16 hexadecimal digits."""
+    return hashlib.sha256(read.encode()).hexdigest()[:16]
 
 
 def answered(out: Path) -> dict[tuple[str, str, int], str]:
@@ -178,7 +180,7 @@ def write_chunk(out: Path, number: int, pairs: list[tuple[Question, Answer]], te
         save_file(tensors, temporary)
     records = []
     for (question, answer), text, reason in zip(pairs, texts, left_out, strict=True):
-        record = asdict(question) | {"answer": text, "truncated": answer.truncated, "about": digest(question.transcript)}
+        record = asdict(question) | {"answer": text, "truncated": answer.truncated, "about": digest(question.read)}
         records.append({key: value for key, value in record.items() if key not in NOT_STORED})
         if reason:
             records[-1]["left_out"] = reason
@@ -243,15 +245,20 @@ class AnswerStore:
                 self.kept[record["task"]] += 1
                 self._rows[record["utterance"]].append((path.with_suffix(".safetensors"), row, record))
 
-    def get(self, utterance: str, transcript: str | None = None) -> list[StoredAnswer]:
+    @property
+    def reads(self) -> str:
+        """The recipe's `behaviour.reads` when the answers were made."""
+        return str(self.note.get("reads", rendering.READS))
+
+    def get(self, utterance: str, read: str | None = None) -> list[StoredAnswer]:
         """The answers about an utterance that training may use, in the order of task names; empty where there are none.
 
-        Raises UserError where they are about another `transcript`. Earlier versions did not store a transcript's digest, so
-        their answers pass unchecked.
+        Raises UserError where the text LLM had not read `read`, which is the transcript with the text around it. Earlier
+        versions stored no digest of it, so their answers pass unchecked.
         """
         answers = []
         for path, row, record in self._rows.get(utterance, []):
-            if transcript is not None and record.get("about", "") not in ("", digest(transcript)):
+            if read is not None and record.get("about", "") not in ("", digest(read)):
                 raise other_transcript(self.folder, utterance)
             ends, chunk = self._chunk(path)
             span = slice(int(ends[row - 1]) if row else 0, int(ends[row]))

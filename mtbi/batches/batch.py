@@ -108,6 +108,11 @@ class RowBuilder:
         self.spoken.append(spoken_ids)
         return len(self.clips) - 1
 
+    def cut_utterance(self, group: Group, stored: StoredUtterance) -> list[Span]:
+        """The utterance with the text around it."""
+        before, after = (np.array(ids, np.int64) for ids in (stored.heard.before, stored.heard.after))
+        return [before, *self.cut_speech(group, stored), after]
+
     def cut_speech(self, group: Group, stored: StoredUtterance) -> list[Span]:
         """The utterance, as sound or interleaved."""
         geometry, config = self.plan.geometry, self.plan.interleave
@@ -151,7 +156,7 @@ class RowBuilder:
         """
         start = len(self.tokens)
         prefix, prompt_first = self.plan.index.prefix_ids, self.plan.index.prompt_first
-        spans = self.cut_speech(group, stored)
+        spans = self.cut_utterance(group, stored)
         self.put(prefix, number, 0, 0)
         shared = len(prefix) if prompt_first else self.put_speech(spans, number, 0, len(prefix))
         for branch, chosen in enumerate(group.branches, start=1):

@@ -15,7 +15,7 @@ import numpy as np
 from mtbi.batches import interleave
 from mtbi.batches.interleave import Segment, starts_of
 from mtbi.recipe import InterleaveConfig, PlanConfig
-from mtbi.shards.index import Index
+from mtbi.shards.index import Index, around_tokens
 
 
 class Geometry(Protocol):
@@ -210,20 +210,20 @@ class GroupDrawer:
         ]
 
     def speech_tokens(self, rows: np.ndarray, is_text: np.ndarray) -> np.ndarray:
-        """LLM positions `(utterances,)` of each utterance's speech: adapter frames, and text tokens where it is interleaved.
+        """LLM positions `(utterances,)` of each utterance: adapter frames, text tokens where it is interleaved, text around it.
 
         `rows` are UTTERANCE entries `(utterances,)`; `is_text` `(words,)` says which of their words are text.
         """
-        frames = np.asarray(self.geometry.frames(rows["samples"].astype(np.int64)), np.int64)
+        frames, around = np.asarray(self.geometry.frames(rows["samples"].astype(np.int64)), np.int64), around_tokens(rows)
         if not is_text.any():
-            return frames
+            return frames + around
         owner, entries = word_entries(self.index, rows)
         spans = find_spans(rows, owner, entries, is_text)
         text = np.add.reduceat(entries["tokens"].astype(np.int64), spans.first)
         tokens = np.where(spans.is_text, text, self.span_frames(spans, frames))
         interleaved = np.bincount(spans.owner, tokens, minlength=len(rows)).astype(np.int64)
         has_text = np.bincount(owner, is_text, minlength=len(rows)) > 0
-        return np.where(has_text, interleaved, frames)
+        return np.where(has_text, interleaved, frames) + around
 
     def span_frames(self, spans: Spans, frames: np.ndarray) -> np.ndarray:
         """Adapter frames `(spans,)` of each span as sound. `frames` `(utterances,)` are those of whole utterances."""

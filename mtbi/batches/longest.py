@@ -7,6 +7,7 @@ import numpy as np
 from mtbi.batches.draw import branch_entries, dialogue_tokens, word_entries
 from mtbi.batches.interleave import starts_of
 from mtbi.batches.plan import Plan, chosen_tasks, take_hours
+from mtbi.shards.index import around_tokens
 
 
 def longest_tokens(plan: Plan) -> int:
@@ -26,12 +27,13 @@ def longest_tokens(plan: Plan) -> int:
 
 
 def most_speech_tokens(plan: Plan, rows: np.ndarray) -> np.ndarray:
-    """Upper bounds (utterances,) of the positions of each utterance's speech, as sound or interleaved."""
+    """Upper bounds (utterances,) of the positions of each utterance, as sound or interleaved, with the text around it."""
     samples, words = rows["samples"].astype(np.int64), rows["words"].astype(np.int64)
     frames = np.asarray(plan.geometry.frames(samples), np.int64)
     owner, entries = word_entries(plan.index, rows)
     text = np.bincount(owner, entries["tokens"], minlength=len(rows)).astype(np.int64)
-    whole = np.where(samples > 0, frames, text)  # an utterance without sound is all text
+    around = around_tokens(rows)
+    whole = np.where(samples > 0, frames, text) + around  # an utterance without sound is all text
     if not plan.interleave.share or not words.any():
         return whole
     begin = np.minimum(entries["start"].astype(np.int64), samples[owner])
@@ -42,5 +44,5 @@ def most_speech_tokens(plan: Plan, rows: np.ndarray) -> np.ndarray:
     # Each word takes the positions of its text or of its sound. Every stretch of sound is rounded up. There is a word of text
     # between any two stretches, so the two positions that are added to each text word cover the rounding.
     as_text, as_sound = entries["tokens"] + 2.0, np.maximum(0, end - begin) / plan.geometry.samples_per_frame
-    mixed = np.bincount(owner, np.maximum(as_text, as_sound), minlength=len(rows)) + 2
+    mixed = np.bincount(owner, np.maximum(as_text, as_sound), minlength=len(rows)) + around + 2
     return np.where((words > 0) & (samples > 0), np.maximum(whole, np.ceil(mixed)), whole).astype(np.int64)

@@ -18,6 +18,7 @@ from mtbi.model.recogniser import Transcriber
 from mtbi.use.open_run import TrainedRun
 
 SPARE_TOKENS = 16  #: an answer is cut off at twice the length of the text LLM's answer and so many tokens more
+READ = (TEXT_LLM, CASCADE)  #: conditions in which the text LLM reads a transcript
 CONTROLS = (SILENCE, NO_AUDIO, SHUFFLED)  #: their answers show what can be guessed without the utterance
 CONTROL_EVERY = 8  #: one dialogue of so many is also asked under the controls
 
@@ -42,25 +43,25 @@ class ConditionAsker:
     def ask(self, turns: list[Turn]) -> None:
         """Fill in the answers of dialogues. Answers that a dialogue has already stay."""
         with text_only(self.run.model.llm):
-            self.add_answers(turns, TEXT_LLM, lambda turn: self.text_ids(turn.dialogue.transcript))
+            self.add_answers(turns, TEXT_LLM, lambda turn: self.text_ids(turn, turn.dialogue.transcript))
             if self.transcribe:
                 self.recognise(turns, self.transcribe)
-                self.add_answers(turns, CASCADE, lambda turn: self.text_ids(turn.dialogue.heard or ""))
+                self.add_answers(turns, CASCADE, lambda turn: self.text_ids(turn, turn.dialogue.heard or ""))
         self.add_answers(turns, SPEECH, lambda turn: turn.waveform)
         controlled = [turn for turn in turns if turn.controlled]
         silence = {id(turn.waveform): np.zeros_like(turn.waveform) for turn in controlled}  # each is encoded once
         inputs: dict[str, Callable[[Turn], Piece]] = {
             SILENCE: lambda turn: silence[id(turn.waveform)],
-            NO_AUDIO: lambda turn: self.text_ids(""),
+            NO_AUDIO: lambda turn: self.text_ids(turn, ""),
             SHUFFLED: lambda turn: turn.other,
         }
         for control in self.controls:
             self.add_answers(controlled, control, inputs[control])
         self.compare_tokens([turn for turn in turns if turn.stored is not None and turn.stored.topk_ids.shape[1]])
 
-    def text_ids(self, transcript: str) -> torch.Tensor:
-        """Token ids `(tokens,)` of a transcript."""
-        return torch.tensor(self.run.chat.transcript_ids(transcript), dtype=torch.long)
+    def text_ids(self, turn: Turn, transcript: str) -> torch.Tensor:
+        """Token ids `(tokens,)` of a transcript in the place of the speech."""
+        return torch.tensor(turn.read.transcript_ids(self.run.chat, transcript), dtype=torch.long)
 
     def recognise(self, turns: list[Turn], transcribe: Transcriber) -> None:
         """Set `heard`. Each recording is recognised once."""
@@ -73,10 +74,12 @@ class ConditionAsker:
         for turn in turns:
             turn.dialogue.heard = self.transcripts[_recording(turn)]
 
-    def prompt(self, turn: Turn, speech: Piece) -> list[Piece]:
+    def prompt(self, turn: Turn, source: str, speech: Piece) -> list[Piece]:
         """The dialogue up to the answer, with `speech` (a waveform or token ids) in the place of the speech."""
         lead, suffix = self.run.chat.around_speech(turn.dialogue.prompt, turn.dialogue.prompt_first)
-        return [torch.tensor([*self.run.chat.prefix_ids, *lead]), speech, torch.tensor(suffix)]
+        around = turn.read if source in READ else turn.heard
+        before = [*self.run.chat.prefix_ids, *lead, *around.before]
+        return [torch.tensor(before), speech, torch.tensor([*around.after, *suffix])]
 
     def limit(self, dialogue: Dialogue) -> int:
         """The longest answer to a dialogue, in tokens.
@@ -96,7 +99,7 @@ class ConditionAsker:
             return
         chat = self.run.chat
         limits = [self.limit(turn.dialogue) for turn in turns]
-        answers = generate(self.run.model, [self.prompt(turn, speech(turn)) for turn in turns], limits, chat.end_id)
+        answers = generate(self.run.model, [self.prompt(turn, source, speech(turn)) for turn in turns], limits, chat.end_id)
         cut_off = 0
         for turn, ids, limit in zip(turns, answers, limits, strict=True):
             turn.dialogue.answers[source] = chat.decode(ids)
@@ -110,7 +113,7 @@ class ConditionAsker:
         turns = [turn for turn in turns if not turn.dialogue.tokens]
         if not turns:
             return
-        prompts = [self.prompt(turn, turn.waveform) for turn in turns]
+        prompts = [self.prompt(turn, SPEECH, turn.waveform) for turn in turns]
         behaviours = [turn.stored for turn in turns if turn.stored]
         logits = answer_logits(self.run.model, prompts, [stored.answer_ids for stored in behaviours])
         for turn, stored, scores in zip(turns, behaviours, logits, strict=True):

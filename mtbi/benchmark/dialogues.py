@@ -14,6 +14,7 @@ from mtbi.answers.store import StoredAnswer
 from mtbi.answers.task_library import Task
 from mtbi.audio import codec
 from mtbi.errors import UserError
+from mtbi.llm.surroundings import ALONE, Surroundings
 from mtbi.metrics import SCORERS, TEXT_LLM
 from mtbi.metrics.instructions import check_names
 from mtbi.shards.read import Shards
@@ -79,6 +80,8 @@ class Turn:
     other: np.ndarray  #: the waveform of another utterance of about the same length
     stored: StoredAnswer | None  #: the text LLM's tokens and probabilities, for dialogues from shards
     controlled: bool = False  #: asked under the controls too
+    heard: Surroundings = ALONE  #: the text around the sound, as the speech LLM gets it
+    read: Surroundings = ALONE  #: the text around the transcript, as the text LLM reads it
 
 
 def choose_utterances(shards: Shards, dialogues: int) -> list[int]:
@@ -111,7 +114,7 @@ def from_shards(
             dialogue = stored_dialogue(group, sample, stored, tasks.get(stored.task), shards.index.prompt_first)
             if not (stored.task in tasks and tasks[stored.task].max_new_tokens):
                 dialogue.max_new_tokens = max_new_tokens
-            yield Turn(dialogue, sample.waveform, other, stored)
+            yield Turn(dialogue, sample.waveform, other, stored, heard=sample.heard, read=sample.read)
         other = sample.waveform
 
 

@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     corpus.add_import(data)
     corpus.add_check(data)
     corpus.add_align(data)
+    corpus.add_describe(data)
     shards.add_shard(data)
     shards.add_encode(data)
     shards.add_stats(data)

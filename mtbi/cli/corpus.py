@@ -1,4 +1,4 @@
-"""`mtbi data import`, `check` and `align`: from recordings to a checked manifest with word times."""
+"""`mtbi data import`, `check`, `describe` and `align`: from recordings to a checked manifest with word times."""
 
 from __future__ import annotations
 
@@ -74,6 +74,31 @@ def run_check(options: Options) -> None:
     print(f"{len(good)} good, {len(rejected)} rejected")
     if rejected:
         raise UserError(f"{options.manifest}: {len(rejected)} records cannot be used; `mtbi data import jsonl` leaves them out")
+
+
+def add_describe(group: Group) -> None:
+    """`mtbi data describe`."""
+    command = add_command(
+        group,
+        "describe",
+        run_describe,
+        "mtbi data describe work/train/aligned.jsonl work/train/described.jsonl",
+        "mtbi data describe work/train/aligned.jsonl work/train/described.jsonl --part $SLURM_ARRAY_TASK_ID/8",
+    )
+    command.add_argument("manifest", type=Path)
+    command.add_argument("out", type=Path, help="the manifest with pitch_hz, words_per_s, level_db and snr_db")
+    add_slice(command)
+
+
+def run_describe(options: Options) -> None:
+    """Measure pitch, pace, level and noise of every utterance."""
+    from mtbi.corpus import describe, manifest, parts
+
+    part = manifest.ManifestSlice.parse(options.part) if options.part else None
+    described = parts.rewrite(options.manifest, options.out, describe.describe, part)
+    counts = {name: sum(name in utterance.extra for utterance in described) for name in describe.FIELDS}
+    measured = ", ".join(f"{name} of {count}" for name, count in counts.items())
+    print(f"{options.out}: {len(described)} utterances; {measured}")
 
 
 def add_align(group: Group) -> None:

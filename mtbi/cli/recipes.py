@@ -111,7 +111,7 @@ def run_fields(_options: Options) -> None:
     """Print every field of a recipe as Markdown (docs/recipe.md is this text)."""
     from mtbi import recipe as recipes
 
-    print("# Fields of a recipe\n\nPrinted by `mtbi recipe fields` from `mtbi/recipe/schema.py`.\n")
+    print("# Fields of a recipe\n\nPrinted by `mtbi recipe fields` from `mtbi/recipe/sections/`.\n")
     print("| field | type | default | meaning |\n|---|---|---|---|")
     for field in recipes.reference():
         default = f"`{field.default}`" if field.default not in ("", [], {}) else ""

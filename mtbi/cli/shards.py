@@ -38,9 +38,17 @@ def run_shard(options: Options) -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     utterances = manifest.read_manifest(options.manifest)
     store = AnswerStore(options.behaviour)
-    other = recipe.behaviour.allow_other_teacher
-    chat, folder = read_chat(recipe), options.manifest.parent
-    written = write_shards(utterances, folder, store, chat, options.out, options.audio, allow_other_teacher=other)
+    chat, folder, behaviour = read_chat(recipe), options.manifest.parent, recipe.behaviour
+    written = write_shards(
+        utterances,
+        folder,
+        store,
+        chat,
+        options.out,
+        options.audio,
+        allow_other_teacher=behaviour.allow_other_teacher,
+        hears=behaviour.hears,
+    )
     print(f"{options.out}: {written} of {len(utterances)} utterances")
 
 

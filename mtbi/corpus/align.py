@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,8 @@ from mtbi import plugins, text_units
 from mtbi.audio import codec
 from mtbi.corpus.aligner import Aligner, Alignment, Clip, Spans
 from mtbi.corpus.ctc_aligner import HuggingFaceAligner
-from mtbi.corpus.manifest import ManifestSlice, Utterance, read_manifest, relocate, write_manifest
+from mtbi.corpus.manifest import ManifestSlice, Utterance
+from mtbi.corpus.parts import rewrite
 from mtbi.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -117,37 +117,7 @@ def _read(utterance: Utterance, folder: Path) -> Clip | str:
 def align_manifest(
     manifest: Path | str, out: Path | str, aligner: Aligner, part: ManifestSlice | None = None
 ) -> tuple[int, int]:
-    """Write the manifest `out` with word times, and audio paths that fit its folder.
-
-    Returns the numbers of aligned and of unaligned utterances. A `part` is written once, into a file of its own beside `out`.
-    The process that finishes the last part joins all parts in `out`.
-    """
-    folder, target = Path(manifest).parent, Path(out)
-    utterances = read_manifest(manifest)
-    path = part_file(target, part) if part else target
-    if part and path.exists():
-        aligned = read_manifest(path)
-        check_same_utterances(path, aligned, part.take(utterances))
-    else:
-        new = align(part.take(utterances) if part else utterances, folder, aligner)
-        aligned = [relocate(utterance, folder, Path(os.path.abspath(target.parent))) for utterance in new]
-        write_manifest(path, aligned)
-    if part and all(part_file(target, sibling).exists() for sibling in part.siblings()):
-        joined = []
-        for sibling in part.siblings():
-            joined += (part_aligned := read_manifest(part_file(target, sibling)))
-            check_same_utterances(part_file(target, sibling), part_aligned, sibling.take(utterances))
-        write_manifest(target, joined)
+    """Write the manifest `out` with word times (`mtbi.corpus.parts`); returns how many are aligned, and how many are not."""
+    aligned = rewrite(manifest, out, lambda utterances, folder: align(utterances, folder, aligner), part)
     without = sum(utterance.words is None for utterance in aligned)
     return len(aligned) - without, without
-
-
-def check_same_utterances(path: Path, aligned: list[Utterance], wanted: list[Utterance]) -> None:
-    """Raises UserError where a finished part has other utterances or transcripts than the manifest."""
-    if [(utterance.id, utterance.text) for utterance in aligned] != [(utterance.id, utterance.text) for utterance in wanted]:
-        raise UserError(f"{path}: this part was aligned from another manifest; delete it, and run its `mtbi data align` again.")
-
-
-def part_file(target: Path, part: ManifestSlice) -> Path:
-    """The path of a part of the aligned manifest."""
-    return target.with_name(f"{target.stem}.{part}{target.suffix}")

@@ -98,9 +98,9 @@ class Evaluation:
         for index, (group, sample) in enumerate(zip(self.shown, samples, strict=True)):
             stored = sample.behaviours[sorted(group.branches)[index % len(group.branches)]]
             prompt: list[torch.Tensor | np.ndarray] = [
-                torch.tensor([*self.chat.prefix_ids, *stored.before_speech_ids]),
+                torch.tensor([*self.chat.prefix_ids, *stored.before_speech_ids, *sample.heard.before]),
                 sample.waveform,
-                torch.tensor(stored.after_speech_ids),
+                torch.tensor([*sample.heard.after, *stored.after_speech_ids]),
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.decode(ids)

@@ -142,6 +142,10 @@ class ChatFormat:
         """Token ids of text by a user or a corpus, without control tokens, even if the text spells one."""
         return self.tokens.plain_ids(text)
 
+    def following_ids(self, text: str) -> list[int]:
+        """As `plain_ids`, of a text that directly follows something else in the same message."""
+        return self.tokens.following_ids(text)
+
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer: as `plain_ids`, but new tokens may be spelt in it."""
         if not self.new_tokens:
@@ -270,16 +274,18 @@ class ChatFormat:
         """Token ids of each stretch. In scripts with spaces each word is one."""
         return [ids for _, ids in self.stretches(words, continues)]
 
-    def timed_ids(self, words: Sequence[tuple[str, float, float]]) -> tuple[list[list[int]], list[tuple[float, float]]]:
+    def timed_ids(
+        self, words: Sequence[tuple[str, float, float]], continues: bool = False
+    ) -> tuple[list[list[int]], list[tuple[float, float]]]:
         """Token ids of each stretch of `(unit, start, end)`, and the start and end of each stretch, in the units' own unit."""
-        stretches = self.stretches([word for word, _, _ in words])
+        stretches = self.stretches([word for word, _, _ in words], continues)
         stops = list(accumulate(count for count, _ in stretches))
         spans = [(words[stop - count][1], words[stop - 1][2]) for stop, (count, _) in zip(stops, stretches, strict=True)]
         return [ids for _, ids in stretches], spans
 
-    def transcript_ids(self, text: str) -> list[int]:
+    def transcript_ids(self, text: str, continues: bool = False) -> list[int]:
         """Token ids of a transcript, stretch by stretch."""
-        return [i for ids in self.word_ids(text_units.units(text)) for i in ids]
+        return [i for ids in self.word_ids(text_units.units(text), continues) for i in ids]
 
     def around_speech(self, prompt: str, prompt_first: bool) -> tuple[list[int], list[int]]:
         """Token ids between `prefix_ids` and the speech, and between the speech and the answer."""

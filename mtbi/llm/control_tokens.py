@@ -83,3 +83,8 @@ class Tokens:
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a user's text, without control tokens."""
         return self.ids(self.harmless(text))
+
+    def following_ids(self, text: str) -> list[int]:
+        """As `plain_ids`, of a text that directly follows something else. No space is added before it."""
+        parts = [part for stretch in self.harmless(text).split(APART) for part in stretch.split(CUT) if part]
+        return [i for part in parts for i in self._continued(part)]

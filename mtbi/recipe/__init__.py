@@ -7,23 +7,10 @@ A recipe is named by a path (`my/recipe.yaml`) or by the name of a shipped one (
 from mtbi.recipe.convert import build
 from mtbi.recipe.layers import RUN_DIR, SHIPPED, annotated, load, load_saved, save, to_dict, to_yaml, value_of
 from mtbi.recipe.renamed import with_new_names
-from mtbi.recipe.schema import (
-    CHOICES,
-    AdapterConfig,
-    BehaviourConfig,
-    DataConfig,
-    EncoderConfig,
-    FieldNote,
-    InterleaveConfig,
-    LoraConfig,
-    LossConfig,
-    ModelConfig,
-    PlanConfig,
-    Recipe,
-    TrainConfig,
-    in_use,
-    reference,
-)
+from mtbi.recipe.schema import CHOICES, FieldNote, Recipe, reference
+from mtbi.recipe.sections.data import BehaviourConfig, DataConfig, InterleaveConfig, PlanConfig
+from mtbi.recipe.sections.model import AdapterConfig, EncoderConfig, LoraConfig, ModelConfig, in_use
+from mtbi.recipe.sections.training import LossConfig, TrainConfig
 
 __all__ = [
     "CHOICES",

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from mtbi import plugins
 from mtbi.errors import UserError
-from mtbi.recipe.schema import FieldRules, fields_of, rules_of
+from mtbi.recipe.fields import FieldRules, fields_of, rules_of
 
 
 def build(section: type, values: Any, path: str = "") -> Any:

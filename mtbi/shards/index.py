@@ -21,12 +21,15 @@ from mtbi.shards import index_sums
 from mtbi.shards.record import StoredUtterance, has_teacher
 
 INDEX_NAME = "mtbi_index.json"
-VERSION = 2
+VERSIONS = (2, 3)  # the later one where utterances have text around their sound
 UTTERANCE = np.dtype([("samples", "u4"), ("branches", "u2"), ("words", "u2"), ("first_branch", "u8"), ("first_word", "u8")])
+#: The same with the number of tokens around the sound. Only indexes that need it have the column.
+SURROUNDED = np.dtype([*UTTERANCE.descr, ("around", "u2")])
 LENGTHS = ("task", "wording", "lead_tokens", "prompt_tokens", "answer_tokens")
 BRANCH = np.dtype([*((name, "u2") for name in LENGTHS), ("heldout", "?"), ("truncated", "?")])
 WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
-TABLES = {"utterances": UTTERANCE, "branches": BRANCH, "words": WORD}
+#: The layouts that each table may have.
+TABLES = {"utterances": (UTTERANCE, SURROUNDED), "branches": (BRANCH,), "words": (WORD,)}
 SHARED_FACTS = ("prompt_first", "encoded")  # must be equal in all folders that are read together
 NOT_STORED = {*TABLES, "origins"}  # fields of Index that are not in the JSON file
 
@@ -74,8 +77,10 @@ class Index:
         return bool(self.utterances["samples"].any())
 
     def difference(self, number: int, utterance: StoredUtterance) -> str | None:
-        """What of a stored utterance differs from its rows: `samples`, `answers` or `words`; None if all agree."""
-        samples, branches, words, first_branch, first_word = self.utterances[number].tolist()
+        """What of a stored utterance differs from its rows, such as `samples`, `answers` or `words`; None if all agree."""
+        samples, branches, words, first_branch, first_word = self.utterances[number].tolist()[: len(UTTERANCE.names or ())]
+        if len(utterance.heard) != around_tokens(self.utterances[number]):
+            return "texts around the sound"
         if utterance.features is None and len(utterance.waveform) != samples:
             return "samples"
         stored = self.branches[first_branch : first_branch + branches].tolist()
@@ -86,6 +91,19 @@ class Index:
     def facts(self) -> dict[str, Any]:
         """What `mtbi_index.json` holds."""
         return {column.name: getattr(self, column.name) for column in fields(self) if column.name not in NOT_STORED}
+
+
+def in_layout(table: np.ndarray, layout: np.dtype) -> np.ndarray:
+    """A copy of a table in another layout. Columns that it lacks are 0."""
+    copy = np.zeros(len(table), layout)
+    for column in set(layout.names or ()) & set(table.dtype.names or ()):
+        copy[column] = table[column]
+    return copy
+
+
+def around_tokens(rows: np.ndarray) -> Any:
+    """The tokens around the sound of UTTERANCE entries `(utterances,)`; 0 where the index has none."""
+    return rows["around"].astype(np.int64) if "around" in (rows.dtype.names or ()) else np.zeros(rows.shape, np.int64)
 
 
 #: Facts that the indexes of earlier versions lack, with their values.
@@ -117,7 +135,8 @@ class IndexWriter:
         """Add an utterance, in the order of the shards."""
         branches, words = self.rows["branches"], self.rows["words"]
         counts = (len(utterance.behaviours), len(utterance.word_ids))
-        self.rows["utterances"].append((len(utterance.waveform), *counts, len(branches), len(words)))
+        starts = (len(branches), len(words))
+        self.rows["utterances"].append((len(utterance.waveform), *counts, *starts, len(utterance.heard)))
         for answer in utterance.behaviours:
             task = self.tasks.setdefault(answer.task, len(self.tasks))
             branches.append((task, *branch_row(answer)))
@@ -127,8 +146,11 @@ class IndexWriter:
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
         """Write the tables, then the JSON file. `facts` are those that the utterances do not say."""
-        for name, dtype in TABLES.items():
-            np.save(folder / f"{name}.npy", np.array(self.rows[name], dtype), allow_pickle=False)
+        tables = {name: np.array(self.rows[name], layouts[-1]) for name, layouts in TABLES.items()}
+        if not tables["utterances"]["around"].any():
+            tables["utterances"] = in_layout(tables["utterances"], UTTERANCE)
+        for name, table in tables.items():
+            np.save(folder / f"{name}.npy", table, allow_pickle=False)
         counted = {"tasks": list(self.tasks), "top_k": self.top_k, "without_teacher": self.without_teacher, "untimed_ids": True}
         write_index(folder, {**facts, **counted})
 
@@ -137,7 +159,8 @@ def write_index(folder: Path, facts: dict[str, Any]) -> None:
     """Write the JSON file, which makes a folder of shards complete. `facts` are `Index.facts`, with any shard sizes."""
     described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     sizes = [shard["samples"] for shard in described["shards"]]
-    record = {"version": VERSION, **facts, "shard_sizes": sizes, "utterances": sum(sizes)}
+    version = VERSIONS["around" in (np.load(folder / "utterances.npy", mmap_mode="r").dtype.names or ())]
+    record = {"version": version, **facts, "shard_sizes": sizes, "utterances": sum(sizes)}
     record[index_sums.KEY] = index_sums.sums_of(folder, TABLES, record)
     (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -187,8 +210,9 @@ def concatenate(indexes: list[Index], addresses: list[str], several_teachers: bo
     tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
     tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
     branch_count = word_count = 0
+    layout = SURROUNDED if any(index.utterances.dtype == SURROUNDED for index in indexes) else UTTERANCE
     for index in indexes:
-        utterances, branches = index.utterances.copy(), index.branches.copy()
+        utterances, branches = in_layout(index.utterances, layout), index.branches.copy()
         utterances["first_branch"] += branch_count
         utterances["first_word"] += word_count
         branches["task"] = np.array([tasks.index(task) for task in index.tasks], "u2")[branches["task"]]

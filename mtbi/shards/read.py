@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from mtbi import mds, object_store
 from mtbi.errors import DamagedError, UnavailableError, UserError
 from mtbi.shards import index_sums
-from mtbi.shards.index import INDEX_NAME, TABLES, VERSION, Index, concatenate, make_index
+from mtbi.shards.index import INDEX_NAME, TABLES, VERSIONS, Index, concatenate, make_index
 from mtbi.shards.record import COLUMNS, StoredUtterance, unpack
 
 EVICTED_ATTEMPTS = 5  # times that other readers may drop a shard before it is read; then the cache is too small
@@ -66,9 +66,9 @@ class ShardFolder:
 
     def _read_index(self) -> Index:
         record = self._read_json(INDEX_NAME)
-        if (version := record.get("version")) != VERSION:
+        if (version := record.get("version")) not in VERSIONS:
             raise UserError(f"{self.address}: written by another version of mtbi ({version}); make the shards again.")
-        index = make_index(self.address, record, {name: self._read_table(name, dtype) for name, dtype in TABLES.items()})
+        index = make_index(self.address, record, {name: self._read_table(name, layouts) for name, layouts in TABLES.items()})
         try:
             damaged = index_sums.damaged(self.local, TABLES, record)
         except OSError as error:
@@ -81,7 +81,7 @@ class ShardFolder:
             )
         return index
 
-    def _read_table(self, name: str, dtype: np.dtype) -> np.ndarray:
+    def _read_table(self, name: str, layouts: tuple[np.dtype, ...]) -> np.ndarray:
         path = self._file(f"{name}.npy")
         try:
             table = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -89,7 +89,7 @@ class ShardFolder:
             raise read_error(path, error) from error
         except Exception as error:  # numpy raises many kinds of exception for a damaged header
             raise UserError(f"{path}: cannot be read ({error}); make the shards again.") from error
-        if table.dtype != dtype:
+        if table.dtype not in layouts:
             raise UserError(f"{path}: not the table of an index; make the shards again.")
         return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from mtbi.answers.store import StoredAnswer
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import ChatFormat
+from mtbi.llm.surroundings import ALONE, Surroundings
 
 #: MDS columns of a record and their encodings.
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
@@ -33,6 +35,8 @@ class StoredUtterance:
     behaviours: list[StoredAnswer]
     features: np.ndarray | None = None  #: (frames, width) float16, the encoder's output, where it is stored
     untimed_ids: np.ndarray | None = None  #: LLM token ids of the transcript, where it has no word times
+    heard: Surroundings = ALONE  #: the text around the sound, as the speech LLM gets it
+    read: Surroundings = ALONE  #: the text around the transcript, as the text LLM read it
 
     @property
     def spoken_ids(self) -> np.ndarray:
@@ -42,14 +46,24 @@ class StoredUtterance:
         return np.zeros(0, np.int32) if self.untimed_ids is None else self.untimed_ids
 
 
-def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray, chat: ChatFormat, kind: str) -> dict[str, Any]:
+def pack(
+    utterance: Utterance,
+    behaviours: list[StoredAnswer],
+    wave: np.ndarray,
+    chat: ChatFormat,
+    kind: str,
+    heard: Surroundings = ALONE,
+    read: Surroundings = ALONE,
+) -> dict[str, Any]:
     """The columns of one utterance. `wave` is `(samples,)` at 16 kHz, `kind` the audio format.
 
-    An utterance without audio has its whole transcript as one word.
+    `heard` and `read` are the texts around it, as the two LLMs get them. An utterance without audio has its whole transcript
+    as one word, and the speech LLM gets it as the text LLM does.
     """
-    word_ids, seconds = chat.timed_ids(utterance.words or [])
+    heard = heard if len(wave) else read
+    word_ids, seconds = chat.timed_ids(utterance.words or [], heard.continues(chat))
     if not len(wave):
-        word_ids, seconds = [chat.transcript_ids(utterance.text)], [(0.0, 0.0)]
+        word_ids, seconds = [heard.transcript_ids(chat, utterance.text)], [(0.0, 0.0)]
     word_times = np.round(np.array(seconds, np.float64).reshape(-1, 2) * codec.SAMPLE_RATE)
     topk_ids, topk_logprobs = same_width(behaviours)
     tensors = {
@@ -63,7 +77,10 @@ def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray,
         "topk_logprobs": topk_logprobs,
     }
     if not word_ids:
-        tensors["untimed_ids"] = np.array(chat.transcript_ids(utterance.text), np.int32)
+        tensors["untimed_ids"] = np.array(heard.transcript_ids(chat, utterance.text), np.int32)
+    for name, around in (("heard", heard), ("read", read)):
+        if around:
+            tensors |= joined(name, [around.before, around.after])
     return {
         "id": utterance.id,
         "text": utterance.text,
@@ -74,7 +91,7 @@ def pack(utterance: Utterance, behaviours: list[StoredAnswer], wave: np.ndarray,
     }
 
 
-def joined(name: str, lists: list[list[int]]) -> dict[str, np.ndarray]:
+def joined(name: str, lists: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """Lists of token ids as two tensors: where each list ends, and all ids one after another."""
     ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
     return {f"{name}_ends": ends, f"{name}_ids": np.array([i for ids in lists for i in ids], np.int32)}
@@ -140,4 +157,13 @@ def unpack(columns: dict[str, Any]) -> StoredUtterance:
         behaviours,
         features,
         tensors.get("untimed_ids"),
+        **{name: surroundings(name, tensors) for name in ("heard", "read")},
     )
+
+
+def surroundings(name: str, tensors: dict[str, np.ndarray]) -> Surroundings:
+    """The stored text around an utterance; none where it stands alone."""
+    if f"{name}_ids" not in tensors:
+        return ALONE
+    before, after = split(tensors[f"{name}_ids"], tensors[f"{name}_ends"])
+    return Surroundings(before.tolist(), after.tolist())

@@ -14,11 +14,14 @@ from tqdm import tqdm
 from mtbi import mds, object_store
 from mtbi.answers.store import AnswerStore
 from mtbi.audio import codec
+from mtbi.corpus import rendering
 from mtbi.corpus.check import refuse_other_duration
 from mtbi.corpus.manifest import Utterance
+from mtbi.corpus.rendering import Rendering
 from mtbi.errors import UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
+from mtbi.llm.surroundings import Surroundings
 from mtbi.shards.index import INDEX_NAME, IndexWriter
 from mtbi.shards.record import COLUMNS, pack, unpack
 
@@ -32,11 +35,12 @@ def write_shards(
     audio_kind: str = "flac",
     shard_bytes: int = 1 << 26,
     allow_other_teacher: bool = False,
+    hears: str = rendering.HEARS,
 ) -> int:
     """Write every utterance that has answers to `out` (a folder or `s3://…`). Returns the number of utterances written.
 
-    `folder` is the manifest's folder, and relative audio paths start there. Raises UserError where the answers are another
-    LLM's, there is nothing to write, or `out` holds shards already.
+    `folder` is the manifest's folder, and relative audio paths start there. `hears` is `behaviour.hears`. Raises UserError
+    where the answers are another LLM's, an utterance lacks a field, there is nothing to write, or `out` holds shards already.
     """
     for note in behaviours.notes:
         if reason := identity.difference(note, chat, allow_other_teacher):
@@ -44,7 +48,7 @@ def write_shards(
                 f"{behaviours.folder}: answers of {reason} ({note['llm']}) than the recipe's ({chat.tokenizer.name_or_path}); "
                 "run `mtbi behave` with this recipe."
             )
-    writer = ShardWriter(utterances, folder, behaviours, chat, audio_kind, shard_bytes)
+    writer = ShardWriter(utterances, folder, behaviours, chat, audio_kind, shard_bytes, rendering.heard(hears))
     return writer.write_remote(out) if object_store.is_remote(out) else writer.write_folder(out)
 
 
@@ -58,6 +62,7 @@ class ShardWriter:
     chat: ChatFormat
     audio_kind: str  #: audio format of the shards
     shard_bytes: int  #: largest size of a shard
+    hears: Rendering  #: what the speech LLM gets
 
     def write_remote(self, out: str) -> int:
         """Write to object storage, the index last."""
@@ -79,13 +84,16 @@ class ShardWriter:
 
     def write(self, local: Path, label: str) -> int:
         """Shards and index in a new local folder. `label` stands beside the progress bar."""
-        index = IndexWriter()
+        index, reads = IndexWriter(), rendering.read_by_llm(self.behaviours.reads)
         with mds.part("streaming:MDSWriter")(
             out=str(local), columns=COLUMNS, hashes=["xxh64"], size_limit=self.shard_bytes
         ) as writer:
             for utterance in tqdm(self.utterances, desc=f"{label}: shards", unit="utterance", disable=None):
-                if answers := self.behaviours.get(utterance.id, utterance.text):
-                    columns = pack(utterance, answers, self.read_audio(utterance), self.chat, self.audio_kind)
+                around = reads.around(utterance)
+                if answers := self.behaviours.get(utterance.id, utterance.text.join(around)):
+                    wave, read = self.read_audio(utterance), Surroundings.of(self.chat, *around)
+                    heard = Surroundings.of(self.chat, *self.hears.around(utterance))
+                    columns = pack(utterance, answers, wave, self.chat, self.audio_kind, heard, read)
                     writer.write(columns)
                     index.add(unpack(columns))
         if not index.rows["utterances"]:

@@ -4,13 +4,16 @@ import dataclasses
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from mtbi.answers.ask import ask_unanswered
+from mtbi.answers.ask import ask_unanswered, prompts_about
+from mtbi.answers.questions import chosen_tasks, draw_questions
 from mtbi.answers.store import AnswerStore
 from mtbi.answers.teacher import build_teacher
-from mtbi.batches.batch import build
+from mtbi.batches.batch import RowBuilder, build
+from mtbi.batches.longest import longest_tokens
 from mtbi.batches.plan import Plan, Row
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import ChatFormat
@@ -150,3 +153,48 @@ def test_with_the_prompt_first_each_branch_hears_the_speech_after_it(
                     assert ids[-len(one.answer_ids) + 1 :] == one.answer_ids[:-1] or len(one.answer_ids) == 1
                     first = len(plan.index.prefix_ids)
                     assert positions == list(range(first, first + len(positions)))
+
+
+@pytest.mark.parametrize("cut", ["slice", "encode"])
+@pytest.mark.parametrize("prompt_first", [False, True])
+def test_text_stands_around_the_sound(
+    surrounded_folder: Path, shard_folder: Path, small_recipe: Recipe, chat: ChatFormat, cut: str, prompt_first: bool
+) -> None:
+    found = Shards([str(shard_folder), str(surrounded_folder)])
+    found.index.prompt_first = prompt_first
+    mixed = dataclasses.replace(small_recipe.interleave, cut=cut, share=0.5)
+    plan = Plan(found.index, dataclasses.replace(small_recipe, interleave=mixed), FrameGeometry.from_config(small_recipe.model))
+    seen = 0
+    for step in islice(plan.steps(), 12):
+        batch = build(step.rows, found.__getitem__, plan)
+        assert int((batch.group >= 0).sum()) == step.tokens
+        for place, row in enumerate(step.rows):
+            for number, group in enumerate(row.groups):
+                heard = found[group.utterance].heard
+                if heard and group.segments is None:
+                    own = batch.token_ids[place][(batch.group[place] == number) & (batch.branch[place] == int(prompt_first))]
+                    frames = int(plan.geometry.frames(group.samples))
+                    around = [*heard.before, *[0] * frames, *heard.after]
+                    assert any(own.tolist()[at : at + len(around)] == around for at in range(len(own)))
+                    seen += 1
+    assert seen > 3
+    longest = longest_tokens(plan)
+    assert longest >= max(int(batch.position_ids.max()) + 1, 1)
+
+
+def test_an_utterance_that_is_all_text_is_what_the_text_llm_read(
+    tmp_path: Path, corpus: tuple[Path, list[Utterance]], chat: ChatFormat, small_recipe: Recipe
+) -> None:
+    around = "four {text} nine"
+    config = BehaviourConfig(library=["digits"], per_utterance=1, top_k=4, max_new_tokens=24, reads=around)
+    questions = draw_questions(corpus[1][0], chosen_tasks(config), config, chat, seed=1)
+    read = prompts_about(questions, config, chat)
+    ask_unanswered(corpus[1][:1], config, build_teacher(small_recipe.model, config), chat, tmp_path / "answers")
+    store, heard = AnswerStore(tmp_path / "answers"), around.replace("text", "sound")
+    write_shards(corpus[1][:1], corpus[0], store, chat, str(tmp_path / "shards"), hears=heard)
+    found, plan = make(tmp_path / "shards", small_recipe)
+    group = next(plan.steps()).rows[0].groups[0]
+    all_text = dataclasses.replace(group, text_words=b"\1" * len(found[0].word_ids))
+    spans = RowBuilder(plan, [], [], 0).cut_utterance(all_text, found[0])
+    heard_ids = [*plan.index.prefix_ids, *(token for span in spans for token in np.asarray(span).tolist())]
+    assert heard_ids == read.start.tolist()

@@ -96,5 +96,5 @@ def test_parts_of_another_manifest_are_not_joined(tmp_path: Path) -> None:
     assert [one.text for one in read_manifest(tmp_path / "out.jsonl")] == ["low high", "high"]
     write_manifest(tmp_path / "m.jsonl", [Utterance("a", "a.flac", "low"), utterances[1]])
     for number in (1, 2):
-        with pytest.raises(UserError, match=r"out\.part-\d-of-2\.jsonl: this part was aligned from another manifest"):
+        with pytest.raises(UserError, match=r"out\.part-\d-of-2\.jsonl: this part was made from another manifest"):
             align_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl", LoudTones(), ManifestSlice(number, 2))

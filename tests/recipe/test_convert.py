@@ -9,7 +9,8 @@ import pytest
 
 from mtbi import recipe
 from mtbi.errors import UserError
-from mtbi.recipe.schema import reference, setting
+from mtbi.recipe.fields import setting
+from mtbi.recipe.schema import reference
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtbi.errors import UserError
+from mtbi.errors import DamagedError, UserError
 from mtbi.shards.index import INDEX_NAME
 from mtbi.shards.read import Shards
 
@@ -33,6 +33,21 @@ def test_several_folders_count_as_one(shard_folder: Path) -> None:
     assert both[75].id == one[15].id
     assert both.index.utterances[75]["first_branch"] == one.index.utterances[15]["first_branch"] + len(one.index.branches)
     assert sum(both.index.shard_sizes) == 120
+
+
+def test_the_index_counts_the_text_around_the_sound(surrounded_folder: Path, shard_folder: Path, tmp_path: Path) -> None:
+    found, mixed = Shards(str(surrounded_folder)), Shards([str(shard_folder), str(surrounded_folder)])
+    lengths = [len(found[number].heard) for number in range(len(found))]
+    assert max(lengths) > min(lengths) > 0
+    assert found.index.utterances["around"].tolist() == lengths
+    assert mixed.index.utterances["around"].tolist() == [0] * 60 + lengths
+    assert "around" not in (Shards(str(shard_folder)).index.utterances.dtype.names or ())
+    versions = [json.loads((folder / INDEX_NAME).read_text())["version"] for folder in (shard_folder, surrounded_folder)]
+    assert versions == [2, 3]
+    found.index.utterances = found.index.utterances.copy()
+    found.index.utterances["around"][0] += 1
+    with pytest.raises(DamagedError, match="its texts around the sound are not those of the index"):
+        found[0]
 
 
 @pytest.mark.parametrize("name", [INDEX_NAME, "index.json"])

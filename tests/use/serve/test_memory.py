@@ -124,7 +124,7 @@ def damaged(content: bytes, fields: list[tuple[int, int]], order: Any) -> bytes:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sound=sounds())
 def test_no_sound_file_takes_more(measure: Measured, sound: bytes) -> None:
     answer, more = measure(asked(sound))

@@ -1,0 +1,1 @@
+"""The sections of a recipe. Each field states its default, its meaning and its limits in one place."""
