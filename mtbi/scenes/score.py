@@ -79,8 +79,8 @@ def score_files(hypothesis: SegmentFile, reference: SegmentFile, settings: Score
     """Score a system's segments against a reference.
 
     Word errors need words in both files, tcpWER, tcORC-WER and DER need times. SA-WER is computed where a speaker of the
-    hypothesis has the name of a reference speaker of the same session. Raises UserError where the sessions of both files differ,
-    where neither words nor times are in both, and where meeteval is not installed.
+    hypothesis has the name of a reference speaker of the same session. Raises UserError where the sessions of both files
+    differ, where neither words nor times are in both, and where meeteval is not installed.
     """
     true, heard = reference.sessions(), hypothesis.sessions()
     _check_sessions(hypothesis, reference, settings)
