@@ -121,6 +121,17 @@ def above_zero(text: str) -> float:
     return value
 
 
+def at_least_zero(text: str) -> float:
+    """The type of an option that is an amount or 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or more, not {text!r}")
+    return value
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that is a count."""
 

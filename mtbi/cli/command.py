@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mtbi.cli import answers, completion, corpus, recipes, runs, shards, use
+from mtbi.cli import answers, completion, corpus, recipes, runs, scenes, shards, use
 from mtbi.cli.arguments import Parser, add_group, explain, parse
 from mtbi.errors import UserError
 from mtbi.terminal import quiet_libraries
@@ -50,9 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     shards.add_shard(data)
     shards.add_encode(data)
     shards.add_stats(data)
+    scenes.add_convert(data)
+    scenes.add_mix(data)
     answers.add_behave(commands)
     recipes.add_plan(commands)
     runs.add_evaluate(commands)
+    scenes.add_score(commands)
     runs.add_reproduce(commands)
     use.add_chat(commands)
     use.add_export(commands)

@@ -187,8 +187,30 @@ RECORDINGS = [
         both(lines("m.jsonl", GOOD), folder("a.wav")),
     ),
 ]
+SEGMENTS = [
+    Case(
+        "a line of STM without an end",
+        "score hyp.stm hyp.stm",
+        ("hyp.stm:2: 4 fields", "FILE CHANNEL SPEAKER START END WORDS…"),
+        file("hyp.stm", "m1 1 A 0 1 yes\nm1 1 A 2\n"),
+    ),
+    Case(
+        "other sessions",
+        "score hyp.rttm ref.stm",
+        ("hyp.rttm lacks sessions of ref.stm: m2", "--missing-is-empty"),
+        both(file("hyp.rttm", "SPEAKER m1 1 0 1 <NA> <NA> A <NA> <NA>\n"), file("ref.stm", "m1 1 A 0 1 yes\nm2 1 A 0 1 no\n")),
+    ),
+    Case("missing segments", "data convert gone.json out.stm", ("gone.json: no such file", "check the path")),
+    Case("a negative collar", "score a.stm b.stm --collar -1", ("--collar", "must be a number, 0 or more, not '-1'")),
+    Case(
+        "no such session",
+        "data convert a.stm b.srt --session m2",
+        ("--session m2", "a.stm has no such session; there are m1"),
+        file("a.stm", "m1 1 A 0 1 yes\n"),
+    ),
+]
 
 
-@pytest.mark.parametrize("case", RECIPES + MANIFESTS + RECORDINGS, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", RECIPES + MANIFESTS + RECORDINGS + SEGMENTS, ids=lambda case: case.id)
 def test_wrong_inputs(case: Case, check_case: Callable[[Case], None]) -> None:
     check_case(case)
