@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import stat
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,27 +20,35 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from mtbi.audio import ffmpeg, lengths, mp3, sound_files
+from mtbi.audio import ffmpeg, lengths, mp3, segments, sound_files
+from mtbi.audio.segments import UNKNOWN_LENGTH_SAMPLES, AudioSegment
 from mtbi.errors import UserError
 
 SAMPLE_RATE = 16_000
 #: Formats that `encode` writes. FLAC keeps 16 bits a sample without loss. Opus is several times smaller and lossy.
 KINDS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
-UNKNOWN_LENGTH_SAMPLES = 2**40  # libsndfile reports about 2**63 when a header does not give the length
 LARGEST_KERNEL = 2**20  # numbers in the table of resampling filters; common rates need under 2**19
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # of torchaudio's filter
 SMALLEST_BLOCK_SAMPLES, LARGEST_BLOCK_SAMPLES = 2**16, 2**20  # decoded at once
+MOST_COUNTED = 8  # MP3 and Ogg files whose frames were counted; most of them are kept as a note, a few as their bytes
 LARGEST_SAMPLE = 8.0  # float files may exceed 1.0 a little; far larger values are integers stored as floats
 
 
-def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
+_COUNTED: dict[tuple[str, int, int], list[bytes]] = {}
+_COUNTED_LOCK = threading.Lock()
+
+
+def load(
+    source: str | Path | bytes, max_seconds: float = math.inf, segment: AudioSegment | None = None
+) -> tuple[np.ndarray, int]:
     """Decode a file, or its bytes, unchanged: samples `(samples, channels)` float32 and the sampling rate in Hz.
 
+    With a `segment`, only this part of the recording, without decoding what stands before it where the format can seek.
     The decoded data decide about the length, not the header (`mtbi.audio.lengths`). A file longer than `max_seconds` is refused
     at its header, or as soon as that much is decoded, so an hour of audio costs no memory. ffmpeg, where it is installed,
     decodes files that libsndfile cannot read. It does not decode bytes.
     Raises UserError for audio that cannot be opened or decoded, is empty, truncated or too long, or has samples that are not
-    finite or far beyond 1.
+    finite or far beyond 1, and for a segment outside the recording.
     """
     path = None if isinstance(source, bytes) else sound_files.locate(source)
     with io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source) if path is None else path) as file:
@@ -47,13 +56,13 @@ def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.
         if size == 0:
             raise UserError("empty file: 0 bytes")
         try:
-            samples, rate = _decode(file, path, size, max_seconds)
+            samples, rate = _decode(file, path, size, max_seconds, segment)
         except (RuntimeError, TypeError, ValueError) as error:  # libsndfile's errors are RuntimeErrors; TypeError: a .raw file
             kind = ffmpeg.name(start, path)
             if path and kind:
                 if start[:4] == b"OggS":
                     lengths.ogg_links(path.read_bytes())
-                return load(ffmpeg.to_wav(path, kind, max_seconds), max_seconds)
+                return _load_by_ffmpeg(path, kind, max_seconds, segment)
             raise _unreadable(error, kind) from error
     if len(samples) == 0:
         raise UserError("no samples: the file holds a header but no sound")
@@ -65,6 +74,27 @@ def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.
         raise UserError(
             f"not scaled: samples reach {peak:.0f}, but float audio must lie within [-1, 1]; divide by the full scale"
         )
+    return samples, rate
+
+
+def _load_by_ffmpeg(path: Path, kind: str, max_seconds: float, segment: AudioSegment | None) -> tuple[np.ndarray, int]:
+    """`load` of a file that libsndfile cannot read, or of a segment of it."""
+    if segment is None:
+        return load(ffmpeg.to_wav(path, kind, max_seconds), max_seconds)
+    _refuse_longer(segment.duration_s, max_seconds)
+    skipped_s = ffmpeg.start_before(segment.start_s, kind)
+    wanted_s = (segment.duration_s or max_seconds) + segment.start_s - skipped_s
+    try:
+        samples, rate = load(ffmpeg.to_wav(path, kind, wanted_s, skipped_s))
+    except UserError as error:
+        if skipped_s and str(error).startswith("no samples"):
+            segment.refuse_outside(skipped_s, "before")
+        raise
+    first, count = round((segment.start_s - skipped_s) * rate), segment.count(rate) or len(samples)
+    if first + count > len(samples):
+        segment.refuse_outside(skipped_s + len(samples) / rate)
+    samples = samples[first : first + count]
+    _refuse_longer(len(samples) / rate, max_seconds)
     return samples, rate
 
 
@@ -98,13 +128,17 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-def _decode(file: BinaryIO, path: Path | None, size: int, max_seconds: float) -> tuple[np.ndarray, int]:
+def _decode(
+    file: BinaryIO, path: Path | None, size: int, max_seconds: float, segment: AudioSegment | None
+) -> tuple[np.ndarray, int]:
     """Samples and rate. Raises soundfile's errors where libsndfile cannot read the file."""
     length = lengths.inspect(file, size)
     if length.cut:
         whole = size - length.present + (length.announced or 0)
         raise UserError(f"truncated: {size} bytes of the {whole} that the {length.container} header announces")
     file.seek(0)
+    if segment:
+        return _decode_segment(file, path, size, length, max_seconds, segment)
     if length.patches:
         with _Stream(lengths.Patched(file, length.patches)) as stream:
             return _read(stream, length.flac_samples, max_seconds)
@@ -125,6 +159,49 @@ def _decode(file: BinaryIO, path: Path | None, size: int, max_seconds: float) ->
     samples, rate = np.concatenate([samples for samples, _ in parts]), parts[0][1]
     _refuse_longer(len(samples) / rate, max_seconds)
     return samples, rate
+
+
+def _decode_segment(
+    file: BinaryIO, path: Path | None, size: int, length: lengths.Length, max_seconds: float, segment: AudioSegment
+) -> tuple[np.ndarray, int]:
+    """`_decode` of a segment."""
+    _refuse_longer(segment.duration_s, max_seconds)
+    patches = {} if length.flac_samples else length.patches  # a FLAC file with the length in its header can seek
+    with _Stream(lengths.Patched(file, patches) if patches else path or file) as stream:
+        recordings = _recordings_once(file, path, size, stream) if stream.format in ("MP3", "OGG") else []
+        if not recordings:
+            return _read_segment(stream, max_seconds, segment)
+    if len(recordings) == 1:
+        with _Stream(io.BytesIO(recordings[0])) as stream:
+            return _read_segment(stream, max_seconds, segment)
+    file.seek(0)
+    samples, rate = _decode(file, path, size, math.inf, None)
+    segment.refuse_outside(len(samples) / rate)
+    first = segment.first(rate)
+    return samples[first : first + (segment.count(rate) or len(samples))], rate
+
+
+def _read_segment(stream: _Stream, max_seconds: float, segment: AudioSegment) -> tuple[np.ndarray, int]:
+    if not segment.duration_s and stream.frames < UNKNOWN_LENGTH_SAMPLES:
+        _refuse_longer(stream.frames / stream.samplerate - segment.start_s, max_seconds)
+    samples, rate = segments.read(stream, segment)
+    _refuse_longer(len(samples) / rate, max_seconds)
+    return samples, rate
+
+
+def _recordings_once(file: BinaryIO, path: Path | None, size: int, stream: _Stream) -> list[bytes]:
+    """`_recordings` of a file whose segments are read one after another: its frames are counted only once."""
+    about = path.stat() if path else None
+    key = (str(path), about.st_mtime_ns, size) if about else None
+    with _COUNTED_LOCK:
+        if key is None or key not in _COUNTED:
+            found = _recordings(file, size, stream, math.inf)
+            if key is None:
+                return found
+            if len(_COUNTED) >= MOST_COUNTED:
+                del _COUNTED[next(iter(_COUNTED))]
+            _COUNTED[key] = found
+        return _COUNTED[key]
 
 
 def _recordings(file: BinaryIO, size: int, stream: _Stream, max_seconds: float) -> list[bytes]:
@@ -209,9 +286,9 @@ def _resample_each(mono: np.ndarray, rate_hz: int) -> np.ndarray:
     return new
 
 
-def read(source: str | Path | bytes) -> np.ndarray:
-    """A sound file, or its bytes, as `(samples,)` float32 at 16 kHz. Raises UserError as `load` and `standardise` do."""
-    return standardise(*load(source))
+def read(source: str | Path | bytes, segment: AudioSegment | None = None) -> np.ndarray:
+    """A sound file, its bytes, or a segment of either, as `(samples,)` float32 at 16 kHz. Raises UserError as `load` does."""
+    return standardise(*load(source, segment=segment))
 
 
 def encode(wave: np.ndarray, kind: str = "flac") -> bytes:

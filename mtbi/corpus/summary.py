@@ -29,7 +29,7 @@ class Summary:
     no_sound: dict[str, int] = field(default_factory=dict)  #: files that are no sound, by ending
     splits: dict[str, int] = field(default_factory=dict)  #: utterances kept by split
     tagged: int = 0  #: transcripts kept with tags such as [noise] in them
-    shared: int = 0  #: utterances kept that share a recording with an earlier utterance
+    shared: int = 0  #: utterances kept that begin where an earlier utterance of the same recording begins
     single: int = 0  #: utterances kept that have one word, or one character where the script has no spaces
 
     def __str__(self) -> str:
@@ -100,6 +100,7 @@ def summarise(
     left_out = _absolute(base, (record["audio"] for record in rejected))
     kept_files = [path for path in walk.files if str(path) in kept]
     left_out_files = [path for path in walk.files if str(path) in left_out - kept]
+    places = [(utterance.audio, utterance.start_s) for utterance in good if utterance.audio]
     named = {*kept_files, *left_out_files}
     others = [path for path in walk.files if path not in named]
     if any(map(is_sound, others)):  # named by another way through links, see `unlisted`
@@ -121,5 +122,5 @@ def summarise(
         single=sum(text_units.count(utterance.text) == 1 for utterance in good),
         splits=dict(Counter(utterance.split for utterance in good).most_common()),
         tagged=tagged,
-        shared=sum(bool(utterance.audio) for utterance in good) - len(kept),
+        shared=len(places) - len(set(places)),
     )
