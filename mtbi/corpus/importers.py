@@ -208,21 +208,28 @@ def other_layout(walk: paths.Walk, kind: str) -> str:
     """Advice where the files look like another layout, also one that no importer reads. Empty where no layout is recognised."""
     names = {path.name for path in walk.files}
     marks = {
-        "manifest.jsonl": "a manifest",
-        "transcripts.txt": "Multilingual LibriSpeech",
-        "wav.scp": "Kaldi",
-        "metadata.csv": "LJ Speech",
-        "validated.tsv": "Common Voice",
-        "train.tsv": "Common Voice",
+        "manifest.jsonl": ("a manifest", "jsonl"),
+        "transcripts.txt": ("Multilingual LibriSpeech", "mls"),
+        "wav.scp": ("Kaldi", "kaldi"),
+        "metadata.csv": ("LJ Speech", ""),
+        "validated.tsv": ("Common Voice", "commonvoice"),
+        "train.tsv": ("Common Voice", "commonvoice"),
+        "GigaSpeech.json": ("GigaSpeech", "gigaspeech"),
+        ".normalized.txt": ("LibriTTS", "libritts"),
+        ".trans.txt": ("LibriSpeech", "librispeech"),
+        ".stm": ("STM transcripts", "stm"),
     }
-    known = next((layout for name, layout in marks.items() if name in names), "")
-    known = known or ("LibriTTS" if any(name.endswith(".normalized.txt") for name in names) else "")
-    known = known or ("LibriSpeech" if any(name.endswith(".trans.txt") for name in names) else "")
-    other_kind = "jsonl" if known == "a manifest" else known.replace(" ", "").lower()
+    known, other_kind = next(
+        (
+            layout
+            for mark, layout in marks.items()
+            if mark in names or (mark[0] == "." and any(name.endswith(mark) for name in names))
+        ),
+        ("", ""),
+    )
     if not known or other_kind == kind:
         return ""
-    shipped = other_kind in IMPORTERS
-    advice = f"use the kind {other_kind!r}" if shipped else "write a manifest and use the kind 'jsonl'"
+    advice = f"use the kind {other_kind!r}" if other_kind in IMPORTERS else "write a manifest and use the kind 'jsonl'"
     return f" This looks like {known}: {advice}."
 
 
