@@ -35,6 +35,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "gigaspeech": "mtbi.corpus.gigaspeech:import_gigaspeech",
         "yodas": "mtbi.corpus.yodas:import_yodas",
         "stm": "mtbi.corpus.stm:import_stm",
+        "tar": "mtbi.corpus.archives:import_tar",
+        "parquet": "mtbi.corpus.parquet:import_parquet",
         "fsdd": "mtbi.demo.importer:import_fsdd",
         "jsonl": "mtbi.corpus.importers:import_jsonl",
     },

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from mtbi.audio import members
 from mtbi.errors import UserError
 
 #: Marks near the start of a file: position, bytes, name of the format.
@@ -62,6 +63,12 @@ def name(start: bytes, path: Path | None) -> str | None:
     return by_content or (f"{ending[1:].upper()}" if ending in ENDINGS else None)
 
 
+def _address(path: Path) -> str:
+    """The path as ffmpeg reads it: a file, or bytes of an archive."""
+    span = members.span_of(path)
+    return f"subfile,,start,{span[1]},end,{span[1] + span[2]},,:file:{span[0]}" if span else f"file:{path}"
+
+
 def start_before(start_s: float, kind: str) -> float:
     """The time at which decoding begins for a segment from `start_s` on: whole seconds, so that it falls on a sample."""
     return float(max(0, math.floor(start_s) - LEAD_SECONDS)) if kind in INDEXED else 0.0
@@ -85,9 +92,9 @@ def to_wav(path: Path, kind: str, max_seconds: float = math.inf, start_s: float 
             f"or convert the file: ffmpeg -i {path.name} {path.stem}.flac"
         )
     seconds = min(max_seconds + 1, LONGEST_SECONDS)
-    limits = ["-nostdin", "-hide_banner", "-loglevel", "warning", "-xerror", "-protocol_whitelist", "file,pipe"]
+    limits = ["-nostdin", "-hide_banner", "-loglevel", "warning", "-xerror", "-protocol_whitelist", "file,pipe,subfile"]
     jump = ["-ss", f"{start_s:.3f}"] if start_s else []
-    source = [*jump, "-format_whitelist", DEMUXERS, "-i", f"file:{path}", "-map", "0:a:0", "-t", f"{seconds:.3f}"]
+    source = [*jump, "-format_whitelist", DEMUXERS, "-i", _address(path), "-map", "0:a:0", "-t", f"{seconds:.3f}"]
     target = ["-map_metadata", "-1", "-c:a", "pcm_f32le", "-f", "wav", "pipe:1"]
     try:
         done = subprocess.run([program, *limits, *source, *target], capture_output=True, timeout=TIMEOUT_SECONDS, check=False)

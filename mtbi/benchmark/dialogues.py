@@ -12,7 +12,7 @@ import numpy as np
 
 from mtbi.answers.store import StoredAnswer
 from mtbi.answers.task_library import Task
-from mtbi.audio import codec
+from mtbi.audio import codec, members
 from mtbi.audio.segments import AudioSegment
 from mtbi.errors import UserError
 from mtbi.metrics import SCORERS, TEXT_LLM
@@ -236,7 +236,7 @@ def item_dialogue(
 def locate(folder: Path, audio: str, where: str) -> Path:
     """The file of a recording. Raises UserError where it is missing."""
     paths = [folder / audio, folder / "audios" / audio, folder.parent / "audios" / audio]
-    existing = next((path for path in paths if path.is_file()), None)
+    existing = next((path for path in paths if Path(members.file_of(path)).is_file()), None)
     if existing is None:
         raise UserError(f"{where}: no recording {audio!r} in {', '.join(str(path.parent) for path in paths)}")
     return existing

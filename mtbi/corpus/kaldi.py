@@ -87,10 +87,23 @@ def find_recording(name: str, tables: Tables) -> tuple[str, float | None, float]
 
 
 def find_audio(path: str, folder: Path, source: Path) -> str:
-    """The absolute path of a recording. Raises UserError for a command, a piece of an archive, and an address."""
+    """The absolute path of a recording. Raises UserError for a command and for an address."""
     if path.endswith("|"):
         raise UserError("not a path: wav.scp gives a command; run it, and give the path of the file that it writes")
-    if re.search(r"\.ark:\d+$", path):
-        raise UserError("not a path: the audio lies in an archive (.ark); write the recordings as files")
     records.refuse_address(path)
-    return str(source / path if (source / path).exists() else folder / path)
+    file, position = match.groups() if (match := re.fullmatch(r"(.*\.ark):(\d+)", path)) else (path, None)
+    found = source / file if (source / file).exists() else folder / file
+    return str(found) if position is None else in_archive(found, int(position))
+
+
+def in_archive(archive: Path, position: int) -> str:
+    """The audio path of a WAV file at a position of Kaldi's archive. Raises UserError where none begins there."""
+    try:
+        with archive.open("rb") as file:
+            file.seek(position)
+            start = file.read(12)
+    except OSError as error:
+        raise UserError(f"cannot be opened: {archive.name}: {error.strerror}") from error
+    if start[:4] != b"RIFF" or start[8:] != b"WAVE":
+        raise UserError(f"not readable as audio: no WAV file begins at byte {position} of {archive.name}")
+    return f"{archive}:{position}:{8 + int.from_bytes(start[4:8], 'little')}"

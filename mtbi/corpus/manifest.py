@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtbi import files
+from mtbi.audio import members
 from mtbi.corpus import records
 from mtbi.errors import UserError
 from mtbi.text_units import nfc
@@ -97,7 +98,8 @@ def parse(record: Any) -> Utterance:
         raise UserError("bad record: an utterance without sound (an empty `audio`) needs an `id`")
     records.refuse_address(known["audio"])
     start = f"-{known['start_s']:.3f}" if "start_s" in known else ""
-    known.setdefault("id", os.path.splitext(known["audio"])[0] + start)
+    whole = known["audio"] if members.is_member(known["audio"]) else os.path.splitext(known["audio"])[0]
+    known.setdefault("id", whole + start)
     known |= {name: str(known[name]) for name in ("id", "speaker") if name in known}
     if "words" in known:
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtbi import text_units
+from mtbi.audio import members
 from mtbi.audio.sound_files import is_sound
 from mtbi.corpus import paths
 from mtbi.corpus.manifest import Rejected, Utterance, count_reasons
@@ -88,8 +89,8 @@ def unlisted(walk: paths.Walk, base: Path, named: Iterable[str]) -> list[Rejecte
 
 
 def _absolute(base: Path, named: Iterable[str]) -> set[str]:
-    """Absolute paths. Empty paths and paths with a NUL are left out."""
-    return {os.path.abspath(base / path) for path in named if path and "\0" not in path}
+    """Absolute paths of files, or of archives with recordings. Empty paths and paths with a NUL are left out."""
+    return {os.path.abspath(base / members.file_of(path)) for path in named if path and "\0" not in path}
 
 
 def summarise(

@@ -54,7 +54,7 @@ def test_each_record_that_is_no_utterance_has_a_reason(source: Path, tmp_path: P
     )
     summary = import_corpus("kaldi", source, tmp_path / "out")
     assert [(u.id, u.split) for u in read(tmp_path / "out")] == [("good", "")]
-    assert summary.reasons == {"not a path": 3, "no transcript": 1, "no recording": 1}
+    assert summary.reasons == {"not a path": 2, "cannot be opened": 1, "no transcript": 1, "no recording": 1}
     assert rejected(tmp_path / "out")["piped"].startswith("not a path: wav.scp gives a command")
     assert rejected(tmp_path / "out")["lost"] == "no recording: wav.scp has no line with the id lost"
 

@@ -66,6 +66,7 @@ def test_nemo_and_lhotse_keys(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     found = [(one.id, one.start_s, one.duration_s) for one in manifest.read_manifest(tmp_path / "m.jsonl")]
     assert found == [("wavs/x1-0.000", 0.0, 2), ("wavs/x1-2.500", 2.5, 2)]
+    assert manifest.parse({"audio": "a.tar:512:99"}).id == "a.tar:512:99"
 
 
 BAD_LINES = {
