@@ -78,6 +78,10 @@ def of_segment(values: Fields) -> Fields:
     if found["start"] and (given > 0 or (lengths and given <= 0)):
         if given <= 0:
             raise UserError(f"{key} given: the record ends before it begins")
+        if math.isinf(given):
+            raise UserError(
+                "duration_s given: a segment without end; leave duration_s out where it lasts to the end of the file"
+            )
         values["start_s"] = start
     elif start > 0:
         if not {"start_s", "offset"} & {other for other, _ in found["start"]}:
