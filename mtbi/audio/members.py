@@ -11,7 +11,7 @@ import io
 import re
 import threading
 from bisect import bisect_right
-from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,8 @@ from mtbi.errors import UserError
 
 BYTES = re.compile(r"(?P<file>.+\.(?:tar|zip|ark)):(?P<first>\d+):(?P<size>\d+)", re.IGNORECASE | re.DOTALL)
 ROW = re.compile(r"(?P<file>.+\.parquet):(?P<column>[^:/]+):(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
-MOST_FILES = 8  # Parquet files that stay open; of each, the row group that was read last stays in memory
+MOST_FILES = 8  # Parquet files that stay open
+MOST_GROUPS = 2  # row groups that stay in memory: threads are on both sides of a border at once
 
 
 def file_of(audio: str | Path) -> str:
@@ -89,18 +90,6 @@ class Window(io.RawIOBase):
         super().close()
 
 
-@dataclass
-class _OpenFile:
-    """An open Parquet file, and its last row group that was read."""
-
-    parquet: Any
-    starts: list[int]  #: number of the first row of each row group
-    group: int = -1
-    column: str = ""
-    values: Any = None
-
-
-_OPEN: dict[tuple[str, int], _OpenFile] = {}
 _LOCK = threading.Lock()
 
 
@@ -118,23 +107,14 @@ def read_row(path: str, column: str, row: int) -> bytes:
 
     Raises UserError where the file is no Parquet file, or has no such row, column or bytes, and OSError.
     """
-    with _LOCK:
-        key = (path, Path(path).stat().st_mtime_ns)
+    changed = Path(path).stat().st_mtime_ns
+    with _LOCK:  # so that threads that want rows of one group read it once
         try:
-            if key not in _OPEN:
-                while len(_OPEN) >= MOST_FILES:
-                    del _OPEN[next(iter(_OPEN))]
-                parquet = pyarrow_parquet().ParquetFile(path)
-                sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.metadata.num_row_groups)]
-                _OPEN[key] = _OpenFile(parquet, [0, *accumulate(sizes)])
-            opened = _OPEN[key]
-            group = bisect_right(opened.starts, row) - 1
-            if row >= opened.starts[-1]:
-                raise UserError(f"no such row: the Parquet file has {opened.starts[-1]} rows, and row {row} is asked for")
-            if (opened.group, opened.column) != (group, column):
-                opened.values = _values(opened.parquet, group, column)
-                opened.group, opened.column = group, column
-            data = opened.values[row - opened.starts[group]].as_py()
+            starts = _open_parquet(path, changed)[1]
+            if row >= starts[-1]:
+                raise UserError(f"no such row: the Parquet file has {starts[-1]} rows, and row {row} is asked for")
+            group = bisect_right(starts, row) - 1
+            data = _row_group(path, changed, column, group)[row - starts[group]].as_py()
         except OSError as error:
             raise UserError(f"cannot be opened: {error.strerror or error}") from error
         except (ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors and KeyErrors
@@ -144,9 +124,18 @@ def read_row(path: str, column: str, row: int) -> bytes:
     return data
 
 
-def _values(parquet: Any, group: int, column: str) -> Any:
+@lru_cache(maxsize=MOST_FILES)
+def _open_parquet(path: str, changed: int) -> tuple[Any, list[int]]:
+    """A file of pyarrow, and the number of the first row of each row group and of the row after the last one."""
+    file = pyarrow_parquet().ParquetFile(path)
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+    return file, [0, *accumulate(sizes)]
+
+
+@lru_cache(maxsize=MOST_GROUPS)
+def _row_group(path: str, changed: int, column: str, group: int) -> Any:
     """The bytes of all recordings of a row group: of a column of bytes, or of Hugging Face's struct of bytes and path."""
-    nested = f"{column}.bytes" in [parquet.schema.column(n).path for n in range(len(parquet.schema))]
-    values = parquet.read_row_group(group, columns=[f"{column}.bytes" if nested else column]).column(column)
-    values = values.combine_chunks()
+    file = _open_parquet(path, changed)[0]
+    nested = f"{column}.bytes" in [file.schema.column(number).path for number in range(len(file.schema))]
+    values = file.read_row_group(group, columns=[f"{column}.bytes" if nested else column]).column(column).combine_chunks()
     return values.field("bytes") if nested else values
