@@ -6,7 +6,7 @@ import io
 import math
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -18,7 +18,8 @@ from mtbi.errors import UserError
 SMALLEST_BLOCK_SAMPLES, LARGEST_BLOCK_SAMPLES = 2**16, 2**20  # decoded at once
 MOST_COUNTED = 8  # MP3 and Ogg files whose frames were counted; most of them are kept as a note, a few as their bytes
 
-_COUNTED: dict[tuple[str, int, int], list[bytes]] = {}
+Key = tuple[str, int, int]  # path, time of the last change, size
+_COUNTED: dict[Key, list[bytes]] = {}
 _COUNTED_LOCK = threading.Lock()
 
 
@@ -27,6 +28,25 @@ class _Stream(soundfile.SoundFile):
 
     def seekable(self) -> bool:
         return False
+
+
+class _Kept(threading.local):
+    """The MP3 file of which this thread read a segment last. While it is open, its decoder knows the places of its frames.
+
+    A segment of a file of 20 minutes then takes 5 ms instead of 57 ms.
+    """
+
+    key: Key | None = None
+    stream: Any = None
+
+    def keep(self, key: Key | None, stream: _Stream | None) -> None:
+        """Keep this stream open, and close the one before."""
+        if self.stream is not None:
+            self.stream.close()
+        self.key, self.stream = key, stream
+
+
+_KEPT = _Kept()
 
 
 def decode(
@@ -76,14 +96,22 @@ def _decode_segment(
 ) -> tuple[np.ndarray, int]:
     """`decode` of a segment."""
     refuse_longer(segment.duration_s, max_seconds)
+    key = _key(path, size)
+    if key is not None and key == _KEPT.key:
+        return _read_segment(_KEPT.stream, max_seconds, segment)
     patches = {} if length.flac_samples else length.patches  # a FLAC file with the length in its header can seek
-    with _Stream(lengths.Patched(file, patches) if patches else _seekable(file, path)) as stream:
-        recordings = _recordings_once(file, path, size, stream) if stream.format in ("MP3", "OGG") else []
-        if not recordings:
-            return _read_segment(stream, max_seconds, segment)
+    stream = _Stream(lengths.Patched(file, patches) if patches else _seekable(file, path))
+    recordings = _recordings_once(file, key, size, stream) if stream.format in ("MP3", "OGG") else []
     if len(recordings) == 1:
-        with _Stream(io.BytesIO(recordings[0])) as stream:
+        stream.close()
+        stream = _Stream(io.BytesIO(recordings[0]))
+    if len(recordings) < 2:
+        if stream.format == "MP3" and key is not None and (recordings or not members.is_member(key[0])):
+            _KEPT.keep(key, stream)
             return _read_segment(stream, max_seconds, segment)
+        with stream:
+            return _read_segment(stream, max_seconds, segment)
+    stream.close()
     file.seek(0)
     samples, rate = decode(file, path, size, math.inf, None)
     segment.refuse_outside(len(samples) / rate)
@@ -94,20 +122,28 @@ def _decode_segment(
 def _read_segment(stream: _Stream, max_seconds: float, segment: AudioSegment) -> tuple[np.ndarray, int]:
     if not segment.duration_s and stream.frames < UNKNOWN_LENGTH_SAMPLES:
         refuse_longer(stream.frames / stream.samplerate - segment.start_s, max_seconds)
-    samples, rate = segments.read(stream, segment)
+    try:
+        samples, rate = segments.read(stream, segment)
+    except Exception:
+        if stream is _KEPT.stream:  # the decoder may not be usable after an error
+            _KEPT.keep(None, None)
+        raise
     refuse_longer(len(samples) / rate, max_seconds)
     return samples, rate
 
 
-def _recordings_once(file: BinaryIO, path: Path | None, size: int, stream: _Stream) -> list[bytes]:
+def _key(path: Path | None, size: int) -> Key | None:
+    """What a file is known by while it does not change. None for bytes."""
+    return None if path is None else (str(path), Path(members.file_of(path)).stat().st_mtime_ns, size)
+
+
+def _recordings_once(file: BinaryIO, key: Key | None, size: int, stream: _Stream) -> list[bytes]:
     """`_recordings` of a file whose segments are read one after another: its frames are counted only once."""
-    about = Path(members.file_of(path)).stat() if path else None
-    key = (str(path), about.st_mtime_ns, size) if about else None
+    if key is None:
+        return _recordings(file, size, stream, math.inf)
     with _COUNTED_LOCK:
-        if key is None or key not in _COUNTED:
+        if key not in _COUNTED:
             found = _recordings(file, size, stream, math.inf)
-            if key is None:
-                return found
             if len(_COUNTED) >= MOST_COUNTED:
                 del _COUNTED[next(iter(_COUNTED))]
             _COUNTED[key] = found

@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,28 @@ def test_the_frames_of_an_mp3_file_are_counted_once(tmp_path: Path, monkeypatch:
     for start in (0.5, 1.5, 2.5):
         assert len(codec.load(tmp_path / "a.mp3", segment=AudioSegment(start, 1))[0]) == 16_000
     assert len(counted) == 1
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_segments_of_mp3_in_any_order_and_in_several_threads(header: bool, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        data = as_file(noise(6), 16_000, "MP3", "MPEG_LAYER_III")
+        frame = mp3.Frame.parse(data[:4])
+        assert frame is not None
+        (tmp_path / f"{name}.mp3").write_bytes(data if header else data[frame.length :])
+    wanted = codec.load(tmp_path / "a.mp3")[0]
+    places = [(name, start) for start in (4.5, 0.25, 3.0, 0.0, 4.75, 1.1) for name in ("a", "a", "b")]
+
+    def part(place: tuple[str, float]) -> np.ndarray:
+        return codec.load(tmp_path / f"{place[0]}.mp3", segment=AudioSegment(place[1], 0.5))[0]
+
+    with ThreadPoolExecutor(3) as pool:
+        for (_, start), samples in zip(places, pool.map(part, places), strict=True):
+            first = round(start * 16_000)
+            np.testing.assert_allclose(samples, wanted[first : first + 8000], atol=1e-6)
+    (tmp_path / "a.mp3").write_bytes(as_file(noise(1), 16_000, "MP3", "MPEG_LAYER_III"))
+    with pytest.raises(UserError, match="outside the recording"):
+        part(("a", 4.5))
 
 
 @pytest.mark.slow  # as what it needs is installed for the slow tests
