@@ -80,7 +80,8 @@ def import_tar(source: Path) -> Iterator[Record]:
 
 
 def members_of(path: Path) -> Iterator[Member]:
-    """The files inside an archive. Only their headers are read. Raises tarfile's errors for a damaged archive."""
+    """The files inside an archive. Only their headers are read. Raises tarfile's errors for a damaged archive, and OSError."""
+    paths.refuse_pipe(path)
     with tarfile.open(path, "r:") as archive:
         for info in archive:
             if info.isreg() and not info.issparse():
@@ -94,7 +95,12 @@ def read_manifests(files: list[Path]) -> tuple[Manifest, list[Rejected]]:
     found: Manifest = {}
     rejected = []
     for path in tables:
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            lines = paths.read_bytes(path).splitlines()
+        except OSError as error:
+            rejected.append(Rejected(id=path.name, audio="", reason=f"manifest cannot be opened: {error.strerror}"))
+            continue
+        for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(decode_text(line)) if line.strip() else None
                 if entry is not None:

@@ -31,6 +31,7 @@ def import_parquet(source: Path, text_column: str = "", audio_column: str = "") 
     for path in files:
         name = path.stem if path == source else str(path.relative_to(source).with_suffix(""))
         try:
+            paths.refuse_pipe(path)
             yield from read_file(members.pyarrow_parquet().ParquetFile(path), path, name, text_column, audio_column)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
             yield Rejected(id=name, audio=str(path), reason=f"not readable as Parquet: {error}")

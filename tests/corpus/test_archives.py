@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def test_webdataset(tmp_path: Path) -> None:
     pack(source / "train/shard-1.tar", loose, "000.flac", "000.txt", "003.flac")
     (source / "damaged.tar").write_bytes(b"x" * 2000)
     (source / "packed.tar.gz").write_bytes(b"x")
+    os.mkfifo(source / "pipe.tar")
     summary = import_corpus("tar", source, tmp_path / "out")
     found = read_manifest(tmp_path / "out/manifest.jsonl")
     assert [(u.id, u.text, u.speaker, u.extra) for u in found] == [
@@ -44,10 +46,11 @@ def test_webdataset(tmp_path: Path) -> None:
     assert rejected_kinds(tmp_path / "out") == {
         "damaged.tar": "not readable as tar",
         "packed.tar.gz": "compressed",
+        "pipe.tar": "not readable as tar",
         "train/shard-0/002": "transcript cannot be read",
         "train/shard-1/003": "no transcript",
     }
-    assert (summary.files, summary.files_kept, summary.files_rejected) == (4, 2, 2)
+    assert (summary.files, summary.files_kept, summary.files_rejected) == (5, 2, 3)
     whole = recordings.read(found[0], tmp_path / "out")
     assert len(whole) == 16_000
     assert np.array_equal(whole, recordings.read(found[2], tmp_path / "out"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,5 +79,9 @@ def test_the_columns_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_damaged_file_is_rejected_and_the_others_are_read(tmp_path: Path) -> None:
     write(tmp_path / "in/a-0.parquet", text=["one"])
     (tmp_path / "in/b-0.parquet").write_bytes((tmp_path / "in/a-0.parquet").read_bytes()[:300])
+    os.mkfifo(tmp_path / "in/c-0.parquet")
     assert import_corpus("parquet", tmp_path / "in", tmp_path / "out").kept == 1
-    assert rejected_kinds(tmp_path / "out") == {"b-0": "not readable as Parquet"}
+    assert set(rejected_kinds(tmp_path / "out").items()) == {
+        ("b-0", "not readable as Parquet"),
+        ("c-0", "not readable as Parquet"),
+    }
