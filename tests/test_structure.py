@@ -26,6 +26,7 @@ STORY = ("mtbi/train.py", "train")
 #: Modules without a test file of their own name, and the test that covers them.
 COVERED_BY = {
     "launcher/__main__.py": "tests/launcher/test_submit.py",
+    "mtbi/audio/decoding.py": "tests/audio/test_codec.py",
     "mtbi/batches/draw.py": "tests/batches/test_plan.py",
     "mtbi/benchmark/dialogues.py": "tests/benchmark/test_run.py",
     "mtbi/benchmark/grid/plots.py": "tests/benchmark/grid/test_reproduce.py",

@@ -19,41 +19,45 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from mtbi.audio import ffmpeg, lengths, mp3, sound_files
+from mtbi.audio import decoding, ffmpeg, lengths, members, sound_files
+from mtbi.audio.segments import AudioSegment
 from mtbi.errors import UserError
 
 SAMPLE_RATE = 16_000
 #: Formats that `encode` writes. FLAC keeps 16 bits a sample without loss. Opus is several times smaller and lossy.
 KINDS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
-UNKNOWN_LENGTH_SAMPLES = 2**40  # libsndfile reports about 2**63 when a header does not give the length
 LARGEST_KERNEL = 2**20  # numbers in the table of resampling filters; common rates need under 2**19
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99  # of torchaudio's filter
-SMALLEST_BLOCK_SAMPLES, LARGEST_BLOCK_SAMPLES = 2**16, 2**20  # decoded at once
 LARGEST_SAMPLE = 8.0  # float files may exceed 1.0 a little; far larger values are integers stored as floats
 
 
-def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
+def load(
+    source: str | Path | bytes, max_seconds: float = math.inf, segment: AudioSegment | None = None
+) -> tuple[np.ndarray, int]:
     """Decode a file, or its bytes, unchanged: samples `(samples, channels)` float32 and the sampling rate in Hz.
 
+    With a `segment`, only this part of the recording, without decoding what stands before it where the format can seek.
     The decoded data decide about the length, not the header (`mtbi.audio.lengths`). A file longer than `max_seconds` is refused
     at its header, or as soon as that much is decoded, so an hour of audio costs no memory. ffmpeg, where it is installed,
     decodes files that libsndfile cannot read. It does not decode bytes.
     Raises UserError for audio that cannot be opened or decoded, is empty, truncated or too long, or has samples that are not
-    finite or far beyond 1.
+    finite or far beyond 1, and for a segment outside the recording.
     """
     path = None if isinstance(source, bytes) else sound_files.locate(source)
+    spare = path if path is None or members.span_of(path) or not members.is_member(path) else None  # that ffmpeg can read
     with io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source) if path is None else path) as file:
         start, size = file.read(64), file.seek(0, io.SEEK_END)
         if size == 0:
             raise UserError("empty file: 0 bytes")
         try:
-            samples, rate = _decode(file, path, size, max_seconds)
+            samples, rate = decoding.decode(file, path, size, max_seconds, segment)
         except (RuntimeError, TypeError, ValueError) as error:  # libsndfile's errors are RuntimeErrors; TypeError: a .raw file
             kind = ffmpeg.name(start, path)
-            if path and kind:
+            if spare and kind:
                 if start[:4] == b"OggS":
-                    lengths.ogg_links(path.read_bytes())
-                return load(ffmpeg.to_wav(path, kind, max_seconds), max_seconds)
+                    file.seek(0)
+                    lengths.ogg_links(file.read())
+                return _load_by_ffmpeg(spare, kind, max_seconds, segment)
             raise _unreadable(error, kind) from error
     if len(samples) == 0:
         raise UserError("no samples: the file holds a header but no sound")
@@ -68,8 +72,31 @@ def load(source: str | Path | bytes, max_seconds: float = math.inf) -> tuple[np.
     return samples, rate
 
 
+def _load_by_ffmpeg(path: Path, kind: str, max_seconds: float, segment: AudioSegment | None) -> tuple[np.ndarray, int]:
+    """`load` of a file that libsndfile cannot read, or of a segment of it."""
+    if segment is None:
+        return load(ffmpeg.to_wav(path, kind, max_seconds), max_seconds)
+    decoding.refuse_longer(segment.duration_s, max_seconds)
+    skipped_s = ffmpeg.start_before(segment.start_s, kind)
+    wanted_s = (segment.duration_s or max_seconds) + segment.start_s - skipped_s
+    try:
+        samples, rate = load(ffmpeg.to_wav(path, kind, wanted_s, skipped_s))
+    except UserError as error:
+        if skipped_s and str(error).startswith("no samples"):
+            segment.refuse_outside(skipped_s, "before")
+        raise
+    first, count = round((segment.start_s - skipped_s) * rate), segment.count(rate) or len(samples)
+    if first + count > len(samples):
+        segment.refuse_outside(skipped_s + len(samples) / rate)
+    samples = samples[first : first + count]
+    decoding.refuse_longer(len(samples) / rate, max_seconds)
+    return samples, rate
+
+
 def _open(path: Path) -> BinaryIO:
     try:
+        if members.is_member(path):
+            return members.open_member(path)
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # opening a pipe would wait for its writer
             raise UserError("cannot be opened: not a regular file")
         return path.open("rb")
@@ -89,91 +116,6 @@ def _unreadable(error: Exception, kind: str | None) -> UserError:
     reason = str(getattr(error, "error_string", error)).strip()
     cut = any(mark in reason for mark in ("sync", "psf_fseek", "malformed"))
     return UserError(f"{'truncated or damaged' if cut else 'not readable as audio'}: {reason}")
-
-
-class _Stream(soundfile.SoundFile):
-    """A file that is read from start to end. soundfile seeks after each block; GSM and FLAC of unknown length forbid that."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _decode(file: BinaryIO, path: Path | None, size: int, max_seconds: float) -> tuple[np.ndarray, int]:
-    """Samples and rate. Raises soundfile's errors where libsndfile cannot read the file."""
-    length = lengths.inspect(file, size)
-    if length.cut:
-        whole = size - length.present + (length.announced or 0)
-        raise UserError(f"truncated: {size} bytes of the {whole} that the {length.container} header announces")
-    file.seek(0)
-    if length.patches:
-        with _Stream(lengths.Patched(file, length.patches)) as stream:
-            return _read(stream, length.flac_samples, max_seconds)
-    with _Stream(path or file) as stream:
-        if stream.format not in ("MP3", "OGG"):
-            return _read(stream, stream.frames, max_seconds)
-        recordings = _recordings(file, size, stream, max_seconds)
-        if not recordings:
-            return _read(stream, 0, max_seconds)
-    parts = []
-    for data in recordings:
-        with _Stream(io.BytesIO(data)) as stream:
-            parts.append(_read(stream, 0, max_seconds))
-    if len({(samples.shape[1], rate) for samples, rate in parts}) > 1:
-        raise UserError(
-            "several recordings: sampling rate or channels change within the file; convert it, for example with ffmpeg"
-        )
-    samples, rate = np.concatenate([samples for samples, _ in parts]), parts[0][1]
-    _refuse_longer(len(samples) / rate, max_seconds)
-    return samples, rate
-
-
-def _recordings(file: BinaryIO, size: int, stream: _Stream, max_seconds: float) -> list[bytes]:
-    """Files to decode in place of an MP3 or Ogg file whose end libsndfile would miss. Empty where libsndfile reads it all."""
-    seconds = stream.frames / stream.samplerate
-    if stream.format == "MP3":  # the stream's length is an estimate; this is the shortest duration of so many bytes
-        seconds = (size - mp3.LARGEST_TAG_BYTES) / mp3.LARGEST_BYTES_PER_SECOND
-    _refuse_longer(seconds, max_seconds)
-    position = file.tell()  # the stream may read from the same file
-    file.seek(0)
-    data = file.read()
-    file.seek(position)
-    if stream.format == "MP3":
-        recounted = mp3.recount(data, stream.frames)
-        return [] if recounted is None else [recounted]
-    links = lengths.ogg_links(data)
-    return links if len(links) > 1 else []
-
-
-def _read(stream: _Stream, announced: int, max_seconds: float) -> tuple[np.ndarray, int]:
-    """All samples, and the rate. `announced` is the header's number of samples, 0 where it gives none or an estimate."""
-    rate = stream.samplerate
-    if announced < UNKNOWN_LENGTH_SAMPLES:
-        _refuse_longer(announced / rate, max_seconds)
-    blocks: list[np.ndarray] = []
-    total = 0
-    while True:
-        # After the announced samples one more is tried: other data may follow.
-        wanted = announced - total if announced > total else 1 if announced == total > 0 else SMALLEST_BLOCK_SAMPLES
-        wanted = min(wanted, LARGEST_BLOCK_SAMPLES, stream.frames - total)
-        try:
-            blocks.append(stream.read(wanted, dtype="float32", always_2d=True))
-        except soundfile.LibsndfileError:
-            if announced == total > 0:
-                break
-            raise
-        total += len(blocks[-1])
-        _refuse_longer(total / rate, max_seconds)
-        if len(blocks[-1]) < wanted or total >= stream.frames:
-            break
-    if total < 0.99 * announced < UNKNOWN_LENGTH_SAMPLES:
-        raise UserError(f"truncated: {total} samples of the {announced} that the header announces")
-    filled = [block for block in blocks if len(block)] or blocks[:1]
-    return filled[0] if len(filled) == 1 else np.concatenate(filled), rate
-
-
-def _refuse_longer(seconds: float, max_seconds: float) -> None:
-    if seconds > max_seconds:
-        raise UserError(f"too long: {seconds:.1f} s, more than {max_seconds:g} s")
 
 
 def standardise(samples: np.ndarray, rate_hz: int) -> np.ndarray:
@@ -209,9 +151,9 @@ def _resample_each(mono: np.ndarray, rate_hz: int) -> np.ndarray:
     return new
 
 
-def read(source: str | Path | bytes) -> np.ndarray:
-    """A sound file, or its bytes, as `(samples,)` float32 at 16 kHz. Raises UserError as `load` and `standardise` do."""
-    return standardise(*load(source))
+def read(source: str | Path | bytes, segment: AudioSegment | None = None) -> np.ndarray:
+    """A sound file, its bytes, or a segment of either, as `(samples,)` float32 at 16 kHz. Raises UserError as `load` does."""
+    return standardise(*load(source, segment=segment))
 
 
 def encode(wave: np.ndarray, kind: str = "flac") -> bytes:

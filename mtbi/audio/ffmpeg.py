@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from mtbi.audio import members
 from mtbi.errors import UserError
 
 #: Marks near the start of a file: position, bytes, name of the format.
@@ -46,6 +47,9 @@ DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,amr,amrnb,amrwb,aac,wv,ape,tta,shn,tak,mpc,mpc8,dsf,iff,rm,flv,avi,ogg,nistsphere,"
     "ac3,eac3,dts,mpegts,mpeg,g722,qcp,oma,gsm,wav,mp3,caf"
 )
+#: Formats with an index of times, in which ffmpeg finds a time. Others are decoded from their beginning.
+INDEXED = ("MP4 or M4A", "WebM or Matroska")
+LEAD_SECONDS = 1  # decoded before a segment, because the first frames after a jump lack what comes before them
 CUT_MARKS = ("partial file", "truncated", "ended prematurely", "invalid data found", "error reading")
 HEADERLESS = ("RAW", "PCM")
 TIMEOUT_SECONDS = 600
@@ -59,10 +63,22 @@ def name(start: bytes, path: Path | None) -> str | None:
     return by_content or (f"{ending[1:].upper()}" if ending in ENDINGS else None)
 
 
-def to_wav(path: Path, kind: str, max_seconds: float = math.inf) -> bytes:
-    """The first audio stream of a file, decoded by ffmpeg, as the bytes of a WAV file of float samples.
+def _address(path: Path) -> str:
+    """The path as ffmpeg reads it: a file, or bytes of an archive."""
+    span = members.span_of(path)
+    return f"subfile,,start,{span[1]},end,{span[1] + span[2]},,:file:{span[0]}" if span else f"file:{path}"
 
-    It ends a little after `max_seconds`. Raises UserError where ffmpeg is not installed, fails, or reports a truncated file.
+
+def start_before(start_s: float, kind: str) -> float:
+    """The time at which decoding begins for a segment from `start_s` on: whole seconds, so that it falls on a sample."""
+    return float(max(0, math.floor(start_s) - LEAD_SECONDS)) if kind in INDEXED else 0.0
+
+
+def to_wav(path: Path, kind: str, max_seconds: float = math.inf, start_s: float = 0.0) -> bytes:
+    """The first audio stream of a file from `start_s` on, decoded by ffmpeg, as the bytes of a WAV file of float samples.
+
+    It ends a little after `max_seconds`. On M4A and Matroska a start gives the same samples as decoding from the beginning, on
+    WebM with Opus they were 8 ms early. Raises UserError where ffmpeg is not installed, fails, or reports a truncated file.
     """
     if kind in HEADERLESS:
         raise UserError(
@@ -76,8 +92,9 @@ def to_wav(path: Path, kind: str, max_seconds: float = math.inf) -> bytes:
             f"or convert the file: ffmpeg -i {path.name} {path.stem}.flac"
         )
     seconds = min(max_seconds + 1, LONGEST_SECONDS)
-    limits = ["-nostdin", "-hide_banner", "-loglevel", "warning", "-xerror", "-protocol_whitelist", "file,pipe"]
-    source = ["-format_whitelist", DEMUXERS, "-i", f"file:{path}", "-map", "0:a:0", "-t", f"{seconds:.3f}"]
+    limits = ["-nostdin", "-hide_banner", "-loglevel", "warning", "-xerror", "-protocol_whitelist", "file,pipe,subfile"]
+    jump = ["-ss", f"{start_s:.3f}"] if start_s else []
+    source = [*jump, "-format_whitelist", DEMUXERS, "-i", _address(path), "-map", "0:a:0", "-t", f"{seconds:.3f}"]
     target = ["-map_metadata", "-1", "-c:a", "pcm_f32le", "-f", "wav", "pipe:1"]
     try:
         done = subprocess.run([program, *limits, *source, *target], capture_output=True, timeout=TIMEOUT_SECONDS, check=False)

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from pathlib import Path
 
-from mtbi.audio import ffmpeg
+from mtbi.audio import ffmpeg, members
 
 # fmt: off
 #: Endings of files that libsndfile reads.
@@ -26,8 +26,14 @@ def is_sound(path: Path) -> bool:
 
 
 def locate(path: str | Path) -> Path:
-    """The path itself if the file exists, else a file of the same name in another Unicode form (macOS writes NFD)."""
+    """The path itself if the file exists, else a file of the same name in another Unicode form (macOS writes NFD).
+
+    For a recording inside an archive, the archive is looked for.
+    """
     path = Path(path)
+    if members.is_member(path):
+        archive = members.file_of(path)
+        return Path(f"{locate(archive)}{str(path)[len(archive) :]}")
     if str(path).isascii() or "\0" in str(path) or path.exists():
         return path
     for form in ("NFC", "NFD"):

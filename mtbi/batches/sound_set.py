@@ -84,7 +84,10 @@ def files_of(field: str, path: Path) -> list[tuple[str, Path]]:
     if path.is_dir():
         return [(file.relative_to(path).as_posix(), file) for file in walk(path).files if sound_files.is_sound(file)]
     if path.suffix == ".jsonl":
-        return [(entry.audio, path.parent / entry.audio) for entry in read_manifest(path) if entry.audio]
+        entries = [entry for entry in read_manifest(path) if entry.audio]
+        if segment := next((entry for entry in entries if entry.start_s is not None), None):
+            raise UserError(f"{field}: {path}: {segment.id} is a segment of a longer file; name whole files here.")
+        return [(entry.audio, path.parent / entry.audio) for entry in entries]
     if not path.exists():
         raise UserError(f"{field}: there is no {path}; name a folder with sound files, or a manifest.")
     return [(path.name, path)]

@@ -12,7 +12,8 @@ import numpy as np
 
 from mtbi.answers.store import StoredAnswer
 from mtbi.answers.task_library import Task
-from mtbi.audio import codec
+from mtbi.audio import codec, members
+from mtbi.audio.segments import AudioSegment
 from mtbi.errors import UserError
 from mtbi.llm.surroundings import ALONE, Surroundings
 from mtbi.metrics import SCORERS, TEXT_LLM
@@ -24,7 +25,7 @@ from mtbi.text_units import nfc
 #: Keys of an item in a JSONL file that a dialogue has a field for.
 ITEM_KEYS = {
     "audio", "audio_filepath", "audio_path", "instruction", "textual_audio", "seed_transcript", "text",
-    "id", "label", "metric", "dataset", "task", "speaker", "max_new_tokens", "heldout",
+    "start_s", "duration_s", "id", "label", "metric", "dataset", "task", "speaker", "max_new_tokens", "heldout",
 }  # fmt: skip
 
 UNKNOWN_ANSWER_TOKENS = 256  #: the longest answer of a task without a limit of its own
@@ -58,12 +59,15 @@ class Dialogue:
     tokens: int = 0  #: of the stored answer
     judged: float | None = None  #: mark of an LLM as a judge, between 0 and 1
     recording: str = ""  #: audio file of an item from a JSONL file: several items may share one
+    start_s: float | None = None  #: seconds at which the item begins in its audio file; None = it is the whole file
+    duration_s: float = 0.0  #: of such a segment; 0 = to the end of the file
     extra: dict[str, Any] = field(default_factory=dict)  #: further keys of such an item, for metrics that read more than texts
 
     @property
     def cluster(self) -> str:
         """The recording. Answers about one recording are not independent."""
-        return self.recording or self.utterance
+        start = "" if self.start_s is None else f"@{self.start_s}"
+        return f"{self.recording}{start}" if self.recording else self.utterance
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Dialogue:
@@ -154,8 +158,9 @@ def read_items(group: str, path: Path, prompt_first: bool, max_new_tokens: int =
 
     An item needs `audio` (or `audio_filepath`, `audio_path`), `instruction` and `textual_audio`. An empty `instruction` means
     that the speech itself is the question. `id`, `label`, `metric`, `dataset`, `task`, `heldout` and `max_new_tokens` are
-    optional, and further keys become `Dialogue.extra`. `instruction_id_list` and `kwargs` are instructions that
-    `mtbi.metrics.instructions` checks. A relative audio path starts at the file's folder, or at a folder `audios` in it or
+    optional, and further keys become `Dialogue.extra`. `start_s` and `duration_s` choose a segment of the recording.
+    `instruction_id_list` and `kwargs` are instructions that `mtbi.metrics.instructions` checks.
+    A relative audio path starts at the file's folder, or at a folder `audios` in it or
     beside it. `metric` is the name of a scorer, where `wer` means `wer_english`. Any other name means exact match with the
     label, or similarity where there is none. Raises UserError with the line number for unusable items.
     """
@@ -176,7 +181,8 @@ def from_items(items: list[Dialogue]) -> Iterator[Turn]:
     other: np.ndarray | None = None
     for item in items:
         try:
-            waveform = codec.read(Path(item.recording))
+            segment = None if item.start_s is None else AudioSegment(item.start_s, item.duration_s)
+            waveform = codec.read(Path(item.recording), segment)
         except UserError as error:
             raise UserError(f"{item.group}, item {item.utterance}: {item.recording}: {error}") from error
         yield Turn(item, waveform, waveform[::-1].copy() if other is None else other, None)
@@ -189,11 +195,13 @@ def parse_item(line: str, where: str) -> dict[str, Any]:
         item = json.loads(line)
         audio = item.get("audio") or item.get("audio_filepath") or item["audio_path"]
         item |= {"audio": str(audio), "instruction": str(item["instruction"])}
+        if item.get("start_s") is not None:
+            item |= {"start_s": float(item["start_s"]), "duration_s": float(item.get("duration_s") or 0)}
         if item.get("max_new_tokens") is not None:
             item["max_new_tokens"] = int(item["max_new_tokens"])
         names, arguments = item.get("instruction_id_list") or [], item.get("kwargs") or []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = "an item is a JSON object with `audio` and `instruction`; `max_new_tokens` is a number"
+        message = "an item is a JSON object with `audio` and `instruction`; `max_new_tokens` and `start_s` are numbers"
         raise UserError(f"{where}: {message} ({error!r})") from error
     try:
         check_names(names, arguments)
@@ -222,6 +230,8 @@ def item_dialogue(
         gold=None if item.get("label") is None else nfc(str(item["label"])),
         scorer="wer_english" if metric == "wer" else metric if metric in SCORERS else other_scorer,
         max_new_tokens=max_new_tokens if item.get("max_new_tokens") is None else item["max_new_tokens"],
+        start_s=item.get("start_s"),
+        duration_s=item["duration_s"] if item.get("start_s") is not None else 0.0,
         extra={key: value for key, value in item.items() if key not in ITEM_KEYS},
     )
 
@@ -229,7 +239,7 @@ def item_dialogue(
 def locate(folder: Path, audio: str, where: str) -> Path:
     """The file of a recording. Raises UserError where it is missing."""
     paths = [folder / audio, folder / "audios" / audio, folder.parent / "audios" / audio]
-    existing = next((path for path in paths if path.is_file()), None)
+    existing = next((path for path in paths if Path(members.file_of(path)).is_file()), None)
     if existing is None:
         raise UserError(f"{where}: no recording {audio!r} in {', '.join(str(path.parent) for path in paths)}")
     return existing

@@ -74,6 +74,7 @@ def make_items(utterances: Sequence[Utterance], folder: Path, seed: int = 1) -> 
             arguments = {instruction.name.removeprefix("keywords:").replace("existence", "keywords"): [words["word"]]}
         yield {
             "id": utterance.id, "audio": os.path.abspath(folder / utterance.audio), "speaker": utterance.speaker,
+            **({} if utterance.start_s is None else {"start_s": utterance.start_s, "duration_s": utterance.duration_s}),
             "textual_audio": utterance.text, "instruction": f"{draw.choice(TASKS)} {text}",
             "dataset": f"instructions/{instruction.name.partition(':')[2]}", "metric": "similarity",
             "instruction_id_list": [instruction.name], "kwargs": [arguments],

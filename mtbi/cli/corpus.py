@@ -25,6 +25,8 @@ def add_import(group: Group) -> None:
     command.add_argument("--allow-outside", action="store_true", help="accept recordings outside the source folder")
     command.add_argument("--split", action="append", default=[], help="keep only this split, such as train; may be repeated")
     command.add_argument("--strip-tags", action="store_true", help="remove tags such as [noise] and <unk> from transcripts")
+    command.add_argument("--text-column", default="", help="the transcripts' column of Parquet files")
+    command.add_argument("--audio-column", default="", help="the recordings' column of Parquet files")
 
 
 def kinds_help() -> str:
@@ -51,6 +53,7 @@ def run_import(options: Options) -> None:
         allow_outside=options.allow_outside,
         splits=options.split,
         strip_tags=options.strip_tags,
+        columns={"text_column": options.text_column, "audio_column": options.audio_column},
     )
     print(summary)
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mtbi import plugins, text_units
 from mtbi.audio import codec
+from mtbi.corpus import recordings
 from mtbi.corpus.aligner import Aligner, Alignment, Clip, Spans
 from mtbi.corpus.ctc_aligner import HuggingFaceAligner
 from mtbi.corpus.manifest import ManifestSlice, Utterance
@@ -107,7 +108,7 @@ def _read(utterance: Utterance, folder: Path) -> Clip | str:
     if not utterance.audio:
         return "text without sound"
     try:
-        wave = codec.read(folder / utterance.audio)
+        wave = recordings.read(utterance, folder)
     except UserError as error:
         log.warning("%s: %s (%s)", utterance.id, error, utterance.audio)
         return "the recording cannot be read"

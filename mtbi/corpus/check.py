@@ -1,4 +1,4 @@
-"""Which utterances of a manifest are fit for use: every recording is decoded once, and each unfit one gets a reason."""
+"""Which utterances of a manifest are fit for use: each recording is decoded once, and each unfit utterance gets a reason."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from mtbi import text_units
-from mtbi.audio import codec
-from mtbi.corpus import records, text_style
+from mtbi.corpus import recordings, records, text_style
 from mtbi.corpus.manifest import Rejected, Utterance
 from mtbi.errors import UserError
 
@@ -56,13 +55,6 @@ def check(
     return [r for r in results if isinstance(r, Utterance)], [r for r in results if not isinstance(r, Utterance)]
 
 
-def refuse_other_duration(utterance: Utterance, seconds: float) -> None:
-    """Raises UserError where the record gives another duration than the recording has: the record is about a part of it."""
-    given = utterance.duration_s
-    if 0 < given < math.inf and not records.same_duration(given, seconds):
-        raise UserError(f"duration differs: {given:.2f} s in the record, {seconds:.2f} s in the file; cut the file first")
-
-
 def _measure(utterance: Utterance, folder: Path, limits: RecordingLimits) -> Utterance:
     """The utterance with its measured duration and rate. Raises UserError with the reason if it is unfit."""
     records.refuse_characters(utterance.to_json())
@@ -76,7 +68,7 @@ def _measure(utterance: Utterance, folder: Path, limits: RecordingLimits) -> Utt
         raise UserError(f"transcript too long: {words} words, more than {limits.max_words}")
     if not utterance.audio:
         return utterance
-    samples, rate_hz = codec.load(folder / utterance.audio, max_seconds=limits.max_duration_seconds)
+    samples, rate_hz = recordings.load(utterance, folder, limits.max_duration_seconds)
     duration = len(samples) / rate_hz
     if duration < limits.min_duration_seconds:
         raise UserError(f"too short: {duration:.3f} s, less than {limits.min_duration_seconds:g} s")
@@ -86,10 +78,10 @@ def _measure(utterance: Utterance, folder: Path, limits: RecordingLimits) -> Utt
         raise UserError(f"too many channels: {samples.shape[1]}, more than {limits.max_channels}")
     if samples.shape[1] > 1 and "channel" in utterance.extra:
         raise UserError(f"channel given: one of {samples.shape[1]} channels cannot be chosen; write the channels as files")
-    refuse_other_duration(utterance, duration)
+    recordings.refuse_other_duration(utterance, duration)
     records.refuse_times(utterance.words or [], duration)
     peak = float(np.abs(samples.mean(axis=1)).max())
     level = 20 * math.log10(peak) if peak else -math.inf
     if level < limits.min_peak_dbfs:
         raise UserError(f"silence: the peak is {level:.0f} dBFS, under {limits.min_peak_dbfs:g} dBFS")
-    return replace(utterance, duration_s=round(duration, 4), sample_rate=rate_hz)
+    return replace(utterance, duration_s=round(duration, 4 if utterance.start_s is None else 6), sample_rate=rate_hz)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from mtbi import text_units
 from mtbi.audio import codec
+from mtbi.corpus import recordings
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
 
@@ -56,7 +57,7 @@ def _described(utterance: Utterance, folder: Path) -> Utterance:
     if not utterance.audio:
         return replace(utterance, extra=kept)
     try:
-        wave = codec.read(folder / utterance.audio)
+        wave = recordings.read(utterance, folder)
     except UserError as error:
         log.warning("%s: %s (%s)", utterance.id, error, utterance.audio)
         return replace(utterance, extra=kept)

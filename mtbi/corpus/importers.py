@@ -8,9 +8,10 @@ entry point of the group `mtbi.importers` (docs/plugins.md).
 from __future__ import annotations
 
 import csv
+import inspect
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def import_jsonl(source: Path) -> Iterator[Record]:
         yield replace(utterance, audio=os.path.abspath(path.parent / utterance.audio)) if utterance.audio else utterance
 
 
-Importer = Callable[[Path], Iterable[Record]]
+Importer = Callable[..., Iterable[Record]]  # of a folder or file, and of columns where it has any
 IMPORTERS = plugins.SHIPPED[plugins.IMPORTERS]  #: the kinds that are shipped
 
 
@@ -167,12 +168,14 @@ def import_corpus(
     allow_outside: bool = False,
     splits: Collection[str] = (),
     strip_tags: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Summary:
     """Write `manifest.jsonl` and `rejected.jsonl` in the folder `out`. Every sound file below `source` is in one of them.
 
     `kind` is the name of a shipped importer or of an installed one. `text_style` names a style of `mtbi.corpus.text_style`.
     `allow_outside` accepts recordings outside the source folder, which manifests from elsewhere may name. `splits` keeps only
-    utterances of these splits. `strip_tags` removes tags like [noise]. Raises UserError for an unknown kind, a missing source,
+    utterances of these splits. `strip_tags` removes tags like [noise]. `columns` are further arguments of the importer, such as
+    the `text_column` of a table. Raises UserError for an unknown kind, a missing source,
     a split that no record has, and where no record can be used.
     """
     source, out, write = Path(os.path.abspath(source)), Path(out), style(text_style or "none")
@@ -180,7 +183,7 @@ def import_corpus(
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     paths.walk.cache_clear()
-    records = list(importer(source))
+    records = list(importer(source, **chosen_columns(importer, kind, columns or {})))
     walk = paths.walk(source) if source.is_dir() else paths.Walk()
     if not records:
         expected = " ".join((importer.__doc__ or "").split())
@@ -204,25 +207,42 @@ def import_corpus(
     return summarise(good, rejected, walk, base, 0 if strip_tags else sum(utterance.id in ids for utterance in tagged))
 
 
+def chosen_columns(importer: Importer, kind: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns that the user chose. Raises UserError where the importer has no such choice."""
+    given = {name: column for name, column in columns.items() if column}
+    if unknown := given.keys() - inspect.signature(importer).parameters.keys():
+        raise UserError(f"--{min(unknown).replace('_', '-')}: the kind {kind!r} has no columns to choose from")
+    return given
+
+
 def other_layout(walk: paths.Walk, kind: str) -> str:
     """Advice where the files look like another layout, also one that no importer reads. Empty where no layout is recognised."""
     names = {path.name for path in walk.files}
     marks = {
-        "manifest.jsonl": "a manifest",
-        "transcripts.txt": "Multilingual LibriSpeech",
-        "wav.scp": "Kaldi",
-        "metadata.csv": "LJ Speech",
-        "validated.tsv": "Common Voice",
-        "train.tsv": "Common Voice",
+        "manifest.jsonl": ("a manifest", "jsonl"),
+        "transcripts.txt": ("Multilingual LibriSpeech", "mls"),
+        "wav.scp": ("Kaldi", "kaldi"),
+        "metadata.csv": ("LJ Speech", ""),
+        "validated.tsv": ("Common Voice", "commonvoice"),
+        "train.tsv": ("Common Voice", "commonvoice"),
+        "GigaSpeech.json": ("GigaSpeech", "gigaspeech"),
+        ".normalized.txt": ("LibriTTS", "libritts"),
+        ".trans.txt": ("LibriSpeech", "librispeech"),
+        ".stm": ("STM transcripts", "stm"),
+        ".parquet": ("Parquet", "parquet"),
+        ".tar": ("tar archives", "tar"),
     }
-    known = next((layout for name, layout in marks.items() if name in names), "")
-    known = known or ("LibriTTS" if any(name.endswith(".normalized.txt") for name in names) else "")
-    known = known or ("LibriSpeech" if any(name.endswith(".trans.txt") for name in names) else "")
-    other_kind = "jsonl" if known == "a manifest" else known.replace(" ", "").lower()
+    known, other_kind = next(
+        (
+            layout
+            for mark, layout in marks.items()
+            if mark in names or (mark[0] == "." and any(name.endswith(mark) for name in names))
+        ),
+        ("", ""),
+    )
     if not known or other_kind == kind:
         return ""
-    shipped = other_kind in IMPORTERS
-    advice = f"use the kind {other_kind!r}" if shipped else "write a manifest and use the kind 'jsonl'"
+    advice = f"use the kind {other_kind!r}" if other_kind in IMPORTERS else "write a manifest and use the kind 'jsonl'"
     return f" This looks like {known}: {advice}."
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtbi import files
+from mtbi.audio import members
 from mtbi.corpus import records
 from mtbi.errors import UserError
 from mtbi.text_units import nfc
@@ -43,7 +44,7 @@ OTHER_MARKS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zX": "xz", b"BZh": "bzip2", b
 
 @dataclass
 class Utterance:
-    """One recording with its transcript."""
+    """One recording, or a segment of one, with its transcript."""
 
     id: str  #: unique in its manifest
     audio: str  #: path relative to the manifest's folder, or absolute; empty = an utterance of text alone, without sound
@@ -53,20 +54,23 @@ class Utterance:
     language: str = ""
     sample_rate: int = 0  #: Hz of the file; 0 = not measured
     split: str = ""
-    words: list[tuple[str, float, float]] | None = None  #: (unit, start, end) in seconds; the spans tile the utterance
+    words: list[tuple[str, float, float]] | None = None  #: (unit, start, end) in seconds of the utterance; the spans tile it
     answers: dict[str, str] = field(default_factory=dict)  #: right answers by task, where known
+    start_s: float | None = None  #: seconds from the file's start at which the utterance begins; None = it is the whole file
     extra: dict[str, Any] = field(default_factory=dict)  #: other keys of the manifest
 
     def to_json(self) -> dict[str, Any]:
         """The object of the manifest's line. Empty fields are left out; the keys of `extra` stand beside the others."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return {key: value for key, value in known.items() if value or key in ("id", "audio", "text")} | self.extra
+        always = {"id", "audio", "text"} if self.start_s is None else {"id", "audio", "text", "start_s"}
+        return {key: value for key, value in known.items() if value or key in always} | self.extra
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str, int),
     "speaker": (str, int),
     "duration_s": (int, float),
+    "start_s": (int, float),
     "sample_rate": (int,),
 }
 _TYPES |= {"words": (list,), "answers": (dict,)}
@@ -75,13 +79,13 @@ _TYPES |= {"words": (list,), "answers": (dict,)}
 def parse(record: Any) -> Utterance:
     """An utterance from a manifest's JSON object. `null` counts as absent.
 
-    Raises UserError for a wrong type, a missing audio path, a part of a recording, word times that do not rise, or characters
-    that no file can hold.
+    Raises UserError for a wrong type, a missing audio path, a part of a recording whose bounds are unclear, word times that do
+    not rise, or characters that no file can hold.
     """
     if not isinstance(record, dict):
         raise UserError("bad record: a manifest line must be a JSON object")
     records.refuse_characters(record)
-    values = records.of_cut(record) if records.is_cut(record) else records.whole_recording(records.rename(record, ALIASES))
+    values = records.of_cut(record) if records.is_cut(record) else records.of_segment(records.rename(record, ALIASES))
     names = [f.name for f in fields(Utterance) if f.name != "extra"]
     known: dict[str, Any] = {name: values.pop(name) for name in names if name in values}
     for name, value in known.items():
@@ -93,7 +97,9 @@ def parse(record: Any) -> Utterance:
     if not known["audio"] and "id" not in known:
         raise UserError("bad record: an utterance without sound (an empty `audio`) needs an `id`")
     records.refuse_address(known["audio"])
-    known.setdefault("id", os.path.splitext(known["audio"])[0])
+    start = f"-{known['start_s']:.3f}" if "start_s" in known else ""
+    whole = known["audio"] if members.is_member(known["audio"]) else os.path.splitext(known["audio"])[0]
+    known.setdefault("id", whole + start)
     known |= {name: str(known[name]) for name in ("id", "speaker") if name in known}
     if "words" in known:
         try:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mtbi import files
 from mtbi.audio import codec
+from mtbi.corpus import recordings
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.corpus.pauses import FRAME_SAMPLES, loud_frames
 from mtbi.errors import UserError
@@ -153,7 +154,7 @@ def _scene(chosen: Sequence[Utterance], settings: MixSettings, draw: Random) -> 
 def spoken(utterance: Utterance) -> np.ndarray:
     """The sound of an utterance from its first to its last loud frame, `(samples,)` at 16 kHz, with a common loudness."""
     try:
-        wave = codec.read(Path(utterance.audio))
+        wave = recordings.read(utterance, "")
     except UserError as error:
         raise UserError(f"{utterance.audio} (utterance {utterance.id}): {error}") from error
     frames = np.flatnonzero(loud_frames(wave))

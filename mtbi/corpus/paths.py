@@ -10,10 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file. Raises OSError, also for a pipe, which would wait for its writer."""
+def refuse_pipe(path: Path) -> None:
+    """Raises OSError for anything but a regular file: reading a pipe would wait for its writer."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError, also for a pipe."""
+    refuse_pipe(path)
     return path.read_bytes()
 
 

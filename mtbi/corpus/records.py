@@ -1,4 +1,4 @@
-"""The keys of a manifest's JSON object: other names of our fields, and keys that are refused because they choose a part."""
+"""The keys of a manifest's JSON object: other names of our fields, and keys that choose a part of a recording."""
 
 from __future__ import annotations
 
@@ -51,22 +51,42 @@ def rename(record: Mapping[str, Any], aliases: Mapping[str, str]) -> Fields:
     return values
 
 
-def whole_recording(values: Fields) -> Fields:
-    """The fields without the keys that choose a part of a recording, if these choose all of it.
+def of_segment(values: Fields) -> Fields:
+    """The fields with `start_s` and `duration_s` in place of all keys that choose a part of a recording.
 
-    An end becomes the duration. It is compared with the recording later. Raises UserError for a part of a recording.
+    There is no `start_s` where nothing says that the record begins later or ends earlier than the recording. An end without a
+    start becomes the duration, which is compared with the recording later. A start without a length is only understood as
+    `start_s` or NeMo's `offset`, and lasts to the end: in other keys it may be the place in a recording that was cut long ago.
+    Raises UserError for keys that contradict each other, and for a start or a length that cannot be understood.
     """
     values = dict(values)
-    lengths: list[tuple[str, float]] = []
+    found: dict[str, list[tuple[str, float]]] = {"start": [], "end": [], "duration": []}
     for key, role, seconds in list(_choices(values)):
         values.pop(key, None)
-        if math.isnan(seconds) or (role == "start" and seconds != 0):
-            _refuse(key)
-        if role != "start":
-            lengths.append((key, seconds))
-    for key, seconds in lengths:
-        if not same_duration(seconds, _number(values.setdefault("duration_s", seconds))):
-            _refuse(key)
+        if math.isnan(seconds) or math.isinf(seconds) or (role == "start" and seconds < 0):
+            raise UserError(f"{key} given: no part of a recording in seconds; give start_s and duration_s")
+        found[role].append((key, seconds))
+    key, start = found["start"][0] if found["start"] else ("", 0.0)
+    lengths = [(key, seconds - start) for key, seconds in found["end"]] + found["duration"]
+    if "duration_s" not in values and lengths:
+        values["duration_s"] = round(lengths[0][1], 6)
+    contradiction = [other for other, seconds in found["start"] if abs(seconds - start) > 0.001]
+    given = _number(values.get("duration_s"))
+    contradiction += [other for other, seconds in lengths if not same_duration(seconds, given)]
+    if contradiction:
+        raise UserError(f"{contradiction[0]} given: it contradicts {key or 'duration_s'}; keep one start and one length")
+    if found["start"] and (given > 0 or (lengths and given <= 0)):
+        if given <= 0:
+            raise UserError(f"{key} given: the record ends before it begins")
+        if math.isinf(given):
+            raise UserError(
+                "duration_s given: a segment without end; leave duration_s out where it lasts to the end of the file"
+            )
+        values["start_s"] = start
+    elif start > 0:
+        if not {"start_s", "offset"} & {other for other, _ in found["start"]}:
+            raise UserError(f"{key} given: a start without an end or a duration; give start_s and duration_s")
+        values["start_s"] = start
     return values
 
 
@@ -80,9 +100,13 @@ def _choices(values: Fields) -> Iterator[tuple[str, str, float]]:
             yield key, "end", _number(value[1])
         elif key in ("from", "to") and not math.isnan(sum(pair)):
             yield key, "start" if key == "from" else "end", _number(value)
-        elif role == "start":  # 0 samples are 0 seconds, but the end is unknown where samples are counted
-            yield key, role, _number(value) if not (math.isnan(unit) and COUNTS & set(values)) else math.nan
-        elif role == "end" or (role == "duration" and key != "duration_s" and not math.isnan(_number(value) * unit)):
+        elif role == "start" and math.isnan(unit):  # 0 samples are 0 seconds, but the end is unknown where samples are counted
+            yield key, role, math.nan if _number(value) or COUNTS & set(values) else 0.0
+        elif (
+            role == "start"
+            or role == "end"
+            or (role == "duration" and key != "duration_s" and not math.isnan(_number(value) * unit))
+        ):
             yield key, role, _number(value) * unit
 
 
@@ -93,10 +117,6 @@ def _role(key: str) -> tuple[str, float]:
     role = next((role for role in ("end", "start", "duration") if role in roles), "")
     known = set(words) <= ROLES.keys() | FILLERS | UNITS.keys()
     return role if known else "", next((UNITS[word] for word in words if word in UNITS), 1.0)
-
-
-def _refuse(key: str) -> None:
-    raise UserError(f"{key} given: utterances that are part of a longer file are not supported; cut the file first")
 
 
 def _number(value: Any) -> float:
@@ -130,26 +150,41 @@ def is_cut(record: Mapping[str, Any]) -> bool:
 
 
 def of_cut(cut: Mapping[str, Any]) -> Fields:
-    """Our fields from a lhotse MonoCut of a whole recording with one supervision. Raises UserError for any other cut."""
+    """Our fields from a lhotse MonoCut with one supervision. Raises UserError for any other cut.
+
+    Where the supervision lasts as long as the cut, the utterance is the cut; else it is the supervision's part of it.
+    """
     kind = str(cut.get("type", "MonoCut"))
     if kind != "MonoCut":
-        raise UserError(f"lhotse {kind}: only a MonoCut that is a whole recording can be read; save the cuts as files first")
+        raise UserError(f"lhotse {kind}: only a MonoCut can be read; save the cuts as files first")
     try:
         recording, supervisions = cut["recording"], cut["supervisions"]
         (supervision,) = supervisions
         (source,) = recording["sources"]
-        duration, channel = float(recording["duration"]), cut.get("channel", 0)
-        stretches = [(float(part["start"]), float(part["duration"])) for part in (cut, supervision)]
+        whole, channel = float(recording["duration"]), cut.get("channel", 0)
+        (start, duration), (inner_start, inner) = (
+            (float(part["start"]), float(part["duration"])) for part in (cut, supervision)
+        )
         if source["type"] != "file" or recording.get("transforms") or "features" in source:
             raise UserError("lhotse MonoCut: the recording is not a plain file")
         if channel not in (0, [0]) or len(source["channels"]) != 1:
             raise UserError("lhotse MonoCut: the cut is one channel of several; save the cuts as files first")
-        fields = {"id": cut["id"], "audio": source["source"], "duration_s": duration}
+        fields = {"id": cut["id"], "audio": source["source"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError("lhotse MonoCut: it must have one recording in one file, and one supervision") from error
-    for start, length in stretches:
-        if abs(start) > TOLERANCE_SECONDS or not same_duration(length, duration):
-            raise UserError("lhotse MonoCut: the cut is a part of a longer recording; save the cuts as files first")
+        raise UserError(
+            "lhotse MonoCut: it must have one recording in one file, and one supervision; `lhotse cut trim-to-supervisions` "
+            "makes such cuts"
+        ) from error
+    if inner_start < -TOLERANCE_SECONDS or inner_start + inner > duration + TOLERANCE_SECONDS:
+        raise UserError(
+            "lhotse MonoCut: the supervision begins before the cut or ends after it; a part of its text is not heard"
+        )
+    if abs(inner_start) > TOLERANCE_SECONDS or not same_duration(inner, duration):
+        start, duration = start + max(0.0, inner_start), inner
+    if start > TOLERANCE_SECONDS or not same_duration(duration, whole):
+        fields |= {"start_s": max(0.0, start), "duration_s": duration}
+    else:
+        fields["duration_s"] = whole
     others = {name: supervision.get(name) for name in ("text", "speaker", "language")}
     return fields | {name: value for name, value in others.items() if value is not None}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtbi import text_units
+from mtbi.audio import members
 from mtbi.audio.sound_files import is_sound
 from mtbi.corpus import paths
 from mtbi.corpus.manifest import Rejected, Utterance, count_reasons
@@ -29,7 +30,7 @@ class Summary:
     no_sound: dict[str, int] = field(default_factory=dict)  #: files that are no sound, by ending
     splits: dict[str, int] = field(default_factory=dict)  #: utterances kept by split
     tagged: int = 0  #: transcripts kept with tags such as [noise] in them
-    shared: int = 0  #: utterances kept that share a recording with an earlier utterance
+    shared: int = 0  #: utterances kept that begin where an earlier utterance of the same recording begins
     single: int = 0  #: utterances kept that have one word, or one character where the script has no spaces
 
     def __str__(self) -> str:
@@ -88,8 +89,8 @@ def unlisted(walk: paths.Walk, base: Path, named: Iterable[str]) -> list[Rejecte
 
 
 def _absolute(base: Path, named: Iterable[str]) -> set[str]:
-    """Absolute paths. Empty paths and paths with a NUL are left out."""
-    return {os.path.abspath(base / path) for path in named if path and "\0" not in path}
+    """Absolute paths of files, or of archives with recordings. Empty paths and paths with a NUL are left out."""
+    return {os.path.abspath(base / members.file_of(path)) for path in named if path and "\0" not in path}
 
 
 def summarise(
@@ -100,6 +101,7 @@ def summarise(
     left_out = _absolute(base, (record["audio"] for record in rejected))
     kept_files = [path for path in walk.files if str(path) in kept]
     left_out_files = [path for path in walk.files if str(path) in left_out - kept]
+    places = [(utterance.audio, utterance.start_s) for utterance in good if utterance.audio]
     named = {*kept_files, *left_out_files}
     others = [path for path in walk.files if path not in named]
     if any(map(is_sound, others)):  # named by another way through links, see `unlisted`
@@ -121,5 +123,5 @@ def summarise(
         single=sum(text_units.count(utterance.text) == 1 for utterance in good),
         splits=dict(Counter(utterance.split for utterance in good).most_common()),
         tagged=tagged,
-        shared=sum(bool(utterance.audio) for utterance in good) - len(kept),
+        shared=len(places) - len(set(places)),
     )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mtbi.answers import task_library
 from mtbi.audio import codec
+from mtbi.corpus import recordings
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.demo import world
 from mtbi.demo.speech import join
@@ -64,7 +65,7 @@ def make_split(split: Split, digits_folder: Path, out: Path) -> Path:
         clips = [draw.choice(pool[speaker][world.DIGITS[digit]]) for digit in digits]
         for clip in clips:
             if clip.id not in waves:
-                waves[clip.id] = codec.read(digits_folder / clip.audio)
+                waves[clip.id] = recordings.read(clip, digits_folder)
         wave, times = join((waves[clip.id] for clip in clips), pauses)
         name = f"{split.name}-{number:05d}"
         (out / "audio" / f"{name}.flac").write_bytes(codec.encode(wave))

@@ -13,9 +13,7 @@ from tqdm import tqdm
 
 from mtbi import mds, object_store
 from mtbi.answers.store import AnswerStore
-from mtbi.audio import codec
-from mtbi.corpus import rendering
-from mtbi.corpus.check import refuse_other_duration
+from mtbi.corpus import recordings, rendering
 from mtbi.corpus.manifest import Utterance
 from mtbi.corpus.rendering import Rendering
 from mtbi.errors import UserError
@@ -121,15 +119,13 @@ class ShardWriter:
         """
         if not utterance.audio:
             return np.zeros(0, np.float32)
-        path = Path(self.folder) / utterance.audio
         try:
-            wave = codec.read(path)
-            refuse_other_duration(utterance, len(wave) / codec.SAMPLE_RATE)
+            return recordings.read(utterance, self.folder)
         except UserError as error:
             raise UserError(
-                f"{path} (utterance {utterance.id}): {error}. Sort such files out with `mtbi data import jsonl`."
+                f"{Path(self.folder) / utterance.audio} (utterance {utterance.id}): {error}. "
+                "Sort such files out with `mtbi data import jsonl`."
             ) from error
-        return wave
 
 
 def refuse_used(out: str, scratch: Path) -> None:

@@ -91,3 +91,9 @@ def test_a_recording_that_is_cut_short_later_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"augment.noise: .*cut.wav: truncated"):
         found.draw_piece(100, np.random.default_rng(0))
+
+
+def test_segments_of_longer_files_are_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "noise.jsonl", [Utterance("part", "x.wav", "", start_s=1.0, duration_s=2.0)])
+    with pytest.raises(UserError, match="part is a segment of a longer file; name whole files here"):
+        SoundSet.of("augment.noise", [str(tmp_path / "noise.jsonl")])

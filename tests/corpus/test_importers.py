@@ -131,8 +131,8 @@ def test_transcripts_are_in_one_unicode_form_and_what_cannot_be_interleaved_is_c
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'libri' is unknown: did you mean 'librispeech'"):
-        import_corpus("libri", tmp_path, tmp_path)
+    with pytest.raises(UserError, match="'librispech' is unknown: did you mean 'librispeech'"):
+        import_corpus("librispech", tmp_path, tmp_path)
     with pytest.raises(UserError, match="nowhere: no such file"):
         import_corpus("fsdd", tmp_path / "nowhere", tmp_path)
     with pytest.raises(UserError, match=r"nothing found\. The kind 'fsdd' expects: The Free Spoken Digit Dataset"):

@@ -54,18 +54,42 @@ def test_each_record_that_is_no_utterance_has_a_reason(source: Path, tmp_path: P
     )
     summary = import_corpus("kaldi", source, tmp_path / "out")
     assert [(u.id, u.split) for u in read(tmp_path / "out")] == [("good", "")]
-    assert summary.reasons == {"not a path": 3, "no transcript": 1, "no recording": 1}
+    assert summary.reasons == {"not a path": 2, "cannot be opened": 1, "no transcript": 1, "no recording": 1}
     assert rejected(tmp_path / "out")["piped"].startswith("not a path: wav.scp gives a command")
     assert rejected(tmp_path / "out")["lost"] == "no recording: wav.scp has no line with the id lost"
 
 
-def test_segments_of_whole_recordings_are_kept(source: Path, tmp_path: Path) -> None:
+def test_segments_of_recordings(source: Path, tmp_path: Path) -> None:
     write_data_folder(
         source,
         wav_scp="a wav/a.wav\nb wav/b.wav\n",
-        text="whole one\nend two\nlater three\nshort four\nodd five\n",
-        segments="whole a 0.0 1.0\nend b 0 -1\nlater b 0.5 1.0\nshort b 0 0.3\nodd b 0\n",
+        text="whole one\nend two\nlater three\nrest four\nodd five\nafter six\nback seven\nwords eight\n",
+        segments="whole a 0.0 1.0\nend b 0 -1\nlater b 0.5 0.9\nrest a 0.25 -1\nodd b 0\nafter b 0.8 3.0\nback b 0.8 0.2\n"
+        "words b x y\n",
+        utt2spk="later anna\n",
+        spk2gender="anna f\n",
+        utt2lang="later da\n",
+        utt2dur="rest 0.5\n",
     )
     import_corpus("kaldi", source, tmp_path / "out")
-    assert [(u.id, u.text) for u in read(tmp_path / "out")] == [("whole", "one"), ("end", "two")]
-    assert rejected_kinds(tmp_path / "out") == {"later": "start given", "short": "duration differs", "odd": "bad record"}
+    assert [(u.id, u.text, u.start_s, u.duration_s) for u in read(tmp_path / "out")] == [
+        ("whole", "one", 0.0, 1.0),
+        ("end", "two", None, 1.0),
+        ("later", "three", 0.5, 0.4),
+        ("rest", "four", 0.25, 0.5),
+    ]
+    later = read(tmp_path / "out")[2]
+    assert (later.speaker, later.language, later.extra) == ("anna", "da", {"gender": "f"})
+    assert rejected_kinds(tmp_path / "out") == {
+        "odd": "bad record",
+        "after": "outside the recording",
+        "back": "start_s given",
+        "words": "bad record",
+    }
+
+
+def test_durations_of_whole_recordings_are_compared(source: Path, tmp_path: Path) -> None:
+    write_data_folder(source, wav_scp="a wav/a.wav\nb wav/b.wav\n", text="a one\nb two\n", utt2dur="a 1.0\nb 7.5\n")
+    import_corpus("kaldi", source, tmp_path / "out")
+    assert [u.id for u in read(tmp_path / "out")] == ["a"]
+    assert rejected_kinds(tmp_path / "out") == {"b": "duration differs"}

@@ -15,7 +15,17 @@ from mtbi.errors import UserError
 
 def test_manifest_round_trip_keeps_every_field(tmp_path: Path) -> None:
     full = Utterance(
-        "a", "a.wav", "née Ørsted", "sp", 1.5, "da", 16000, "train", [("née", 0.0, 0.5), ("Ørsted", 0.5, 1.5)], {"count": "two"}
+        "a",
+        "a.wav",
+        "née Ørsted",
+        "sp",
+        1.5,
+        "da",
+        16000,
+        "train",
+        [("née", 0.0, 0.5), ("Ørsted", 0.5, 1.5)],
+        {"count": "two"},
+        0.0,
     )
     full.extra = {"gender": "F", "segments": [{"start": 0}]}
     manifest.write_manifest(tmp_path / "m.jsonl", [full, Utterance("b", "b.wav", "")])
@@ -52,6 +62,11 @@ def test_nemo_and_lhotse_keys(tmp_path: Path) -> None:
     assert manifest.read_manifest(tmp_path / "m.jsonl") == [
         Utterance("wavs/x1", "wavs/x1.wav", "hi", "7", 2, "en", 16000, extra={"pred": "ho"})
     ]
+    lines = [line | {"offset": offset} for offset in (0, 2.5)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = [(one.id, one.start_s, one.duration_s) for one in manifest.read_manifest(tmp_path / "m.jsonl")]
+    assert found == [("wavs/x1-0.000", 0.0, 2), ("wavs/x1-2.500", 2.5, 2)]
+    assert manifest.parse({"audio": "a.tar:512:99"}).id == "a.tar:512:99"
 
 
 BAD_LINES = {
@@ -64,7 +79,7 @@ BAD_LINES = {
     "bad record: words must be": b'{"id": "w", "audio": "t.wav", "text": "x", "words": [["x", 1]]}',
     "id used before: line": b'{"id": "good", "audio": "g.wav", "text": "x"}',
     "path upwards": b'{"id": "u", "audio": "a/../../secret.wav", "text": "x"}',
-    "offset given": b'{"id": "o", "audio": "o.wav", "text": "x", "offset": 3.5}',
+    "offset given": b'{"id": "o", "audio": "o.wav", "text": "x", "offset": -3.5}',
 }
 
 

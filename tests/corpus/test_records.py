@@ -66,38 +66,70 @@ def reason(**record: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "part",
+    ("part", "start", "seconds"),
     [
-        {"offset": 0.0, "duration": 1.0},
-        {"duration": 6.0},
-        {"start_s": 0.5, "duration_s": 1.0},
-        {"start": 0, "end": 1.0},
-        {"end": 1.0},
-        {"start": 0.5, "end": 2.0},
-        {"offset": "0.5"},
-        {"start_time": float("nan")},
-        {"end_time": "00:01"},
-        {"end": 1.0, "duration": 2.0},
-        {"channel": 1, "audio": "stereo.wav"},
-        {"clip_start": 0.0, "clip_end": 1.0},
-        {"startTime": 0, "endTimeMs": 1000},
-        {"start_ms": 0, "end_ms": 1000},
-        {"stime": 0, "etime": 1.0},
-        {"start_sample": 0, "end_sample": 16000},
-        {"frame_offset": 0, "num_frames": 16000},
-        {"frame_offset": 16000},
-        {"t0": 0, "t1": "1.0"},
-        {"duration_seconds": "1.0"},
-        {"from": 0.0, "to": 1.0},
-        {"timestamp": [0.0, 1.0]},
-        {"segment": [0.5, 2.0]},
-        {"duration_ms": 1000},
-        {"offset": 0.0, "audio_duration": 1.0},
+        ({"start_s": 0.5, "duration_s": 1.0}, 0.5, 1.0),
+        ({"offset": 0.0, "duration": 1.0}, 0.0, 1.0),
+        ({"offset": "0.5"}, 0.5, 1.5),
+        ({"start_s": 0.5}, 0.5, 1.5),
+        ({"start": 0, "end": 1.0}, 0.0, 1.0),
+        ({"start": 0.5, "end": 2.0}, 0.5, 1.5),
+        ({"start": 0.5, "end": 2.4}, 0.5, 1.5),
+        ({"clip_start": 0.0, "clip_end": 1.0}, 0.0, 1.0),
+        ({"startTime": 0.25, "endTimeMs": 1000}, 0.25, 0.75),
+        ({"start_ms": 100, "end_ms": 1000}, 0.1, 0.9),
+        ({"begin_time": 0.5, "end_time": 1.5, "duration": 1.0}, 0.5, 1.0),
+        ({"t0": 0, "t1": "1.0"}, 0.0, 1.0),
+        ({"from": 0.0, "to": 1.0}, 0.0, 1.0),
+        ({"timestamp": [0.0, 1.0]}, 0.0, 1.0),
+        ({"segment": [0.5, 2.0]}, 0.5, 1.5),
+        ({"offset": 0, "duration": 2.4}, 0.0, 2.0),
     ],
     ids=json.dumps,
 )
-def test_a_part_of_a_recording_is_refused(part: dict[str, Any]) -> None:
-    assert reason(**part).split(":")[0].endswith((" given", "duration differs"))
+def test_a_part_of_a_recording_is_a_segment(part: dict[str, Any], start: float, seconds: float) -> None:
+    utterance = manifest.parse(GOOD | part)
+    assert utterance.extra == {}
+    ((found,), bad) = check([utterance], ".")
+    assert not bad
+    assert (found.start_s, found.duration_s) == (start, pytest.approx(seconds))
+    assert manifest.parse(found.to_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"duration": 6.0}, "duration differs: 6.00 s in the record, 2.00 s in the file; where the utterance is a part"),
+        ({"end": 1.0}, "duration differs"),
+        ({"duration_ms": 1000}, "duration differs"),
+        (
+            {"offset": 1.0, "duration": 6.0},
+            "outside the recording: the segment is from 1.00 to 7.00 s, but the file ends at 2.00 s",
+        ),
+        ({"start": 35.2, "end": 37.2}, "outside the recording"),
+        ({"start": 0.5}, "start given: a start without an end"),
+        ({"offset": -0.5, "duration": 1.0}, "offset given: no part of a recording in seconds"),
+        ({"start_s": 0.5, "duration_s": float("inf")}, "duration_s given: a segment without end"),
+        ({"start": 1.5, "end": 0.5}, "start given: the record ends before it begins"),
+        ({"start_time": float("nan")}, "start_time given: no part"),
+        ({"end_time": "00:01"}, "end_time given: no part"),
+        ({"start_sample": 0, "end_sample": 16000}, "given: no part of a recording in seconds; give start_s and duration_s"),
+        ({"frame_offset": 0, "num_frames": 16000}, "frame_offset given: no part"),
+        ({"end": 1.0, "duration": 2.0}, "end given: it contradicts"),
+        ({"offset": 0.5, "start": 0.7, "duration": 1.0}, "given: it contradicts"),
+        ({"channel": 1, "audio": "stereo.wav"}, "channel given"),
+        ({"start_s": 0.5, "duration_s": 0.05}, "too short"),
+    ],
+    ids=json.dumps,
+)
+def test_a_part_that_is_unclear_or_not_there_is_refused(part: dict[str, Any], words: str) -> None:
+    assert words in reason(**part)
+
+
+def test_word_times_of_a_segment_begin_at_its_start() -> None:
+    segment = {"start_s": 1.0, "duration_s": 0.9}
+    assert reason(words=[["one", 0.0, 0.5], ["two", 0.5, 0.9]], **segment) == ""
+    assert "the last word ends at 1.90 s, the recording at 0.90 s" in reason(words=[["one", 1.0, 1.9]], **segment)
 
 
 @pytest.mark.parametrize(
@@ -224,14 +256,28 @@ def test_lhotse_cuts_that_are_whole_recordings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "start", "seconds"),
+    [
+        ({"start": 3.0}, 3.0, 2.0),
+        ({"duration": 1.0, "supervisions": [CUT["supervisions"][0] | {"duration": 1.0}]}, 0.0, 1.0),
+        ({"start": 3.0, "supervisions": [CUT["supervisions"][0] | {"start": 0.75, "duration": 1.0}]}, 3.75, 1.0),
+        ({"start": 0.001, "duration": 9.9, "supervisions": [CUT["supervisions"][0] | {"duration": 10.0}]}, None, 10.0),
+    ],
+    ids=lambda change: " ".join(change) if isinstance(change, dict) else str(change),
+)
+def test_lhotse_cuts_that_are_parts_of_recordings(change: dict[str, Any], start: float | None, seconds: float) -> None:
+    utterance = manifest.parse(CUT | {"recording": CUT["recording"] | {"duration": 10.0}} | change)
+    assert (utterance.start_s, utterance.duration_s) == (start, seconds)
+
+
+@pytest.mark.parametrize(
     "change",
     [
-        {"start": 3.0},
-        {"duration": 1.0},
         {"type": "MixedCut"},
         {"supervisions": []},
         {"supervisions": CUT["supervisions"] * 2},
-        {"supervisions": [CUT["supervisions"][0] | {"start": 1.0, "duration": 1.0}]},
+        {"supervisions": [CUT["supervisions"][0] | {"start": 1.0, "duration": 2.0}]},
+        {"supervisions": [CUT["supervisions"][0] | {"start": -1.0}]},
         {"channel": 1},
         {"recording": CUT["recording"] | {"sources": [{"type": "url", "channels": [0], "source": "http://x/a.wav"}]}},
         {"recording": CUT["recording"] | {"sources": [{"type": "file", "channels": [0, 1], "source": "a.wav"}]}},
