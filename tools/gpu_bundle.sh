@@ -15,9 +15,9 @@ mkdir -p "$out"
 "${pip[@]}" wheel --no-deps --no-build-isolation --wheel-dir "$out" .
 # Built without kernels, so the wheel fits every Python. Its build imports torch, so it takes this environment's.
 DS_BUILD_OPS=0 "${pip[@]}" wheel --no-deps --no-build-isolation --no-binary deepspeed --constraint constraints.txt --wheel-dir "$out" deepspeed
-"${pip[@]}" download --no-deps --only-binary=:all: --constraint constraints.txt --dest "$out" \
-    --python-version "$target" --implementation cp \
-    --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
-    mosaicml-streaming boto3 botocore s3transfer jmespath \
+download=("${pip[@]}" download --no-deps --only-binary=:all: --dest "$out" --python-version "$target" --implementation cp)
+for glibc in _2_28 _2_27 _2_17 2014 1; do download+=(--platform "manylinux${glibc}_x86_64"); done
+"${download[@]}" --constraint constraints.txt mosaicml-streaming boto3 botocore s3transfer jmespath \
     soundfile cffi pycparser jiwer rapidfuzz hjson brotli catalogue python-snappy cramjam
+"${download[@]}" zstd # the newest with a wheel for that Python
 du -sh "$out"
