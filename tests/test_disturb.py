@@ -17,11 +17,11 @@ REPOSITORY = Path(__file__).parents[1]
 def test_no_disturbed_run_ends_well_with_another_result(tmp_path: Path, shard_folder: Path) -> None:
     command = [sys.executable, "-u", "tools/disturb.py", str(tmp_path), "--shards", str(shard_folder)]
     done = subprocess.run(
-        [*command, "--cases", "30", "--recipes", "2"], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1400
+        [*command, "--cases", "20", "--recipes", "2"], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1400
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-3000:]
     record = json.loads((tmp_path / "disturb.json").read_text())
-    assert len(record["cases"]) == 30
+    assert len(record["cases"]) == 20
     assert set(record["outcomes"]) <= {"equal", "refused", "reported"}
     # Most disturbances end, and then the run must get to its result.
-    assert record["outcomes"]["equal"] >= 20
+    assert record["outcomes"]["equal"] >= 13

@@ -133,10 +133,10 @@ MANIFESTS = [
 RECORDINGS = [
     Case("missing", "data check m.jsonl", ("1 records cannot be used", "`mtbi data import jsonl`"), lines("m.jsonl", GOOD)),
     Case(
-        "the first part of a long recording",
+        "a segment that begins after its recording",
         "data import jsonl m.jsonl out",
-        ("none of the 1 records can be used ({'duration differs': 1})", "out/rejected.jsonl"),
-        both(lines("m.jsonl", {**GOOD, "offset": 0.0, "duration": 2.0}), file("a.wav", tone(6))),
+        ("none of the 1 records can be used ({'outside the recording': 1})", "out/rejected.jsonl"),
+        both(lines("m.jsonl", {**GOOD, "offset": 7.0, "duration": 2.0}), file("a.wav", tone(6))),
     ),
     Case(
         "a part of a recording, not imported",
@@ -145,10 +145,10 @@ RECORDINGS = [
         both(lines("m.jsonl", {**GOOD, "duration": 2.0}), file("a.wav", tone(6))),
     ),
     Case(
-        "a part of a recording",
+        "a segment that begins before its recording",
         "data stats m.jsonl",
-        ("start_s given", "cut the file first", "line 1 of m.jsonl"),
-        lines("m.jsonl", {**GOOD, "start_s": 1.44}),
+        ("start_s", "line 1 of m.jsonl"),
+        lines("m.jsonl", {**GOOD, "start_s": -1.44}),
     ),
     Case(
         "a format that libsndfile does not read",

@@ -74,7 +74,7 @@ RUNS = [
     Case(
         "an item whose limit is no number",
         "evaluate $run --shards m.jsonl",
-        ("m.jsonl, line 1: an item is a JSON object", "`max_new_tokens` is a number"),
+        ("m.jsonl, line 1: an item is a JSON object", "`max_new_tokens` and `start_s` are numbers"),
         both(lines("m.jsonl", {"audio": "a.wav", "instruction": "?", "max_new_tokens": "many"}), file("a.wav", "no sound\n")),
     ),
     Case(

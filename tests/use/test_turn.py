@@ -12,6 +12,7 @@ from torch import Tensor
 from mtbi.benchmark.answers import ConditionAsker
 from mtbi.benchmark.dialogues import Dialogue, Turn
 from mtbi.llm.chat_format import load_llm_tokenizer
+from mtbi.metrics import SPEECH
 from mtbi.use.api import SpeechLLM
 from mtbi.use.conversation import Conversation
 from mtbi.use.export import chat_template, make_processor
@@ -111,7 +112,7 @@ def test_a_message_without_speech_is_just_text(run: TrainedRun) -> None:
 def test_the_benchmark_asks_as_training_did(run: TrainedRun) -> None:
     first = run.recipe.behaviour.prompt_first
     dialogue = Dialogue("g", "u", "s", "t", 0, PROMPT, False, first, "three five", None)
-    assert flat(ConditionAsker(run).prompt(Turn(dialogue, A, B, None), A)) == trained(run, ["sound"])
+    assert flat(ConditionAsker(run).prompt(Turn(dialogue, A, B, None), SPEECH, A)) == trained(run, ["sound"])
 
 
 def test_a_mix_is_asked_as_training_did(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:

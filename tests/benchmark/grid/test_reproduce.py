@@ -18,7 +18,7 @@ recipe: demo
 seeds: [1]
 evaluate: {{test: "{shards}"}}
 cascade: demo
-dialogues: 40
+dialogues: 20
 fields:
   - "data.shards=[{shards}]"
   - plan.tasks=[repeat, count, last, maximum, sort]
