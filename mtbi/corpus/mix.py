@@ -165,7 +165,8 @@ def _scene(chosen: Sequence[Utterance], settings: MixSettings, draw: Random) -> 
         wave *= np.float32(PEAK / peak)
         about["quieter_by_db"] = round(20 * float(np.log10(peak / PEAK)), 2)
     languages = {utterance.language for utterance in chosen}
-    fields, answers = ask_about_talkers(segments, settings.separator, draw)
+    genders = {utterance.speaker: str(utterance.extra.get("gender") or "") for utterance in chosen}
+    fields, answers = ask_about_talkers(segments, settings.separator, draw, genders)
     return MixedScene(wave, segments, languages.pop() if len(languages) == 1 else "", about | fields, answers)
 
 

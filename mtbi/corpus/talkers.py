@@ -17,16 +17,18 @@ from mtbi.scenes.segments import SpeakerSegment
 from mtbi.scenes.serialised import by_start, serialise, talkers, turns
 
 KEYWORD_LETTERS = 5  #: a keyword has at least so many, where there is such a word
+GENDERS = {"f": "female", "m": "male"}  #: as prompts write them, by the first letter of what manifests write
 _EDGES = regex.compile(r"^[^\p{L}\p{N}\p{M}]+|[^\p{L}\p{N}\p{M}]+$")
 
 
 def ask_about_talkers(
-    segments: Sequence[SpeakerSegment], separator: str, draw: Random
+    segments: Sequence[SpeakerSegment], separator: str, draw: Random, genders: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The fields that prompts name, and the right answer of each task, for a scene with words and times.
 
-    Talkers are numbered in the order of their first starts. Without a word that only one talker says there is neither a
-    `keyword` nor an answer about it. Raises UserError where somebody's words hold the separator.
+    Talkers are numbered in the order of their first starts. `genders` are those of the talkers, as a manifest writes them.
+    Without a word that only one talker says there is neither a `keyword` nor an answer about it, and without all genders
+    neither a `talker_gender` nor an answer. Raises UserError where somebody's words hold the separator.
     """
     words = talkers(segments)
     texts = [serialise([text], separator) for text in words.values()]
@@ -44,6 +46,12 @@ def ask_about_talkers(
     if found := keywords(words):
         fields["keyword"], speaker = draw.choice(found)
         answers["keyword_talker"] = texts[list(words).index(speaker)]
+    known = [GENDERS.get(genders.get(speaker, "").strip().lower()[:1], "") for speaker in words]
+    if all(known):
+        fields["talker_gender"] = chosen = draw.choice(sorted(set(known)))
+        answers["gender_talkers"] = serialise(
+            [text for text, gender in zip(texts, known, strict=True) if gender == chosen], separator
+        )
     return fields, answers
 
 

@@ -9,7 +9,7 @@ from mtbi.corpus import rendering
 from mtbi.errors import UserError
 
 #: What the manifests of `mtbi data mix` have for the wordings of the library `talkers`.
-FIELDS = {"separator", "talker_number", "keyword"}
+FIELDS = {"separator", "talker_number", "keyword", "talker_gender"}
 
 
 @pytest.mark.parametrize("library", sorted(path.stem for path in task_library.LIBRARY.glob("*.yaml")))
