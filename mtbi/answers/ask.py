@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mtbi import text_units
 from mtbi.answers import filters, store
-from mtbi.answers.questions import Question, chosen_tasks, draw_questions
+from mtbi.answers.questions import Question, chosen_tasks, draw_questions, fields_in
 from mtbi.answers.teacher import Answer, Teacher
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
@@ -34,19 +34,24 @@ def ask_unanswered(
     chat: ChatFormat,
     out: Path | str,
     seed: int = 1,
+    fields: Collection[str] | None = None,
 ) -> int:
     """Ask every question that has no answer in the folder `out`. Returns the number of new answers.
+
+    `fields` are the names in wordings that an utterance's values replace; None = those that some of these utterances have.
 
     Raises UserError for unknown tasks, tasks without wordings of the wanted kind, a folder with answers made in another
     way or about other transcripts, and a folder that another process is filling.
     """
-    out, tasks = Path(out), chosen_tasks(config)
+    out, tasks, utterances = Path(out), chosen_tasks(config), list(utterances)
+    if fields is None:
+        fields = fields_in(tasks, config, utterances)
     with store.locked(out):
         store.open_folder(out, config, chat)
         known = store.answered(out)
         unanswered = []
         for utterance in utterances:
-            for question in draw_questions(utterance, tasks, config, chat, seed):
+            for question in draw_questions(utterance, tasks, config, chat, seed, fields):
                 if question.key not in known:
                     unanswered.append(question)
                 elif known[question.key] not in ("", store.digest(question.read)):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mtbi import metrics
 from mtbi.answers import filters
 from mtbi.answers.ask import ask
-from mtbi.answers.questions import Question, chosen_tasks, draw_questions
+from mtbi.answers.questions import Question, chosen_tasks, draw_questions, fields_in
 from mtbi.answers.teacher import build_teacher
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import read_chat
@@ -64,11 +64,12 @@ def sample_answers(utterances: Sequence[Utterance], recipe: Recipe, tasks: list[
         tasks=tasks or recipe.behaviour.tasks,
     )  # fmt: skip
     chosen, chat = chosen_tasks(config), read_chat(recipe)
+    fields = fields_in(chosen, config, utterances)
     drawn = random.Random(recipe.seed).sample(list(utterances), min(count, len(utterances)))
     questions = [
         question
         for utterance in drawn
-        for question in draw_questions(utterance, chosen, config, chat, recipe.seed)
+        for question in draw_questions(utterance, chosen, config, chat, recipe.seed, fields)
         if question.source == "llm"
     ]
     teacher = build_teacher(recipe.model, config, recipe.precision)

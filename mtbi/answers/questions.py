@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from mtbi.answers import filters, task_library
+from mtbi.answers.task_library import Task
 from mtbi.corpus import rendering
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
@@ -21,7 +24,7 @@ class Question:
     utterance: str  #: id
     task: str
     wording: int  #: number among the task's wordings
-    prompt: str
+    prompt: str  #: the wording, filled from the utterance's fields
     lead_ids: list[int]
     prompt_ids: list[int]
     heldout: bool  #: the wording is kept out of training
@@ -48,7 +51,7 @@ class Question:
         return self.utterance, self.task, self.wording
 
 
-def chosen_tasks(config: BehaviourConfig) -> list[task_library.Task]:
+def chosen_tasks(config: BehaviourConfig) -> list[Task]:
     """The tasks to ask.
 
     Raises UserError for unknown tasks or filters, for wrong templates (`mtbi.corpus.rendering`), and where none of the tasks
@@ -64,27 +67,81 @@ def chosen_tasks(config: BehaviourConfig) -> list[task_library.Task]:
     return tasks
 
 
-def draw_questions(
-    utterance: Utterance, tasks: list[task_library.Task], config: BehaviourConfig, chat: ChatFormat, seed: int
-) -> list[Question]:
-    """The questions about one utterance. They depend only on the seed and the utterance's id, not on other utterances.
+def fields_in(tasks: Iterable[Task], config: BehaviourConfig, utterances: Iterable[Utterance]) -> frozenset[str]:
+    """The names in braces of the tasks' wordings that are a field of some utterance, such as `keyword`.
 
-    Raises UserError where the utterance lacks a field of `behaviour.reads`.
+    Other braces in wordings are text.
+    """
+    wordings = (task.wordings[number] for task in tasks for number in task.choices(config.wordings))
+    wanted = set().union(*map(rendering.names_in, wordings))
+    found: set[str] = set()
+    for utterance in utterances:
+        if found >= wanted:
+            break
+        found |= wanted & values_of(utterance).keys()
+    return frozenset(found)
+
+
+def values_of(utterance: Utterance) -> dict[str, str]:
+    """The fields of an utterance with which wordings are filled: those of `mtbi.corpus.rendering` that are not empty."""
+    return {name: value for name, value in rendering.fields_of(utterance).items() if value.strip()}
+
+
+def askable(task: Task, config: BehaviourConfig, lacking: Collection[str]) -> Sequence[int]:
+    """The numbers of a task's wordings of the wanted kind that name none of the fields that an utterance lacks."""
+    choices = task.choices(config.wordings)
+    if not lacking:
+        return choices
+    wordings = task.wordings
+    return [number for number in choices if rendering.names_in(wordings[number]).isdisjoint(lacking)]
+
+
+def count_lacking(
+    utterances: Iterable[Utterance], tasks: Sequence[Task], config: BehaviourConfig, fields: Collection[str]
+) -> Counter[tuple[str, str]]:
+    """How many utterances are not asked in some wordings of a task, by the task and the field that they lack."""
+    named: dict[str, set[str]] = {
+        task.name: set().union(*(rendering.names_in(task.wordings[number]) for number in task.choices(config.wordings)))
+        for task in tasks
+    }
+    counts: Counter[tuple[str, str]] = Counter()
+    for utterance in utterances if fields else ():
+        lacking = set(fields) - values_of(utterance).keys()
+        counts.update((task, name) for task, names in named.items() for name in sorted(names & lacking))
+    return counts
+
+
+def draw_questions(
+    utterance: Utterance,
+    tasks: list[Task],
+    config: BehaviourConfig,
+    chat: ChatFormat,
+    seed: int,
+    fields: Collection[str] = (),
+) -> list[Question]:
+    """The questions about one utterance. They depend only on the seed and the utterance, not on other utterances.
+
+    `fields` are the names in wordings that the utterance's values replace (`fields_in`). Without a value, the utterance is not
+    asked in such a wording. Raises UserError where the utterance lacks a field of `behaviour.reads`.
     """
     around = rendering.read_by_llm(config.reads).around(utterance)
+    values = {name: value for name, value in values_of(utterance).items() if name in fields} if fields else {}
+    choices = {task.name: askable(task, config, set(fields) - values.keys()) for task in tasks}
+    tasks = [task for task in tasks if choices[task.name]]
     rng = random.Random(hashlib.sha256(f"{seed} {utterance.id}".encode()).digest())
     chosen = rng.sample(tasks, min(config.per_utterance or len(tasks), len(tasks)))
     questions = []
     for task in chosen:
-        choices = task.choices(config.wordings)
-        for wording in rng.sample(choices, min(config.wordings_per_task, len(choices))):
-            lead, suffix = chat.around_speech(task.wordings[wording], config.prompt_first)
+        numbers = choices[task.name]
+        for wording in rng.sample(numbers, min(config.wordings_per_task, len(numbers))):
+            prompt = rendering.fill(task.wordings[wording], values)
+            lead, suffix = chat.around_speech(prompt, config.prompt_first)
             questions.append(
                 Question(
                     utterance.id,
                     task.name,
                     wording,
-                    task.wordings[wording],
+                    prompt,
                     lead,
                     suffix,
                     wording >= task.training_wordings,

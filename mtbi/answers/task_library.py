@@ -17,6 +17,7 @@ constraints:                                          # optional: appended to a 
     form: "[^a-z]+"
     tasks: [summary]                                  # optional: tasks that it applies to (default: all of the file)
 
+Other names in braces are fields of the utterance's line in the manifest (`mtbi.answers.questions.fields_in`).
 A task under a constraint is a task of its own, `summary/capitals`. It is chosen by name or pattern (`*/capitals`) only.
 """
 

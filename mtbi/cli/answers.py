@@ -27,6 +27,7 @@ def add_behave(commands: Group) -> None:
 def run_behave(options: Options) -> None:
     """Ask the text LLM every chosen task about each transcript. Its arithmetic is that of the recipe's `precision`."""
     from mtbi import recipe as recipes
+    from mtbi.answers import questions
     from mtbi.answers.ask import ask_unanswered
     from mtbi.answers.teacher import build_teacher
     from mtbi.corpus import manifest
@@ -34,12 +35,16 @@ def run_behave(options: Options) -> None:
 
     recipe = recipes.load(options.recipe, options.overrides)
     utterances, chat, out = manifest.read_manifest(options.manifest), read_chat(recipe), options.out
+    tasks = questions.chosen_tasks(recipe.behaviour)
+    fields = questions.fields_in(tasks, recipe.behaviour, utterances)
     if options.part:
         part = manifest.ManifestSlice.parse(options.part)
         utterances, out = part.take(utterances), out / str(part)
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
-    ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, seed=recipe.seed)
+    ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, recipe.seed, fields)
     print(f"{out}: answers about {len(utterances)} utterances")
+    for (task, name), count in questions.count_lacking(utterances, tasks, recipe.behaviour, fields).items():
+        print(f"  {task}: {count} utterances have no {name}, so they are not asked in wordings with {{{name}}}")
     if recipe.behaviour.filter:
         print_left_out(out)
 

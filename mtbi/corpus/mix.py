@@ -18,8 +18,10 @@ from mtbi.audio import codec
 from mtbi.corpus import recordings
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.corpus.pauses import FRAME_SAMPLES, loud_frames
+from mtbi.corpus.talkers import ask_about_talkers
 from mtbi.errors import UserError
 from mtbi.scenes.segments import SpeakerSegment
+from mtbi.scenes.serialised import SEPARATOR
 from mtbi.scenes.turns import MEETINGS, TurnStatistics, draw_speakers, draw_starts
 from mtbi.scenes.write import record, write_segments
 
@@ -40,6 +42,7 @@ class MixSettings:
     longest: float = 30.0  #: seconds; turns that would end later are left out, so a scene may have fewer turns and speakers
     level_db: float = 3.0  #: how far the levels of two utterances may lie above or below the common one
     statistics: TurnStatistics = MEETINGS
+    separator: str = SEPARATOR  #: between talkers in right answers, see `mtbi.scenes.serialised.parse_separator`
 
     def __post_init__(self) -> None:
         fewest, most = self.speakers
@@ -53,24 +56,32 @@ class MixSettings:
 
 @dataclass(frozen=True)
 class MixedScene:
-    """One scene: `(samples,)` at 16 kHz, who says what when, the language if it is one, and what the mixing did."""
+    """One scene: `(samples,)` at 16 kHz, who says what when, the language if it is one, and right answers by task.
+
+    `about` says what the mixing did, and has the values that prompts name (`mtbi.corpus.talkers`).
+    """
 
     wave: np.ndarray
     segments: list[SpeakerSegment]
     language: str
     about: dict[str, Any]
+    answers: dict[str, str]
 
 
-def mix(manifests: Sequence[Path], out: Path, settings: MixSettings) -> int:
-    """Write `out/audio/*.flac`, `out/ref.json` (SegLST) and `out/manifest.jsonl`. Returns the number of speakers to draw from.
+def mix(manifests: Sequence[Path], out: Path, settings: MixSettings) -> tuple[int, int]:
+    """Write `out/audio/*.flac`, `out/ref.json` (SegLST) and `out/manifest.jsonl`.
 
-    A line of the manifest has the words in the order of their segments' starts as its text, and `segments`. The manifest is
-    written last. Raises UserError for a folder that is not empty, where utterances lack speakers, where there are too few
-    speakers, and for recordings that cannot be read.
+    Returns the number of speakers to draw from, and the number of utterances left out because they are longer than
+    `settings.longest`.
+
+    A line of the manifest has the words in the order of their segments' starts as its text, `segments`, and right answers about
+    the talkers. The manifest is written last. Raises UserError for a folder that is not empty, where utterances lack speakers
+    or hold the separator, where there are too few speakers, and for recordings that cannot be read.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: the folder is not empty; give a new one, or remove it")
-    voices = read_voices(manifests)
+    whole = read_voices(manifests)
+    voices = fitting(whole, settings.longest)
     if len(voices) < settings.speakers[1]:
         raise UserError(f"scenes with {settings.speakers[1]} speakers need as many in the manifests, which have {len(voices)}")
     (out / "audio").mkdir(parents=True, exist_ok=True)
@@ -84,7 +95,13 @@ def mix(manifests: Sequence[Path], out: Path, settings: MixSettings) -> int:
         utterances.append(_line(name, path.relative_to(out), scene))
     write_segments(out / "ref.json", segments)
     write_manifest(out / "manifest.jsonl", utterances)
-    return len(voices)
+    return len(voices), sum(map(len, whole.values())) - sum(map(len, voices.values()))
+
+
+def fitting(voices: Mapping[str, list[Utterance]], longest: float) -> dict[str, list[Utterance]]:
+    """The utterances that are not known to be longer than `longest` seconds, by speaker. Speakers without any are left out."""
+    kept = {speaker: [one for one in utterances if one.duration_s <= longest] for speaker, utterances in voices.items()}
+    return {speaker: utterances for speaker, utterances in kept.items() if utterances}
 
 
 def read_voices(manifests: Sequence[Path]) -> dict[str, list[Utterance]]:
@@ -148,7 +165,9 @@ def _scene(chosen: Sequence[Utterance], settings: MixSettings, draw: Random) -> 
         wave *= np.float32(PEAK / peak)
         about["quieter_by_db"] = round(20 * float(np.log10(peak / PEAK)), 2)
     languages = {utterance.language for utterance in chosen}
-    return MixedScene(wave, segments, languages.pop() if len(languages) == 1 else "", about)
+    genders = {utterance.speaker: str(utterance.extra.get("gender") or "") for utterance in chosen}
+    fields, answers = ask_about_talkers(segments, settings.separator, draw, genders)
+    return MixedScene(wave, segments, languages.pop() if len(languages) == 1 else "", about | fields, answers)
 
 
 def spoken(utterance: Utterance) -> np.ndarray:
@@ -176,5 +195,6 @@ def _line(name: str, audio: Path, scene: MixedScene) -> Utterance:
         duration_s=len(scene.wave) / codec.SAMPLE_RATE,
         language=scene.language,
         sample_rate=codec.SAMPLE_RATE,
+        answers=scene.answers,
         extra={**scene.about, "segments": parts},
     )

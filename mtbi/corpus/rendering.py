@@ -3,12 +3,13 @@
 The text LLM reads `behaviour.reads`, in which `{text}` is the transcript. The speech LLM gets `behaviour.hears`, in which
 `{sound}` is the recording. Any other `{name}` is a field of the utterance's line in the manifest. So the text LLM may read what
 the transcript does not say, such as the speaker's gender (DeSTA2, arXiv 2409.20007), and the speech LLM may get text beside
-the sound (VoiceTextBlender, arXiv 2410.17485).
+the sound (VoiceTextBlender, arXiv 2410.17485). The wordings of tasks may name such fields too, but not the transcript.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,16 @@ def fields_of(utterance: Utterance) -> dict[str, str]:
     values = {name: value for name, value in own.items() if value} | utterance.extra
     plain = {name: value for name, value in values.items() if isinstance(value, str | int | float) and value is not True}
     return {name: nfc(value) if isinstance(value, str) else f"{value:g}" for name, value in plain.items() if value is not False}
+
+
+def names_in(wording: str) -> set[str]:
+    """The names in braces of a task's wording. `{text}` and `{sound}` are none: both LLMs read the wording."""
+    return {name for name in FIELD.findall(wording) if f"{{{name}}}" not in (READS, HEARS)}
+
+
+def fill(wording: str, values: Mapping[str, str]) -> str:
+    """A wording with the values of these names. All other braces stay."""
+    return FIELD.sub(lambda match: values.get(match[1], match[0]), wording)
 
 
 def parse(setting: str, template: str, utterance: str) -> Rendering:

@@ -83,6 +83,27 @@ def test_a_scene_depends_on_its_seed_and_number_alone(manifest: Path) -> None:
     assert (few / "manifest.jsonl").read_text() == "".join((many / "manifest.jsonl").read_text().splitlines(True)[:2])
 
 
+def test_a_line_has_right_answers_and_the_values_of_prompts(manifest: Path) -> None:
+    out = mixed(manifest, "out", scenes=3, speakers=(3, 3), turns=3, separator="|")
+    for utterance in read_manifest(out / "manifest.jsonl"):
+        words = [segment["words"] for segment in utterance.extra["segments"]]
+        assert utterance.answers["all_talkers"] == utterance.answers["all_turns"] == " | ".join(words)
+        assert utterance.answers["numbered_talker"] == words[int(utterance.extra["talker_number"]) - 1]
+        assert utterance.extra["keyword"] in utterance.answers["keyword_talker"]
+        assert utterance.extra["separator"] == "|"
+    with pytest.raises(UserError, match="hold the separator 'text'"):
+        mixed(manifest, "other", scenes=1, separator="text")
+
+
+def test_utterances_longer_than_a_scene_are_left_out(manifest: Path) -> None:
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    long = [line["id"] for line in lines if line["speaker"] == "ann"] + ["bob1"]
+    manifest.write_text("".join(json.dumps(line | {"duration_s": 9 if line["id"] in long else 1}) + "\n" for line in lines))
+    assert mix([manifest], manifest.parent / "out", MixSettings(8, speakers=(2, 2), longest=4)) == (2, 5)
+    ref = read_segments(manifest.parent / "out" / "ref.json").segments
+    assert not {segment.more["utterance"] for segment in ref} & set(long)
+
+
 def test_loud_scenes_are_made_quieter_and_say_so(manifest: Path) -> None:
     settings = MixSettings(scenes=3, level_db=30)
     scenes = list(mixed_scenes(read_voices([manifest]), settings))

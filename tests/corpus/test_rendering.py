@@ -34,6 +34,11 @@ def test_what_the_llm_reads_holds_the_transcript_once(template: str) -> None:
         rendering.read_by_llm(template)
 
 
+def test_a_wording_is_filled_with_the_values_it_names() -> None:
+    assert rendering.names_in("{a} {text} {b c} {sound} {b}{}") == {"a", "b"}
+    assert rendering.fill("{a} {text} {b c} {b}", {"a": "{b}", "b": "x"}) == "{b} {text} {b c} x"
+
+
 def test_the_text_llm_cannot_read_sound() -> None:
     with pytest.raises(UserError, match="the text LLM reads text alone"):
         rendering.read_by_llm("{sound} {text}")
