@@ -14,8 +14,8 @@ from typing import Any
 from mtbi.errors import UserError
 
 #: The groups of entry points.
-TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS = (
-    "mtbi.text_styles", "mtbi.task_libraries", "mtbi.adapters", "mtbi.encoders", "mtbi.importers",
+TEXT_STYLES, TASK_LIBRARIES, ADAPTERS, ENCODERS, IMPORTERS, LOGGERS = (
+    "mtbi.text_styles", "mtbi.task_libraries", "mtbi.adapters", "mtbi.encoders", "mtbi.importers", "mtbi.loggers",
 )  # fmt: skip
 ALIGNERS, MODEL_ALIGNERS = "aligners", "aligners by model_type"  #: shipped ones only
 
@@ -24,6 +24,11 @@ ALIGNERS, MODEL_ALIGNERS = "aligners", "aligners by model_type"  #: shipped ones
 SHIPPED: dict[str, dict[str, str]] = {
     ENCODERS: {"demo": "mtbi.demo.encoder:DemoFamily"},
     ALIGNERS: {"demo": "mtbi.demo.encoder:DemoAligner"},
+    LOGGERS: {
+        "jsonl": "mtbi.engine.loggers:JsonLines",
+        "wandb": "mtbi.engine.loggers:WeightsAndBiases",
+        "mlflow": "mtbi.engine.loggers:MLflow",
+    },
     MODEL_ALIGNERS: {"whisper": "mtbi.model.word_times.whisper:WhisperAligner"},
     IMPORTERS: {
         "folder": "mtbi.corpus.importers:import_folder",

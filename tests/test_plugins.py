@@ -20,9 +20,11 @@ from mtbi.corpus.manifest import read_manifest
 from mtbi.demo.world import DIGITS
 from mtbi.engine import checkpoint, memory
 from mtbi.engine.checkpoint import Snapshot
+from mtbi.engine.log import Metrics
 from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
 from mtbi.model.encoders.build import describe_encoder, empty_encoder, encoder_facts
+from mtbi.model.flops import LLMSize
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.shards.read import Shards
@@ -106,6 +108,15 @@ def test_from_an_installed_importer_to_an_answer(
     message = capsys.readouterr().err
     assert "run/recipe.yaml: model.adapter.kind 'mean' is unknown." in message
     assert "install the package that adds it" in message
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_logger_gets_the_losses(tmp_path: Path) -> None:
+    recipe = recipes.load("demo", [f"run_dir={tmp_path}", "train.loggers=[losses]"])
+    metrics = Metrics(recipe, ["repeat"], True, 1, LLMSize(1000, 800, 300), torch.device("cpu"))
+    metrics.scalars({"train/loss": 1.5, "train/learning_rate": 1e-3}, 10)
+    metrics.close()
+    assert (tmp_path / "losses.csv").read_text() == "10,1.5\n"
 
 
 @pytest.mark.usefixtures("installed")

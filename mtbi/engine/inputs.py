@@ -21,7 +21,7 @@ from mtbi.batches.augment import Augmentation
 from mtbi.batches.interleave import Coverage
 from mtbi.batches.longest import longest_tokens
 from mtbi.batches.plan import Plan, Position, Step
-from mtbi.engine import checkpoint, digest, needs, remote
+from mtbi.engine import checkpoint, digest, loggers, needs, remote
 from mtbi.engine.agreement import Attempt, Facts, Report, attempt, compare, describe_processes, gather, settle, share
 from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.checkpointing import Progress
@@ -89,7 +89,11 @@ class Start:
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
-    """Open the training shards and plan the first step. Raises UserError for every mistake in them, also for an empty plan."""
+    """Open the training shards and plan the first step.
+
+    Raises UserError for every mistake in them, for an empty plan, and for a logger that does not exist.
+    """
+    loggers.find(recipe.train.loggers)
     chat = read_chat(recipe)
     shards = open_training_shards(recipe.data.shards, recipe, chat)
     needs.check(recipe, shards.index)

@@ -1,4 +1,4 @@
-"""A run's log: a line every few steps, a progress bar on a terminal, and TensorBoard files."""
+"""A run's log: a line every few steps, a progress bar on a terminal, TensorBoard files, and further loggers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from mtbi import recipe as recipes
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.batches.plan import Step
+from mtbi.engine.loggers import Loggers
 from mtbi.engine.sums import Means, StepSums, add
 from mtbi.model.flops import LLMSize
 from mtbi.recipe import Recipe
@@ -178,9 +179,10 @@ class Metrics:
         self.interval = Interval()
         self.counts = new_counts() if counts is None else counts  #: since the run began
         self.writer = SummaryWriter(f"{recipe.run_dir}/tensorboard", flush_secs=15) if first else None
+        fields = hyperparameters(recipe)
+        self.loggers = Loggers(recipe, fields) if first else None
         if self.writer:
             self.writer.add_custom_scalars(layout(tasks))
-            fields = hyperparameters(recipe)
             self.writer._get_file_writer().add_summary(hparams_pb(fields, trial_id=recipe.run_dir))
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
@@ -190,9 +192,14 @@ class Metrics:
             with self.bar.external_write_mode(file=sys.stdout):
                 print(text, flush=True)
 
-    @never_ends_the_run
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Write numbers by name to TensorBoard."""
+        """Write numbers by name to TensorBoard and to the recipe's loggers."""
+        self._to_tensorboard(values, step)
+        if self.loggers:
+            self.loggers.scalars(values, step)
+
+    @never_ends_the_run
+    def _to_tensorboard(self, values: dict[str, float], step: int) -> None:
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
@@ -263,5 +270,7 @@ class Metrics:
     def close(self) -> None:
         """Close the progress bar and the files."""
         self.bar.close()
+        if self.loggers:
+            self.loggers.close()
         if self.writer:
             self.writer.close()

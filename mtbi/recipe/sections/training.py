@@ -76,6 +76,7 @@ class TrainConfig:
         1800.0, "seconds without progress of a process after which the watchdog ends the run; 0 = never"
     )
     log_every_steps: int = setting(10, "steps between two lines of the log", minimum=1)
+    loggers: list[str] = setting([], "further destinations of the numbers: `jsonl`, `wandb`, `mlflow`, or an installed one")
     eval_every_steps: int = setting(200, "steps between two evaluations; 0 = never")
     eval_utterances: int = setting(64, "utterances in the periodic evaluation")
     sample_dialogues: int = setting(4, "dialogues written to TensorBoard at each evaluation")
