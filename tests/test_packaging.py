@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("mtbi", "launcher")
-OPTIONAL = {"vllm", "flash-attn"}  #: may not be installed, so that no distribution is known for them
+OPTIONAL = {"vllm", "flash-attn", "wandb", "mlflow"}  #: may not be installed, so that no distribution is known for them
 
 
 def canonical(name: str) -> str:
