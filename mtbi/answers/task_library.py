@@ -27,6 +27,7 @@ import difflib
 import re
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import filter as matching
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Task:
     answers: str = "llm"  #: `llm`, `gold` = the corpus's right ones, `transcript` = the transcript itself
     unfiltered: tuple[str, ...] = ()  #: rules of `behaviour.filter` that do not apply
 
-    @property
+    @cached_property
     def wordings(self) -> tuple[str, ...]:
         """Training wordings, then held-out ones, each variable filled in every way."""
         return (*self.expand(self.train), *self.expand(self.heldout))
@@ -74,7 +75,7 @@ class Task:
                 filled.append(wording)
         return tuple(filled)
 
-    @property
+    @cached_property
     def training_wordings(self) -> int:
         """The number of wordings that training may use."""
         return len(self.expand(self.train))
