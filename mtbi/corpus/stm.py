@@ -12,8 +12,8 @@ from mtbi.corpus.importers import Record
 from mtbi.corpus.manifest import Rejected, Utterance, decode_text
 from mtbi.corpus.text_style import TAG
 from mtbi.errors import UserError
+from mtbi.scenes.read import split_stm
 
-NOT_SCORED = "ignore_time_segment_in_scoring"
 ALTERNATIVES = re.compile(r"\{([^{}/]*)/[^{}]*\}")  # `{ um / uh / @ }`, the innermost
 OPTIONAL = re.compile(r"(?<!\S)\(([^()\s]+)\)(?!\S)")  # `(farmer)`
 PRONUNCIATION = re.compile(r"(?<=\w)\(\d+\)")  # TED-LIUM: `for(2)` is the second pronunciation of "for"
@@ -46,15 +46,14 @@ def import_stm(source: Path) -> Iterator[Record]:
 
 def read_line(line: str, place: str, recordings: dict[str, list[Path]], near: Path, split: str) -> Record:
     """The utterance of one line. `place` is its id where it cannot be read."""
-    parts = line.split(maxsplit=5)
-    if len(parts) < 5:
-        return Rejected(id=place, audio="", reason="bad record: a line of an STM file has at least five fields")
-    name, channel, speaker, begin, end = parts[:5]
+    try:
+        name, channel, speaker, begin, end, _, transcript = stm = split_stm(line)
+    except UserError as error:
+        return Rejected(id=place, audio="", reason=f"bad record: {error}")
     found = recordings.get(Path(name).stem) or recordings.get(name) or []
     audio = str(max(found, key=lambda path: shared_folders(path, near))) if found else ""
-    transcript = re.sub(r"^<[^<>]*>\s*", "", parts[5]) if len(parts) > 5 else ""
     identity = f"{name}-{begin}-{end}-{speaker}"
-    if transcript.strip().lower() == NOT_SCORED:
+    if stm.is_ignored:
         return Rejected(id=identity, audio=audio, reason="not scored: IGNORE_TIME_SEGMENT_IN_SCORING")
     if not found:
         return Rejected(id=identity, audio="", reason=f"no recording: no sound file is named {name}")

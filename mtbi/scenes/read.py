@@ -14,12 +14,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtbi.errors import UserError
 from mtbi.scenes.segments import SegmentFile, SpeakerSegment
 
-FORMATS = ("seglst", "stm", "rttm")
 SUFFIXES = {".json": "seglst", ".stm": "stm", ".rttm": "rttm"}
 #: The label of an STM line, which stands before its words: `<o,f0,male>` or `<NA>`. Marks such as `<unk>` are words.
 _LABEL = re.compile(r"<(?:NA|[^<>\s]*,[^<>\s]*)>")
@@ -105,21 +104,43 @@ def _seconds(text: str, name: str) -> float:
         raise UserError(f"the {name} {text!r} is not a number of seconds") from error
 
 
+class StmLine(NamedTuple):
+    """The fields of an STM line as they are written."""
+
+    recording: str
+    channel: str
+    speaker: str
+    start: str
+    end: str
+    label: str  #: such as `<o,f0,male>`; empty without one
+    words: str
+
+    @property
+    def is_ignored(self) -> bool:
+        """Whether the scorers of NIST leave the line out."""
+        return self.words.lower() == IGNORED
+
+
+def split_stm(line: str) -> StmLine:
+    """The fields of an STM line that is no comment. Raises UserError where there are too few."""
+    fields = line.split(maxsplit=5)
+    if len(fields) < 5:
+        raise UserError(f"{len(fields)} fields; an STM line is FILE CHANNEL SPEAKER START END WORDS…")
+    recording, channel, speaker, start, end = fields[:5]
+    words = fields[5].strip() if len(fields) > 5 else ""
+    label = found[0] if (found := _LABEL.match(words)) else ""
+    return StmLine(recording, channel, speaker, start, end, label, words[len(label) :].strip())
+
+
 def _stm(path: Path, text: str, skipped: Counter[str]) -> Iterator[tuple[int, SpeakerSegment]]:
     """The segments of an STM file with their lines."""
     for line, content in _lines(text):
-        fields = content.split(maxsplit=5)
         with _at(path, line):
-            if len(fields) < 5:
-                raise UserError(f"{len(fields)} fields; an STM line is FILE CHANNEL SPEAKER START END WORDS…")
-            session, channel, speaker, start, end = fields[:5]
-            words = fields[5] if len(fields) > 5 else ""
-            more = {"channel": channel}
-            if label := _LABEL.match(words):
-                more["label"] = label[0]
-                words = words[label.end() :].strip()
-            segment = SpeakerSegment(session, speaker, _seconds(start, "start"), _seconds(end, "end"), words, more)
-        if words.lower() == IGNORED:
+            stm = split_stm(content)
+            times = _seconds(stm.start, "start"), _seconds(stm.end, "end")
+            more = {"channel": stm.channel} | ({"label": stm.label} if stm.label else {})
+            segment = SpeakerSegment(stm.recording, stm.speaker, *times, stm.words, more)
+        if stm.is_ignored:
             skipped[IGNORED] += 1
         else:
             yield line, segment

@@ -9,9 +9,10 @@ from typing import Any
 
 from mtbi import files
 from mtbi.errors import UserError
+from mtbi.scenes import read
 from mtbi.scenes.segments import SpeakerSegment, number
 
-SUFFIXES = {".json": "seglst", ".stm": "stm", ".rttm": "rttm", ".srt": "srt"}
+SUFFIXES = {**read.SUFFIXES, ".srt": "srt"}
 
 
 def write_segments(path: Path, segments: Sequence[SpeakerSegment]) -> None:

@@ -46,6 +46,13 @@ def test_segments_of_talks(tmp_path: Path) -> None:
     }
 
 
+def test_a_mark_is_a_word_and_a_label_is_none(tmp_path: Path) -> None:
+    write_noise(tmp_path / "talk.wav", 4.0)
+    (tmp_path / "talk.stm").write_text("talk 1 a 0 2 <unk> hello\ntalk 1 a 2 4 <NA> bye\n")
+    import_corpus("stm", tmp_path, tmp_path / "out")
+    assert [one.text for one in read_manifest(tmp_path / "out/manifest.jsonl")] == ["<unk> hello", "bye"]
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [
