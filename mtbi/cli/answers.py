@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from mtbi.cli.arguments import Group, Options, add_command, add_json, add_recipe, add_slice, print_json
+from mtbi.cli.arguments import Group, Options, add_command, add_json, add_recipe, add_slice, chosen_slice, print_json
 
 
 def add_behave(commands: Group) -> None:
@@ -37,8 +37,7 @@ def run_behave(options: Options) -> None:
     utterances, chat, out = manifest.read_manifest(options.manifest), read_chat(recipe), options.out
     tasks = questions.chosen_tasks(recipe.behaviour)
     fields = questions.fields_in(tasks, recipe.behaviour, utterances)
-    if options.part:
-        part = manifest.ManifestSlice.parse(options.part)
+    if part := chosen_slice(options):
         utterances, out = part.take(utterances), out / str(part)
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
     ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, recipe.seed, fields)

@@ -12,6 +12,8 @@ from mtbi.errors import UserError
 
 Options = argparse.Namespace
 if TYPE_CHECKING:
+    from mtbi.corpus.manifest import ManifestSlice
+
     Group = argparse._SubParsersAction["Parser"]
 else:
     Group = argparse._SubParsersAction
@@ -96,6 +98,13 @@ def add_recipe(command: Parser) -> None:
 def add_slice(command: Parser) -> None:
     """`--part`."""
     command.add_argument("--part", default="", metavar="I/N", help="only this slice of the manifest, for array jobs")
+
+
+def chosen_slice(options: Options) -> ManifestSlice | None:
+    """The slice of `--part`; None without it. Raises UserError for another form."""
+    from mtbi.corpus.manifest import ManifestSlice
+
+    return ManifestSlice.parse(options.part) if options.part else None
 
 
 def add_run(command: Parser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtbi import plugins
-from mtbi.cli.arguments import Group, Options, add_command, add_slice
+from mtbi.cli.arguments import Group, Options, add_command, add_slice, chosen_slice
 from mtbi.errors import UserError
 
 
@@ -95,10 +95,9 @@ def add_describe(group: Group) -> None:
 
 def run_describe(options: Options) -> None:
     """Measure pitch, pace, level and noise of every utterance."""
-    from mtbi.corpus import describe, manifest, parts
+    from mtbi.corpus import describe, parts
 
-    part = manifest.ManifestSlice.parse(options.part) if options.part else None
-    described = parts.rewrite(options.manifest, options.out, describe.describe, part)
+    described = parts.rewrite(options.manifest, options.out, describe.describe, chosen_slice(options))
     counts = {name: sum(name in utterance.extra for utterance in described) for name in describe.FIELDS}
     measured = ", ".join(f"{name} of {count}" for name, count in counts.items())
     print(f"{options.out}: {len(described)} utterances; {measured}")
@@ -123,8 +122,8 @@ def add_align(group: Group) -> None:
 
 def run_align(options: Options) -> None:
     """Add the time of every word, by Whisper's attention or by CTC forced alignment."""
-    from mtbi.corpus import align, manifest
+    from mtbi.corpus import align
 
-    part = manifest.ManifestSlice.parse(options.part) if options.part else None
+    part = chosen_slice(options)
     aligned, unaligned = align.align_manifest(options.manifest, options.out, align.open_aligner(options.model), part)
     print(f"{options.out}: {aligned} utterances aligned, {unaligned} kept without word times")

@@ -19,7 +19,6 @@ from mtbi.corpus.aligner import Aligner, Alignment, Clip, Spans
 from mtbi.corpus.ctc_aligner import HuggingFaceAligner
 from mtbi.corpus.manifest import ManifestSlice, Utterance
 from mtbi.corpus.parts import rewrite
-from mtbi.errors import UserError
 
 log = logging.getLogger(__name__)
 CHUNK_UTTERANCES = 128  #: read and aligned together
@@ -107,10 +106,7 @@ def _read(utterance: Utterance, folder: Path) -> Clip | str:
     """The recording with its words, or why there is none."""
     if not utterance.audio:
         return "text without sound"
-    try:
-        wave = recordings.read(utterance, folder)
-    except UserError as error:
-        log.warning("%s: %s (%s)", utterance.id, error, utterance.audio)
+    if (wave := recordings.read_or_warn(utterance, folder)) is None:
         return "the recording cannot be read"
     return Clip(wave, text_units.units(utterance.text), utterance.language)
 

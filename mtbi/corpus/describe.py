@@ -6,7 +6,6 @@ to hear them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,9 +20,7 @@ from mtbi import text_units
 from mtbi.audio import codec
 from mtbi.corpus import recordings
 from mtbi.corpus.manifest import Utterance
-from mtbi.errors import UserError
 
-log = logging.getLogger(__name__)
 FIELDS = ("pitch_hz", "words_per_s", "level_db", "snr_db")
 CHUNK_UTTERANCES = 128  #: read and measured together
 HOP = codec.SAMPLE_RATE // 100  #: between two frames
@@ -54,12 +51,7 @@ def describe(utterances: Iterable[Utterance], folder: Path) -> Iterator[Utteranc
 
 def _described(utterance: Utterance, folder: Path) -> Utterance:
     kept = {name: value for name, value in utterance.extra.items() if name not in FIELDS}
-    if not utterance.audio:
-        return replace(utterance, extra=kept)
-    try:
-        wave = recordings.read(utterance, folder)
-    except UserError as error:
-        log.warning("%s: %s (%s)", utterance.id, error, utterance.audio)
+    if not utterance.audio or (wave := recordings.read_or_warn(utterance, folder)) is None:
         return replace(utterance, extra=kept)
     return replace(utterance, extra=kept | measure(wave, text_units.count(utterance.text)))
 

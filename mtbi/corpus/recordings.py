@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mtbi.audio.segments import AudioSegment
 from mtbi.corpus import records
 from mtbi.corpus.manifest import Utterance
 from mtbi.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def segment_of(utterance: Utterance) -> AudioSegment | None:
@@ -37,6 +40,15 @@ def read(utterance: Utterance, folder: Path | str) -> np.ndarray:
     wave = codec.standardise(*load(utterance, folder))
     refuse_other_duration(utterance, len(wave) / codec.SAMPLE_RATE)
     return wave
+
+
+def read_or_warn(utterance: Utterance, folder: Path | str) -> np.ndarray | None:
+    """As `read`; None, and a line of the log, where the recording cannot be read."""
+    try:
+        return read(utterance, folder)
+    except UserError as error:
+        log.warning("%s: %s (%s)", utterance.id, error, utterance.audio)
+        return None
 
 
 def refuse_other_duration(utterance: Utterance, seconds: float) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,18 @@ class SegmentFile:
 
 def by_session(segments: Iterable[SpeakerSegment]) -> dict[str, list[SpeakerSegment]]:
     """The segments of each session, sessions in the order of their first segment."""
+    return _grouped(segments, attrgetter("session_id"))
+
+
+def by_speaker(segments: Iterable[SpeakerSegment]) -> dict[str, list[SpeakerSegment]]:
+    """The segments of each speaker, speakers in the order of their first segment."""
+    return _grouped(segments, attrgetter("speaker"))
+
+
+def _grouped(segments: Iterable[SpeakerSegment], name_of: Callable[[SpeakerSegment], str]) -> dict[str, list[SpeakerSegment]]:
     groups: dict[str, list[SpeakerSegment]] = {}
     for segment in segments:
-        groups.setdefault(segment.session_id, []).append(segment)
+        groups.setdefault(name_of(segment), []).append(segment)
     return groups
 
 

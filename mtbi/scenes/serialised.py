@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mtbi.errors import UserError
-from mtbi.scenes.segments import SpeakerSegment
+from mtbi.scenes.segments import SpeakerSegment, by_speaker
 from mtbi.text_units import nfc
 
 SEPARATOR = "<sc>"  #: the usual sign of a speaker change
@@ -57,7 +57,5 @@ def turns(segments: Sequence[SpeakerSegment]) -> list[str]:
 
 def talkers(segments: Sequence[SpeakerSegment]) -> dict[str, str]:
     """All words of each speaker in a row, speakers in the order of their first starts."""
-    found: dict[str, list[str]] = {}
-    for segment in by_start(segments):
-        found.setdefault(segment.speaker, []).append(segment.words or "")
-    return {speaker: " ".join(words) for speaker, words in found.items()}
+    groups = by_speaker(by_start(segments))
+    return {speaker: " ".join(segment.words or "" for segment in own) for speaker, own in groups.items()}

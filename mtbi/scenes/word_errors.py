@@ -21,7 +21,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from mtbi.scenes.needs import need
-from mtbi.scenes.segments import SpeakerSegment
+from mtbi.scenes.segments import SpeakerSegment, by_speaker
 from mtbi.scenes.write import record
 
 CP, TCP, ORC, TCORC, SA = "cpWER", "tcpWER", "ORC-WER", "tcORC-WER", "SA-WER"
@@ -129,7 +129,7 @@ def _quiet_meeteval() -> Iterator[None]:
 
 def _cells(reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment], collar: float | None) -> int:
     """The size of the table of ORC-WER; with a collar, at most that of tcORC-WER."""
-    streams = [_words_near(stream, collar) for stream in _by_speaker(hypothesis).values()]
+    streams = [_words_near(stream, collar) for stream in by_speaker(hypothesis).values()]
     return sum(prod((len(_words(segment)), *(1 + near(segment) for near in streams))) for segment in reference)
 
 
@@ -153,18 +153,10 @@ def _words_near(stream: Sequence[SpeakerSegment], collar: float | None) -> Calla
 
 def named_errors(reference: Sequence[SpeakerSegment], hypothesis: Sequence[SpeakerSegment]) -> TranscriptErrors:
     """The errors of one session by SA-WER: the words of each name in a row, in the order of the segments' starts."""
-    sides = [_by_speaker(sorted(side, key=lambda segment: segment.start_time or 0.0)) for side in (reference, hypothesis)]
+    sides = [by_speaker(sorted(side, key=lambda segment: segment.start_time or 0.0)) for side in (reference, hypothesis)]
     total = TranscriptErrors()
     for speaker in dict.fromkeys((*sides[0], *sides[1])):
         expected, said = ([word for segment in side.get(speaker, []) for word in _words(segment)] for side in sides)
         steps = [step.tag for step in Levenshtein.editops(expected, said)]
         total += TranscriptErrors(len(expected), steps.count("replace"), steps.count("delete"), steps.count("insert"))
     return total
-
-
-def _by_speaker(segments: Sequence[SpeakerSegment]) -> dict[str, list[SpeakerSegment]]:
-    """The segments of each speaker."""
-    groups: dict[str, list[SpeakerSegment]] = {}
-    for segment in segments:
-        groups.setdefault(segment.speaker, []).append(segment)
-    return groups
