@@ -12,6 +12,7 @@ import soundfile
 
 from mtbi.audio import codec, sound_files
 from mtbi.audio.codec import SAMPLE_RATE
+from mtbi.audio.segments import AudioSegment
 from mtbi.corpus.manifest import read_manifest
 from mtbi.corpus.paths import walk
 from mtbi.errors import UserError
@@ -68,14 +69,15 @@ class SoundSet:
     def seek(self, path: Path, samples: int, place: float) -> np.ndarray | None:
         """`(samples,)` of a long recording at `place`, from 0 to 1, without decoding the rest; None for all others."""
         try:
-            with soundfile.SoundFile(path) as file:
-                rate, wanted = file.samplerate, -(-samples * file.samplerate // SAMPLE_RATE) + 1
-                if file.format not in SEEKABLE or file.frames < max(wanted, WHOLE_SECONDS * rate):
-                    return None
-                file.seek(int(place * (file.frames - wanted)))
-                piece = codec.standardise(file.read(wanted, dtype="float32", always_2d=True)[:, :1], rate)
-        except soundfile.LibsndfileError:
+            about = soundfile.info(str(path))
+            rate, wanted = about.samplerate, -(-samples * about.samplerate // SAMPLE_RATE) + 1
+            if about.format not in SEEKABLE or about.frames < max(wanted, WHOLE_SECONDS * rate):
+                return None
+            first = int(place * (about.frames - wanted))
+            found, _ = codec.load(path, segment=AudioSegment(first / rate, wanted / rate))
+        except (soundfile.LibsndfileError, UserError):
             return None
+        piece = codec.standardise(found[:, :1], rate)
         return piece[:samples] if len(piece) >= samples else None
 
 
