@@ -56,9 +56,7 @@ class Setting:
 
     def model(self, back_end: str) -> SpeechLLMModule:
         """The model with random weights, on the device."""
-        device = find_device()
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        model = build_model(self.llm, self.encoder, back_end, device, dtype)
+        model = build_model(self.llm, self.encoder, back_end, find_device(), find_dtype())
         if self.checkpointing:
             model.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         return model.train()
@@ -69,10 +67,14 @@ def find_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def find_dtype() -> torch.dtype:
+    """bf16 on a GPU, float32 on a processor."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
 def best_back_end() -> str:
     """What `model.attention=auto` takes here."""
-    device = find_device()
-    return NAMES[choose("auto", device, torch.bfloat16 if device.type == "cuda" else torch.float32)[0]]
+    return NAMES[choose("auto", find_device(), find_dtype())[0]]
 
 
 def back_ends() -> list[str]:
@@ -287,7 +289,7 @@ def machine() -> dict[str, Any]:
         "commit": versions.commit(),
         "flash_kernels": kernels.choose_kernels(device) if gpu else None,
         "back_end": best_back_end(),
-        "ceiling_tflops": round(ceiling(device, torch.bfloat16 if gpu else torch.float32, 8192 if gpu else 1024), 2),
+        "ceiling_tflops": round(ceiling(device, find_dtype(), 8192 if gpu else 1024), 2),
     }
 
 

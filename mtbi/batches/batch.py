@@ -193,19 +193,11 @@ def column(records: list[tuple], field_number: int, dtype: torch.dtype) -> Tenso
     return torch.tensor([record[field_number] for record in records], dtype=dtype)
 
 
-def stack_clips(clips: list[np.ndarray], shortest: int) -> Tensor:
-    """`(clips, longest, …)` float32, zero-padded on the right. `shortest` is the least length of the result."""
-    stacked = torch.zeros(len(clips), max(shortest, max(map(len, clips))), *clips[0].shape[1:])
-    for number, clip in enumerate(clips):
-        stacked[number, : len(clip)] = torch.from_numpy(clip)
-    return stacked
-
-
-def stack_masks(masks: list[np.ndarray], clips: int) -> Tensor:
-    """`(clips, longest)` bool, false on the right of shorter ones; `(clips, 0)` without masks."""
-    stacked = torch.zeros(clips, max(map(len, masks), default=0), dtype=torch.bool)
-    for number, mask in enumerate(masks):
-        stacked[number, : len(mask)] = torch.from_numpy(mask)
+def stack(arrays: list[np.ndarray], shortest: int, dtype: torch.dtype) -> Tensor:
+    """`(arrays, longest, …)`, with 0 or false on the right of shorter ones. `shortest` is the least length of the result."""
+    stacked = torch.zeros(len(arrays), max(shortest, *map(len, arrays)), *arrays[0].shape[1:], dtype=dtype)
+    for number, array in enumerate(arrays):
+        stacked[number, : len(array)] = torch.from_numpy(array)
     return stacked
 
 
@@ -255,25 +247,23 @@ def clip_tensors(clips: list[np.ndarray], index: Index, masks: Sequence[Mask] = 
 
     `masks` are those of all clips; without any, nothing is hidden.
     """
+    nothing = [np.zeros(0, bool)] * max(1, len(clips))
     encoded = (clips or [np.zeros((1, index.feature_width), np.float32)]) if index.encoded else []
     sound = [np.zeros(SILENT_SAMPLES, np.float32)] if index.encoded or not clips else clips
     return {
-        "waveforms": stack_clips(sound, SILENT_SAMPLES),
+        "waveforms": stack(sound, SILENT_SAMPLES, torch.float32),
         "waveform_lengths": torch.tensor([len(clip) for clip in sound]),
-        "features": stack_clips(encoded, 1) if encoded else torch.zeros(0, 0, 0),
+        "features": stack(encoded, 1, torch.float32) if encoded else torch.zeros(0, 0, 0),
         "feature_lengths": torch.tensor([len(clip) for clip in encoded], dtype=torch.int64),
-        "masked_frames": stack_masks([mask.frames for mask in masks], max(1, len(clips))),
-        "masked_channels": stack_masks([mask.channels for mask in masks], max(1, len(clips))),
+        "masked_frames": stack([mask.frames for mask in masks] or nothing, 0, torch.bool),
+        "masked_channels": stack([mask.channels for mask in masks] or nothing, 0, torch.bool),
     }
 
 
 def spoken_tensors(spoken: list[np.ndarray]) -> dict[str, Tensor]:
     """The tokens said in each clip. Without clips there is one clip without tokens."""
     spoken = spoken or [np.zeros(0, np.int64)]
-    ids = torch.zeros(len(spoken), max(1, *map(len, spoken)), dtype=torch.int64)
-    for number, own in enumerate(spoken):
-        ids[number, : len(own)] = torch.from_numpy(own)
-    return {"spoken_ids": ids, "spoken_lengths": torch.tensor([len(own) for own in spoken])}
+    return {"spoken_ids": stack(spoken, 1, torch.int64), "spoken_lengths": torch.tensor([len(own) for own in spoken])}
 
 
 def target_tensors(builders: list[RowBuilder], index: Index) -> dict[str, Tensor]:

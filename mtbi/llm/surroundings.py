@@ -25,7 +25,7 @@ class Surroundings:
 
     def continues(self, chat: ChatFormat) -> bool:
         """Whether a transcript here follows text without a line break, so that its first word has a space before it."""
-        return bool(chat.decode(self.before)) and not chat.decode(self.before)[-1].isspace()
+        return not (chat.decode(self.before) or " ")[-1].isspace()
 
     def transcript_ids(self, chat: ChatFormat, transcript: str) -> list[int]:
         """Token ids of a transcript that stands here."""

@@ -198,3 +198,17 @@ def test_an_utterance_that_is_all_text_is_what_the_text_llm_read(
     spans = RowBuilder(plan, [], [], 0).cut_utterance(all_text, found[0])
     heard_ids = [*plan.index.prefix_ids, *(token for span in spans for token in np.asarray(span).tolist())]
     assert heard_ids == read.start.tolist()
+
+
+def test_both_llms_read_text_alone_in_the_same_way(tmp_path: Path, chat: ChatFormat, small_recipe: Recipe) -> None:
+    config = BehaviourConfig(library=["digits"], per_utterance=1, top_k=4, max_new_tokens=24, reads="four {text} nine")
+    text = Utterance("t", "", "three five")
+    read = prompts_about(draw_questions(text, chosen_tasks(config), config, chat, seed=1), config, chat)
+    ask_unanswered([text], config, build_teacher(small_recipe.model, config), chat, tmp_path / "answers")
+    write_shards([text], tmp_path, AnswerStore(tmp_path / "answers"), chat, str(tmp_path / "shards"), hears="six {sound}")
+    found, plan = make(tmp_path / "shards", small_recipe, share=0.0)
+    step = next(plan.steps())
+    batch = build(step.rows, found.__getitem__, plan)
+    assert batch.token_ids[0, : len(read.start)].tolist() == read.start.tolist()
+    assert int((batch.group >= 0).sum()) == step.tokens
+    assert not len(batch.audio_slot)
