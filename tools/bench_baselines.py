@@ -18,18 +18,26 @@ from mtbi.model.speech_llm import SpeechLLMModule
 IGNORED = -100  #: the label of a position that predicts nothing
 
 
-def plain_transformers(model: SpeechLLMModule) -> Callable[[Batch], None]:
-    """A step of supervised fine-tuning: the cross-entropy of the answers, as the LLM's class computes it."""
+def adamw_step(model: SpeechLLMModule, loss_of: Callable[[Batch], Tensor]) -> Callable[[Batch], None]:
+    """A training step in plain PyTorch, with the mean loss that `loss_of` gives for a batch."""
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-4)
 
     def step(batch: Batch) -> None:
-        labels = labels_of(batch)
-        exists = batch.group >= 0
-        model.llm(inputs_embeds=heard(model, batch), attention_mask=exists.long(), labels=labels).loss.backward()
+        loss_of(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def plain_transformers(model: SpeechLLMModule) -> Callable[[Batch], None]:
+    """A step of supervised fine-tuning: the cross-entropy of the answers, as the LLM's class computes it."""
+
+    def loss_of(batch: Batch) -> Tensor:
+        exists = (batch.group >= 0).long()
+        return model.llm(inputs_embeds=heard(model, batch), attention_mask=exists, labels=labels_of(batch)).loss
+
+    return adamw_step(model, loss_of)
 
 
 def online_divergence(model: SpeechLLMModule) -> Callable[[Batch], None]:
@@ -37,19 +45,16 @@ def online_divergence(model: SpeechLLMModule) -> Callable[[Batch], None]:
 
     In the place of the sound the text LLM reads as many tokens, so its rows are as long.
     """
-    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-4)
 
-    def step(batch: Batch) -> None:
+    def loss_of(batch: Batch) -> Tensor:
         exists, where = (batch.group >= 0).long(), batch.target_slot
         with torch.no_grad():
             taught = model.llm(input_ids=batch.token_ids, attention_mask=exists).logits.flatten(0, 1)[where]
         said = model.llm(inputs_embeds=heard(model, batch), attention_mask=exists).logits.flatten(0, 1)[where]
         logarithms = [functional.log_softmax(logits.float(), dim=-1) for logits in (said, taught)]
-        functional.kl_div(*logarithms, reduction="batchmean", log_target=True).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        return functional.kl_div(*logarithms, reduction="batchmean", log_target=True)
 
-    return step
+    return adamw_step(model, loss_of)
 
 
 def heard(model: SpeechLLMModule, batch: Batch) -> Tensor:

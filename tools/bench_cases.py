@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from bench_baselines import online_divergence, plain_transformers
+from bench_baselines import adamw_step, online_divergence, plain_transformers
 from bench_workload import ANSWER, CROSS_ENTROPY, LLMS, PREFIX, PROMPT, Workload, build_model
 
 from mtbi import versions
@@ -140,15 +140,12 @@ def synchronise(device: torch.device) -> None:
 
 def without_deepspeed(model: SpeechLLMModule) -> Callable[[Batch], None]:
     """A training step without DeepSpeed."""
-    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), 1e-4)
 
-    def step(batch: Batch) -> None:
+    def loss_of(batch: Batch) -> torch.Tensor:
         out = model(batch)
-        (out.loss / out.weight).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        return out.loss / out.weight
 
-    return step
+    return adamw_step(model, loss_of)
 
 
 def under_deepspeed(model: SpeechLLMModule, stage: int, half: bool) -> Callable[[Batch], None]:

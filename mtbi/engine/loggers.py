@@ -147,5 +147,5 @@ class MLflow:
             self.client.log_metric(self.run_id, name, value, step=step)
 
     def close(self) -> None:
-        """A run that goes on later stays open to it."""
+        """Mark the run as finished. A later start of it adds to it all the same."""
         self.client.set_terminated(self.run_id)
