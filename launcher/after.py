@@ -31,9 +31,14 @@ def failed_tasks(srun_errors: str) -> list[tuple[str, str]]:
     return re.findall(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Terminated)", srun_errors, re.MULTILINE)
 
 
+def first_task(tasks: str) -> str:
+    """The first of the tasks `3,7-9`."""
+    return tasks.split(",")[0].split("-")[0]
+
+
 def last_lines(logs: Path, task: str) -> str:
     """The end of a task's log."""
-    path = logs / f"rank-{task.split('-')[0].split(',')[0]}.log"
+    path = logs / f"rank-{first_task(task)}.log"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     return "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
 
@@ -99,6 +104,8 @@ def decide(status: int, logs: Path, failures: Path, retries: int, job: str, scri
         failures.unlink(missing_ok=True)
         if status == STOPPED:
             requeue(job)
+        elif status == MISTAKE and "0" not in {first_task(task) for _, task in failed_tasks(srun_errors)}:
+            log(explain_failure(status, logs, srun_errors)[0])  # the log of task 0 is the job's output already
         return status
     message, node = explain_failure(status, logs, srun_errors)
     log(message)

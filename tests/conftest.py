@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,20 @@ from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.shards.write import write_shards
 from mtbi.use.open_run import TrainedRun
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment() -> Iterator[None]:
+    """Fails a test that leaves a launcher's variable behind: every training that a later test starts would inherit it."""
+    yield
+    left = [
+        name
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if name in os.environ
+    ]
+    for name in left:
+        del os.environ[name]
+    assert not left, f"the test left {', '.join(left)} set"
 
 
 @pytest.fixture(scope="session")

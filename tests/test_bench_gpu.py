@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import bench_cases
 import pytest
@@ -38,9 +41,14 @@ def test_the_same_command_goes_on_with_what_did_not_fit_into_the_time(tmp_path: 
     assert json.loads(out.read_text())["machine"] == begun["machine"]
 
 
+def run_all() -> dict[tuple[str, str], Any]:
+    return {place: job(SETTING) for place, job in bench_cases.jobs().items()}
+
+
 @pytest.mark.slow
 def test_every_case_runs_and_packed_gradients_are_the_padded_ones() -> None:
-    found = {place: job(SETTING) for place, job in bench_cases.jobs().items()}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # joining torch.distributed sets RANK and others
+        found = pool.submit(run_all).result()
     checks = {name: value for (section, name), value in found.items() if section == "gradient_difference"}
     assert set(checks) == {"mtbi_dense", "mtbi_varlen"}
     assert max(checks.values()) < 1e-5

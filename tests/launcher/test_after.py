@@ -23,11 +23,18 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return jobs
 
 
-def test_done_and_mistaken_jobs_end(requeued: list[str], tmp_path: Path) -> None:
+def test_done_and_mistaken_jobs_end(requeued: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "srun.err").write_text(
         "srun: error: node1: task 0: Exited with exit code 2\nsrun: error: node2: task 1: Terminated\n"
     )
     assert after.decide(143, tmp_path, tmp_path / "failures", 3, "7") == after.MISTAKE
+    assert capsys.readouterr().err == ""  # the job's output shows the log of task 0
+    (tmp_path / "srun.err").write_text(
+        "srun: error: node2: tasks 1,3: Exited with exit code 2\nsrun: error: node1: task 0: Terminated\n"
+    )
+    (tmp_path / "rank-1.log").write_text("mtbi: no such recipe\n")
+    assert after.decide(143, tmp_path, tmp_path / "failures", 3, "7") == after.MISTAKE
+    assert "  mtbi: no such recipe" in capsys.readouterr().err
     (tmp_path / "srun.err").unlink()
     assert after.decide(0, tmp_path, tmp_path / "failures", 3, "7") == 0
     assert requeued == []
