@@ -26,19 +26,15 @@ from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.shards.write import write_shards
 from mtbi.use.open_run import TrainedRun
 
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-@pytest.fixture(autouse=True)
+
+@pytest.fixture(autouse=True, scope="module")
 def unchanged_environment() -> Iterator[None]:
-    """Fails a test that leaves a launcher's variable behind: every training that a later test starts would inherit it."""
+    """Fails a module that leaves a launcher's variables set: every training that a later test starts would inherit them."""
     yield
-    left = [
-        name
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        if name in os.environ
-    ]
-    for name in left:
-        del os.environ[name]
-    assert not left, f"the test left {', '.join(left)} set"
+    left = [name for name in LAUNCHER_VARIABLES if os.environ.pop(name, None) is not None]
+    assert not left, f"the tests of this module left {', '.join(left)} set"
 
 
 @pytest.fixture(scope="session")
