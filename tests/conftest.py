@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from launcher.ranks import find_ranks
 from mtbi import recipe as recipes
 from mtbi.answers.ask import ask_unanswered
 from mtbi.answers.store import AnswerStore
@@ -26,14 +27,17 @@ from mtbi.recipe import BehaviourConfig, Recipe
 from mtbi.shards.write import write_shards
 from mtbi.use.open_run import TrainedRun
 
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
 
 @pytest.fixture(autouse=True, scope="module")
-def unchanged_environment() -> Iterator[None]:
-    """Fails a module that leaves a launcher's variables set: every training that a later test starts would inherit them."""
+def no_ranks_left() -> Iterator[None]:
+    """Fails a module that leaves the variables of `find_ranks` set: trainings that later tests start would inherit them."""
+    variables: dict[str, str] = {}
+    find_ranks(variables)
+    before = set(os.environ)
     yield
-    left = [name for name in LAUNCHER_VARIABLES if os.environ.pop(name, None) is not None]
+    left = [name for name in variables if name in os.environ and name not in before]
+    for name in left:
+        del os.environ[name]
     assert not left, f"the tests of this module left {', '.join(left)} set"
 
 

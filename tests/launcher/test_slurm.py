@@ -143,6 +143,9 @@ def test_a_mistake_is_not_tried_again_and_a_failing_job_not_for_ever(
     record = cluster.wait(mistaken)
     assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "2:0", "0")
     assert "no shards there" in (tmp_path / f"{mistaken}.out").read_text()
+    stale = submit(tmp_path / "stale", RANK="0", WORLD_SIZE="1")  # either process may end first, and Slurm ends the other
+    assert cluster.wait(stale)["ExitCode"] == "2:0"
+    assert "RANK=0 and WORLD_SIZE=1 are set" in (tmp_path / f"{stale}.out").read_text()
     record = cluster.wait(failing)
     assert (record["JobState"], record["Restarts"]) == ("FAILED", "1"), (tmp_path / f"{failing}.out").read_text()
     assert "giving up (MTBI_RETRIES)" in (tmp_path / f"{failing}.out").read_text()
