@@ -21,11 +21,9 @@ from mtbi.engine.seeding import seed_micro_batch
 from mtbi.engine.sums import StepSums, Sums
 from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
-from mtbi.llm.load import gathered
 from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
-from mtbi.model.losses.alignment import AlignmentLoss
-from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, add_frame_classes, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -73,7 +71,7 @@ class Engine:
         """Build the model, `start` a new one or restore `snapshot`, and check the LLM on a packed row (`mtbi.model.self_test`).
 
         `tasks` is the number of tasks. `longest_tokens` is the plan's longest dialogue in LLM positions; None = any length.
-        `silence` are the token ids of what an adapter frame without a token says, for the alignment loss.
+        `silence` are the token ids of what an adapter frame without a token says (`add_frame_classes`).
         Raises UserError for a wrong configuration, a snapshot of another model, and an LLM that computes a packed row's
         dialogues differently from single ones.
         """
@@ -93,11 +91,7 @@ class Engine:
         # Under ZeRO-3 the processes exchange weights while they build, so they cannot settle a failure here. The launcher and
         # the watchdog end the others.
         self.model: SpeechLLMModule = built.get() if self.stage == 3 else settle(ranks, built)
-        if recipe.loss.alignment or recipe.train.alignment_steps:
-            table = self.model.llm.get_input_embeddings()
-            with gathered(table.weight):
-                vocabulary = torch.arange(table.num_embeddings, device=device)
-                self.model.alignment = AlignmentLoss(recipe.loss, self.model.embed, vocabulary, silence)
+        add_frame_classes(self.model, recipe, silence, training=True)
         if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
             raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
         if snapshot is None and start:

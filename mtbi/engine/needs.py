@@ -13,6 +13,7 @@ def check(recipe: Recipe, index: Index) -> None:
     """Raises UserError for what the shards lack."""
     check_interleaving(recipe, Coverage.of(index.spoken_words))
     check_alignment(recipe, index)
+    check_silence(recipe)
     check_augmentation(recipe, index)
 
 
@@ -36,6 +37,15 @@ def check_alignment(recipe: Recipe, index: Index) -> None:
         raise UserError(
             f"loss.alignment or train.alignment_steps is set, but data.shards lacks the tokens of {unknown} transcripts "
             "without word times: make the shards again with this version, or set both to 0."
+        )
+
+
+def check_silence(recipe: Recipe) -> None:
+    """Raises UserError if the LLM is not to read silence, but nothing trains the adapter to tell it."""
+    if recipe.model.adapter.drop_silence and not (recipe.loss.alignment or recipe.train.alignment_steps):
+        raise UserError(
+            "model.adapter.drop_silence is set, but nothing teaches the adapter what silence is: set loss.alignment (or "
+            "train.alignment_steps), or drop_silence=0."
         )
 
 

@@ -41,6 +41,12 @@ class Output(nn.Linear):
         return super().forward(hidden) * self.scale
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raises UserError where attention heads cannot share a width."""
+    if width % heads:
+        raise UserError(f"model.adapter: the width {width} is not a multiple of heads ({heads})")
+
+
 class StackMlp(nn.Module):
     """`stack` frames side by side, layer norm, two layers (as in SLAM-ASR and Ultravox)."""
 
@@ -103,8 +109,7 @@ class WindowQformer(nn.Module):
     def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
         super().__init__()
         hidden = config.hidden or llm_hidden
-        if hidden % config.heads:
-            raise UserError(f"model.adapter: the width {hidden} is not a multiple of heads ({config.heads})")
+        check_heads(hidden, config.heads)
         self.stack = config.stack
         self.norm = nn.LayerNorm(width)
         self.enter = nn.Linear(width, hidden)
@@ -126,8 +131,45 @@ class WindowQformer(nn.Module):
         return self.output(hidden).unflatten(0, (clips, count)).flatten(1, 2)
 
 
+class TransformerAdapter(nn.Module):
+    """`stack` frames side by side, then transformer layers in which each position reads its whole clip, and an output layer.
+
+    A token of the LLM lasts longer than a window, so its frame needs the sound around it (as in the speech adapter of Llama 3,
+    arXiv 2407.21783). A depthwise convolution before the layers tells them the order (Mohamed et al. 2019, arXiv 1904.11660).
+    """
+
+    KERNEL = 15  #: windows that the convolution sees
+
+    def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
+        super().__init__()
+        hidden = config.hidden or llm_hidden
+        check_heads(hidden, config.heads)
+        self.stack = config.stack
+        self.norm = nn.LayerNorm(config.stack * width)
+        self.enter = nn.Linear(config.stack * width, hidden)
+        self.order = nn.Conv1d(hidden, hidden, self.KERNEL, padding=self.KERNEL // 2, groups=hidden)
+        layer = nn.TransformerEncoderLayer(hidden, config.heads, 4 * hidden, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(hidden), enable_nested_tensor=False)
+        self.output = Output(hidden, llm_hidden, scale, 1.0)
+
+    def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
+        """`(clips, frames, width)` to `(clips, ceil(frames / stack), llm_hidden)`; `exists`: `(clips, frames, 1)`."""
+        inside = windows(exists, self.stack)[:, :, 0]
+        hidden = self.enter(self.norm(windows(frames * exists, self.stack).flatten(2))) * inside
+        hidden = hidden + functional.gelu(self.order(hidden.transpose(1, 2)).transpose(1, 2))
+        outside = ~inside[..., 0]
+        outside[:, 0] = False  # a clip without frames reads one: a softmax over nothing would be NaN
+        return self.output(self.layers(hidden, src_key_padding_mask=outside))
+
+
 #: By `model.adapter.kind`; packages add more (docs/plugins.md).
-KINDS: dict[str, type[nn.Module]] = {"mlp": StackMlp, "swiglu": GatedMlp, "conv": Convolution, "qformer": WindowQformer}
+KINDS: dict[str, type[nn.Module]] = {
+    "mlp": StackMlp,
+    "swiglu": GatedMlp,
+    "conv": Convolution,
+    "qformer": WindowQformer,
+    "transformer": TransformerAdapter,
+}
 
 
 class Adapter(nn.Module):

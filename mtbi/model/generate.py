@@ -223,7 +223,7 @@ def embed_prompts(model: SpeechLLMModule, prompts: Sequence[Sequence[Piece]]) ->
     lengths = torch.tensor([len(wave) for wave in waves or [torch.zeros(1)]])
     # The encoder and the adapter run even if there is only text: ZeRO-3 needs the same calls on every rank.
     frames, counts = model.encode_speech(pad_sequence(waves or [torch.zeros(1)], True).to(device), lengths.to(device))
-    clips = {key: clip[:count] for key, clip, count in zip(sounds, frames, counts.tolist(), strict=False)}
+    clips = {key: model.heard(clip[:count]) for key, clip, count in zip(sounds, frames, counts.tolist(), strict=False)}
     ids = [piece.long() for prompt in prompts for piece in prompt if not isinstance(piece, np.ndarray)]
     embedded = model.embed(torch.cat(ids or [torch.zeros(1, dtype=torch.long)]).to(device))
     texts = iter(embedded.split([len(piece) for piece in ids]) if ids else [])

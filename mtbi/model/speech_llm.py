@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from mtbi.batches.batch import Batch
+from mtbi.batches.compact import without
 from mtbi.llm import attention
 from mtbi.llm.last_layer import LastLayer, decoder_of
-from mtbi.llm.load import add_lora, embedding_rms, load_llm
+from mtbi.llm.load import add_lora, embedding_rms, gathered, load_llm
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder, check_lora, set_trainable
+from mtbi.model.frame_classes import FrameClasses, SilenceFilter
 from mtbi.model.losses.alignment import AlignmentLoss
 from mtbi.model.losses.head import LossOutput, build_head
 from mtbi.model.masking import masked
 from mtbi.model.new_rows import add_new_rows
-from mtbi.recipe import LossConfig, ModelConfig
+from mtbi.recipe import LossConfig, ModelConfig, Recipe
 
 #: Shape of the mask passed to transformers so that it builds none of its own. Packed rows have their own masks.
 NO_MASK_SHAPE = (1, 1, 1, 1)
@@ -35,6 +38,7 @@ class SpeechLLMModule(nn.Module):
         self.llm: Any = llm
         self.head = build_head(llm.get_output_embeddings(), loss, tasks, llm.config.get_text_config())
         self.alignment: AlignmentLoss | None = None  #: on the adapter's output, where a training has it
+        self.filter: SilenceFilter | None = None  #: of the adapter frames that the LLM reads; None = it reads all
         self.last_layer = LastLayer(llm)
         self.dtype = next(adapter.parameters()).dtype
         self.encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
@@ -59,6 +63,11 @@ class SpeechLLMModule(nn.Module):
 
     def imitate(self, frames: Tensor, batch: Batch) -> LossOutput:
         """The loss of the answers, given the adapter frames `(clips, frames, hidden)` of the batch's clips."""
+        means = {}
+        if self.filter:
+            silent = self.filter.silent(frames[batch.audio_clip, batch.audio_frame])
+            means["silence"] = torch.stack([silent.sum().float(), silent.new_tensor(len(silent), dtype=torch.float32)])
+            batch = without(batch, silent)
         embeddings = self.embed(batch.token_ids)
         # Out of place, and also without any audio slot, so that the adapter is in every rank's backward pass.
         audio = frames[batch.audio_clip, batch.audio_frame].to(embeddings.dtype)
@@ -72,7 +81,8 @@ class SpeechLLMModule(nn.Module):
             use_cache=False,
             packing=attention.Packing(batch.group, batch.branch, batch.position_ids, read),
         ).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
+        out = self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
+        return LossOutput(out.loss, out.means | means)
 
     def encode_clips(
         self,
@@ -110,10 +120,14 @@ class SpeechLLMModule(nn.Module):
         return features.to(self.dtype), frames
 
     def encode_waveform(self, wave: np.ndarray) -> Tensor:
-        """The adapter frames `(frames, hidden)` of a waveform `(samples,)` at 16 kHz."""
+        """All adapter frames `(frames, hidden)` of a waveform `(samples,)` at 16 kHz."""
         clip = torch.from_numpy(np.ascontiguousarray(wave))[None].to(next(self.adapter.parameters()).device)
         frames, counts = self.encode_speech(clip, torch.tensor([len(wave)], device=clip.device))
         return frames[0, : int(counts[0])]
+
+    def heard(self, frames: Tensor) -> Tensor:
+        """Those of the adapter frames `(frames, hidden)` that the LLM reads."""
+        return frames[~self.filter.silent(frames)] if self.filter else frames
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The LLM's embeddings of token ids, new tokens included."""
@@ -163,3 +177,23 @@ def build_speech_llm(
     rms, width = embedding_rms(llm)
     adapter = build_adapter(config.adapter, encoder.width, width, rms).to(device, dtype)
     return SpeechLLMModule(encoder, adapter, llm, loss, tasks)
+
+
+def add_frame_classes(model: SpeechLLMModule, recipe: Recipe, silence: Sequence[int], training: bool) -> None:
+    """Give the model the alignment loss (only for training) and the filter of silent frames, where the recipe has them.
+
+    `silence` are the token ids of what an adapter frame without a token says (`train.start_silence`). Every process must call
+    this before ZeRO-3 partitions the adapter.
+    """
+    aligns = training and bool(recipe.loss.alignment or recipe.train.alignment_steps)
+    least = recipe.model.adapter.drop_silence
+    if not (aligns or least):
+        return
+    table = model.llm.get_input_embeddings()
+    with gathered(table.weight):
+        vocabulary = torch.arange(table.num_embeddings, device=table.weight.device)
+        classes = FrameClasses(model.embed, vocabulary, silence, recipe.loss.alignment_tokens)
+    if aligns:
+        model.alignment = AlignmentLoss(recipe.loss, classes)
+    if least:
+        model.filter = SilenceFilter(classes, least)

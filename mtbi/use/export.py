@@ -85,6 +85,11 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
         raise UserError(
             "model.new_tokens: an LLM with new tokens cannot be exported yet; use the run itself (mtbi chat, mtbi serve)"
         )
+    if run.recipe.model.adapter.drop_silence:
+        raise UserError(
+            "model.adapter.drop_silence: an export has a position for each adapter frame; use the run itself (mtbi chat, mtbi "
+            "serve)"
+        )
     if layout == "ultravox":
         ultravox.parts(run.model)
     folder = out.with_name(f".{out.name}.part")

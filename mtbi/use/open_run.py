@@ -14,7 +14,7 @@ from mtbi.errors import UserError
 from mtbi.llm import precision
 from mtbi.llm.chat_format import ChatFormat, read_chat
 from mtbi.model import self_test
-from mtbi.model.speech_llm import SpeechLLMModule, build_speech_llm
+from mtbi.model.speech_llm import SpeechLLMModule, add_frame_classes, build_speech_llm
 from mtbi.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,12 @@ def open_run(folder: Path | str, which: str = "best", device: str = "", as_train
     put_weights(model, chosen)
     self_test.check(model.llm, recipe.model.llm)
     chat = read_chat(recipe)
+    add_frame_classes(
+        model.to(torch_device),
+        recipe,
+        chat.tokenizer.encode(recipe.train.start_silence, add_special_tokens=False),
+        training=False,
+    )
     return TrainedRun(folder, chosen, recipe, model.to(torch_device).eval(), chat, torch_device)
 
 

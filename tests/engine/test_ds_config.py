@@ -42,7 +42,7 @@ def test_wrong_configurations_are_explained(tmp_path: Path) -> None:
         read_ds_config(CONFIGS / "zero3.json", recipes.load("demo", ["model.compile=true"]), 1, torch.float32)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "swiglu", "conv", "qformer"])
+@pytest.mark.parametrize("kind", ["mlp", "swiglu", "conv", "qformer", "transformer"])
 def test_each_part_has_its_learning_rate(kind: str) -> None:
     adapter = build_adapter(AdapterConfig(kind, hidden=8), encoder_width=4, llm_hidden=8)
     parameters = {f"adapter.{name}": value for name, value in adapter.named_parameters()}

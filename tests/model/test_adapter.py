@@ -10,7 +10,11 @@ from mtbi.model.adapter import build_adapter
 from mtbi.model.frame_counts import FrameGeometry, adapter_queries
 from mtbi.recipe import AdapterConfig
 
-KINDS = [*(AdapterConfig(kind, 3) for kind in ("mlp", "swiglu", "conv")), AdapterConfig("qformer", 3, queries=2, heads=2)]
+KINDS = [
+    *(AdapterConfig(kind, 3) for kind in ("mlp", "swiglu", "conv")),
+    AdapterConfig("qformer", 3, queries=2, heads=2),
+    AdapterConfig("transformer", 3),
+]
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)

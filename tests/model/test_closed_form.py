@@ -19,7 +19,11 @@ from mtbi.recipe import AdapterConfig, LossConfig
 from mtbi.shards.record import StoredUtterance
 
 FRAME = 320.0  #: samples between two adapter frames: two encoder frames of 160 samples
-KINDS = [*(AdapterConfig(kind, 2, hidden=16) for kind in ("mlp", "swiglu", "conv")), AdapterConfig("qformer", 4, 16, 2, 1, 2)]
+KINDS = [
+    *(AdapterConfig(kind, 2, hidden=16) for kind in ("mlp", "swiglu", "conv")),
+    AdapterConfig("qformer", 4, 16, 2, 1, 2),
+    AdapterConfig("transformer", 2, 16),
+]
 INDEX: Any = SimpleNamespace(encoded="", feature_width=0)
 
 

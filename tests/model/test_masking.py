@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import ToyEncoder
 
+from mtbi.model.frame_classes import FrameClasses
 from mtbi.model.losses.alignment import AlignmentLoss
 from mtbi.model.masking import masked
 from mtbi.recipe import LossConfig
@@ -54,7 +55,7 @@ def test_the_model_does_not_hear_what_is_hidden(make_model, packed, alone: bool)
     """Other sound under the mask, with the same mean, gives the same loss; without the mask it gives another one."""
     model = make_model()
     if alone:
-        model.alignment = AlignmentLoss(LossConfig(alignment=1.0), model.embed, torch.arange(61), [3])
+        model.alignment = AlignmentLoss(LossConfig(alignment=1.0), FrameClasses(model.embed, torch.arange(61), [3]))
     clips, longest = len(packed.waveforms), packed.waveforms.shape[1]
     frames, channels = torch.zeros(clips, -(-longest // 160), dtype=torch.bool), torch.zeros(clips, 1, dtype=torch.bool)
     frames[:, :2] = True

@@ -8,24 +8,20 @@ token's embedding. So the LLM's frozen embeddings are the output layer, and no w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtbi.batches.batch import Batch
-from mtbi.llm.load import mean_embedding
+from mtbi.model.frame_classes import SHARPNESS, Embed, FrameClasses
 from mtbi.model.losses.head import LossOutput
 from mtbi.recipe import LossConfig
 
-#: The logit of a class is `SHARPNESS` × (e·o − e²/2) ÷ the mean e² of all classes, for the embedding e and the output o.
-SHARPNESS = 20.0
 #: Weight of the expected squared distance from the embeddings, in units of the mean e². The likelihood alone moves the outputs
 #: away from other tokens, and also away from what the LLM can read (docs/method.md).
 DISTANCE = 2.0
 SILENCE_WEIGHT = 0.3  #: of a frame of silence in that distance; that of a frame with a token is 1
-Embed = Callable[[Tensor], Tensor]
 
 
 class AlignmentSums(NamedTuple):
@@ -45,43 +41,26 @@ class AlignmentSums(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """The embeddings of all classes of some clips, and half of their squared lengths, float32."""
+    """The classes of some clips' frames: those that all clips have, and the clip's own tokens."""
 
-    common: Tensor  #: (1 + tokens, hidden): of silence and of the tokens that all clips are compared with
-    common_half: Tensor  #: (1 + tokens,)
-    own: Tensor  #: (clips, longest, hidden): of the clip's own tokens
-    own_half: Tensor  #: (clips, longest)
+    common: FrameClasses
+    own: Tensor  #: (clips, longest, hidden) float32: the embeddings of the clip's own tokens
+    own_half: Tensor  #: (clips, longest): half of their squared lengths
     extra: Tensor  #: (clips, longest) bool: the first of equal tokens, and not among the common ones
 
     def of(self, clips: Tensor) -> Classes:
         """Those of some of the clips, by number."""
-        return Classes(self.common, self.common_half, self.own[clips], self.own_half[clips], self.extra[clips])
-
-    @property
-    def size(self) -> Tensor:
-        """(), the mean squared length of the common embeddings."""
-        return 2 * self.common_half.mean()
+        return Classes(self.common, self.own[clips], self.own_half[clips], self.extra[clips])
 
 
 class AlignmentLoss:
-    """The loss for one LLM. It has no parameters. The LLM's embeddings that all clips need are copied once."""
+    """The loss for one LLM. It has no parameters."""
 
-    @torch.no_grad()
-    def __init__(self, config: LossConfig, embed: Embed, vocabulary: Tensor, silence: Sequence[int]) -> None:
-        """`embed` gives the LLM's embeddings of token ids, `vocabulary` are all of its ids. ZeRO-3 must have gathered them.
-
-        Silence is the mean embedding of the token ids `silence`, or of the whole vocabulary where there are none. A clip's
-        tokens are told apart from each other and from the first `alignment_tokens` ids. About `chunk` adapter frames are
-        computed at once.
+    def __init__(self, config: LossConfig, common: FrameClasses) -> None:
+        """A clip's tokens are told apart from each other and from the classes `common`. About `chunk` frames are computed at
+        once.
         """
-        self.weight, self.chunk = config.alignment, config.chunk
-        self.first_rare = min(config.alignment_tokens or len(vocabulary), len(vocabulary))
-        common = vocabulary[: self.first_rare]
-        if len(silence) == 1:
-            common = common[common != silence[0]]
-        silent = mean_embedding(embed, vocabulary.new_tensor(silence) if silence else vocabulary)
-        self.common = torch.cat([silent[None].float(), embed(common).float()])
-        self.common_half = self.common.square().sum(1) / 2
+        self.weight, self.chunk, self.common = config.alignment, config.chunk, common
 
     def __call__(self, frames: Tensor, counts: Tensor, batch: Batch, embed: Embed) -> AlignmentSums:
         """`frames` (clips, frames, hidden) are the adapter's output, `counts` (clips,) their numbers.
@@ -93,9 +72,9 @@ class AlignmentLoss:
             own = embed(ids).float()
         said = torch.arange(ids.shape[1], device=ids.device) < batch.spoken_lengths[:, None]
         repeated = (ids[:, :, None] == ids[:, None, :]).tril(-1).any(2)
-        extra = said & ~repeated & (ids >= self.first_rare)
+        extra = said & ~repeated & (ids >= self.common.first_rare)
         lengths = batch.spoken_lengths * (counts >= batch.spoken_lengths)
-        classes = Classes(self.common, self.common_half, own, own.square().sum(2) / 2, extra)
+        classes = Classes(self.common, own, own.square().sum(2) / 2, extra)
         nll, losses = LossesInChunks.apply(frames, counts, lengths, classes, self.chunk)
         return AlignmentSums(losses.sum(), nll.sum(), lengths.sum().float(), self.weight)
 
@@ -144,8 +123,7 @@ class LossesInChunks(torch.autograd.Function):
 
 def scores(frames: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
     """Log-probabilities of silence (clips, frames), and of each of the clip's own tokens (clips, frames, longest)."""
-    scale = SHARPNESS / classes.size
-    common = scale * (frames @ classes.common.T - classes.common_half)
+    common, scale = classes.common.logits(frames), SHARPNESS / classes.common.size
     own = scale * (frames @ classes.own.transpose(1, 2) - classes.own_half[:, None])
     total = torch.cat([common, own.masked_fill(~classes.extra[:, None], -torch.inf)], 2).logsumexp(2)
     return common[..., 0] - total, own - total[..., None]
@@ -160,9 +138,9 @@ def clip_losses(frames: Tensor, classes: Classes, occupied: Tensor, silent: Tens
     likelihood = -(occupied * tokens).sum((1, 2)) - (silent * silence).sum(1)
     half = frames.square().sum(2)[..., None] / 2
     from_own = 2 * (half - frames @ classes.own.transpose(1, 2) + classes.own_half[:, None])
-    from_silence = (frames - classes.common[0]).square().sum(2)
+    from_silence = (frames - classes.common.embeddings[0]).square().sum(2)
     distance = (occupied * from_own).sum((1, 2)) + SILENCE_WEIGHT * (silent * from_silence).sum(1)
-    return likelihood + DISTANCE / classes.size * distance
+    return likelihood + DISTANCE / classes.common.size * distance
 
 
 def placements(silence: Tensor, tokens: Tensor, counts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:

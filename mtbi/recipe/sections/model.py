@@ -29,15 +29,22 @@ class AdapterConfig:
 
     kind: str = setting(
         "mlp",
-        "`mlp`, `swiglu` (Ultravox, vLLM), `conv` (strided), `qformer` (queries a window) or an installed one",
-        choices=("mlp", "swiglu", "conv", "qformer"),
+        "`mlp`, `swiglu` (Ultravox, vLLM), `conv` (strided), `qformer` (queries a window), `transformer` (reads the clip) or "
+        "an installed one",
+        choices=("mlp", "swiglu", "conv", "qformer", "transformer"),
         entry_points=plugins.ADAPTERS,
     )
     stack: int = setting(4, "encoder frames that become one LLM position (for `qformer`: frames a window)", minimum=1)
     hidden: int = setting(0, "width of the middle layer; 0 = the LLM's hidden size")
     queries: int = setting(1, "LLM positions for each window; `qformer` and installed kinds only", minimum=1)
-    layers: int = setting(2, "transformer layers; `qformer` only", minimum=1)
-    heads: int = setting(4, "attention heads; `qformer` only", minimum=1)
+    layers: int = setting(2, "transformer layers; `qformer` and `transformer` only", minimum=1)
+    heads: int = setting(4, "attention heads; `qformer` and `transformer` only", minimum=1)
+    drop_silence: float = setting(
+        0.0,
+        "the LLM does not read adapter frames whose probability of silence is at least this, such as 0.9; needs the alignment "
+        "loss; 0 = it reads all",
+        maximum=1.0,
+    )
 
 
 @dataclass

@@ -146,11 +146,11 @@ class Mixer:
                 spans.append(self._embed_text(torch.tensor(ids, dtype=torch.long)))
             elif whole is not None:
                 first, stop = interleave.sliced_frames(segment, starts, samples, len(whole), self.samples_per_frame)
-                spans.append(whole[first:stop])
+                spans.append(self.run.model.heard(whole[first:stop]))
             else:
                 begin, end = interleave.sound_bounds(segment, starts, samples)
                 if end > begin:
-                    spans.append(self.run.model.encode_waveform(mix.wave[begin:end]))
+                    spans.append(self.run.model.heard(self.run.model.encode_waveform(mix.wave[begin:end])))
         return spans
 
     def _embed_text(self, ids: Tensor | np.ndarray) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mtbi.batches.batch import Batch
+from mtbi.model import frame_classes
+from mtbi.model.frame_classes import FrameClasses
 from mtbi.model.losses import alignment
 from mtbi.model.losses.alignment import AlignmentLoss, AlignmentSums, placements
 from mtbi.model.speech_llm import SpeechLLMModule
@@ -27,8 +29,8 @@ def embeddings() -> nn.Embedding:
 
 def loss_over(embeddings: nn.Embedding, tokens: int = 0, chunk: int = 1024) -> AlignmentLoss:
     """The loss against the first `tokens` of the embeddings, 0 = all."""
-    config = LossConfig(alignment=0.5, alignment_tokens=tokens, chunk=chunk)
-    return AlignmentLoss(config, embeddings, torch.arange(embeddings.num_embeddings), [SILENCE])
+    config = LossConfig(alignment=0.5, chunk=chunk)
+    return AlignmentLoss(config, FrameClasses(embeddings, torch.arange(embeddings.num_embeddings), [SILENCE], tokens))
 
 
 def spoken(ids: list[list[int]]) -> Any:
@@ -83,7 +85,7 @@ def test_the_gradient_is_that_of_the_likelihood_over_all_classes(
 
     table = embeddings.weight
     common = [SILENCE, *(token for token in range(tokens or VOCABULARY) if token != SILENCE)]
-    scale = alignment.SHARPNESS / table[common].square().sum(1).mean()
+    scale = frame_classes.SHARPNESS / table[common].square().sum(1).mean()
     logits = scale * (frames @ table.T - table.square().sum(1) / 2)
     total = frames.new_zeros(())
     for clip, own in enumerate(ids):
@@ -97,7 +99,8 @@ def test_the_gradient_is_that_of_the_likelihood_over_all_classes(
 
 def test_the_gradient_of_the_distance_is_that_of_its_value(embeddings: nn.Embedding, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one placement only, the loss is a likelihood and a distance, and autograd differentiates both."""
-    monkeypatch.setattr(alignment, "SHARPNESS", 0.0)
+    for module in (alignment, frame_classes):
+        monkeypatch.setattr(module, "SHARPNESS", 0.0)
     frames = torch.randn(1, 2, HIDDEN, requires_grad=True)
     sums = loss_over(embeddings)(frames, torch.tensor([2]), spoken([[7, 9]]), embeddings)
     [gradient] = torch.autograd.grad(sums.loss, frames)
