@@ -32,13 +32,17 @@ class MtbiConfig(PretrainedConfig):
         embedding_rms: float = 1.0,
         normalise: bool = True,
         prompt_first: bool = False,
+        silence_ids: list[int] | None = None,
+        silence_classes: int = 0,
         **kwargs: Any,
     ) -> None:
         """`encoder_config` is the encoder's own configuration. `audio_token_id` is the token id in place of an adapter frame.
 
         `embedding_rms` is the root mean square of a fresh adapter's output. `normalise` is `do_normalize` of
         wav2vec 2.0 in older exports.
-        `prompt_first` is true if the chat template puts the prompt before the speech.
+        `prompt_first` is true if the chat template puts the prompt before the speech. With `drop_silence` of the adapter,
+        `silence_ids` are the token ids of silence and `silence_classes` the number of tokens that it is told apart from (0 =
+        all).
         """
         self.parts = parts or asdict(ModelConfig())
         if isinstance(text_config, dict):
@@ -50,6 +54,8 @@ class MtbiConfig(PretrainedConfig):
         self.embedding_rms = embedding_rms
         self.normalise = normalise
         self.prompt_first = prompt_first
+        self.silence_ids = silence_ids or []
+        self.silence_classes = silence_classes
         super().__init__(**kwargs)
 
     @property

@@ -15,6 +15,7 @@ from mtbi.llm.last_layer import decoder_of
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import empty_encoder, restore_filters
+from mtbi.model.frame_classes import SilenceFilter, classes_of
 from mtbi.model.speech_llm import SpeechLLMModule
 
 
@@ -43,6 +44,7 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             self.llm = AutoModelForCausalLM.from_config(config.text_config)
             width = self.llm.get_input_embeddings().embedding_dim
             self.adapter = build_adapter(config.model.adapter, self.encoder.width, width, config.embedding_rms)
+        self._filter: SilenceFilter | None = None
         self._no_split_modules = self.llm._no_split_modules
         self._tied_weights_keys: Any = None
         tied = getattr(self.llm, "all_tied_weights_keys", None)  # of transformers 5
@@ -130,6 +132,28 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         frames, counts = self.adapter(features.to(next(self.adapter.parameters()).dtype), lengths)
         return torch.cat([clip[:count] for clip, count in zip(frames, counts.tolist(), strict=True)])
 
+    def heard(self, is_audio: Tensor, frames: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The attention mask `(batch, tokens)` without silent frames (`drop_silence`).
+
+        `is_audio` `(batch, tokens)` are the places of `frames` (frames, hidden).
+        """
+        if self._filter is None or self._filter.device != frames.device:
+            classes = classes_of(self.llm, self.config.silence_ids, self.config.silence_classes)
+            self._filter = SilenceFilter(classes, self.config.model.adapter.drop_silence)
+        mask = torch.ones_like(is_audio, dtype=torch.long) if attention_mask is None else attention_mask
+        return mask.masked_scatter(is_audio, mask[is_audio] * ~self._filter.silent(frames))
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `generate`. Silent frames are masked before it, since every later token must not read them."""
+        ids = kwargs.get("input_ids", inputs)
+        if self.config.model.adapter.drop_silence and ids is not None and kwargs.get("input_values") is not None:
+            frames = self.encode_speech(kwargs["input_values"], kwargs["input_lengths"])
+            is_audio = ids == self.config.audio_token_id
+            check_frames(is_audio, frames)
+            kwargs["attention_mask"] = self.heard(is_audio, frames, kwargs.get("attention_mask"))
+        return super().generate(inputs, *args, **kwargs)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -154,8 +178,10 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
             if input_values is not None and input_lengths is not None:
                 frames = self.encode_speech(input_values, input_lengths)
-                if len(frames) != (audio_tokens := int(is_audio.sum())):
-                    raise ValueError(f"{audio_tokens} audio tokens for {len(frames)} frames of speech: use the processor")
+                check_frames(is_audio, frames)
+                if self.config.model.adapter.drop_silence:
+                    attention_mask = self.heard(is_audio, frames, attention_mask)
+                    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
                 inputs_embeds = inputs_embeds.masked_scatter(is_audio[..., None], frames.to(inputs_embeds))
             elif is_audio.shape[1] > 1 and (audio_tokens := int(is_audio.sum())):  # one token: generated
                 raise ValueError(f"{audio_tokens} audio tokens without input_values and input_lengths: use the processor")
@@ -182,3 +208,9 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         return super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
+
+
+def check_frames(is_audio: Tensor, frames: Tensor) -> None:
+    """Raises ValueError if the number of audio tokens is not the number of adapter frames."""
+    if len(frames) != (audio_tokens := int(is_audio.sum())):
+        raise ValueError(f"{audio_tokens} audio tokens for {len(frames)} frames of speech: use the processor")

@@ -27,6 +27,8 @@ def parts(model: SpeechLLMModule) -> tuple[Whisper, GatedMlp, Any]:
         raise UserError("the Ultravox layout is for Whisper encoders; this run has another one")
     if not isinstance(adapter, GatedMlp):
         raise UserError("the Ultravox layout is for runs with model.adapter.kind=swiglu; this run has another adapter")
+    if model.filter:
+        raise UserError("the Ultravox layout has a position for each adapter frame; this run has model.adapter.drop_silence")
     return encoder, adapter, model.llm
 
 

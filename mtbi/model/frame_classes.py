@@ -8,12 +8,12 @@ as in the compression of Gaido et al. (2021, arXiv 2102.01578), whose classes ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtbi.llm.load import mean_embedding
+from mtbi.llm.load import gathered, mean_embedding
 
 #: The logit of a class is `SHARPNESS` × (e·o − e²/2) ÷ the mean e² of all classes, for the embedding e and the frame o.
 SHARPNESS = 20.0
@@ -56,3 +56,15 @@ class SilenceFilter(NamedTuple):
         """Whether each adapter frame of `(frames, hidden)` is silence: (frames,) bool."""
         parts = [self.classes.logits(part.float()).softmax(1)[:, 0] >= self.least for part in frames.split(CHUNK)]
         return torch.cat(parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classes are."""
+        return self.classes.embeddings.device
+
+
+def classes_of(llm: Any, silence: Sequence[int], tokens: int) -> FrameClasses:
+    """The classes of an LLM. Under ZeRO-3 every process must call this."""
+    table = llm.get_input_embeddings()
+    with gathered(table.weight):
+        return FrameClasses(table, torch.arange(table.num_embeddings, device=table.weight.device), silence, tokens)

@@ -13,11 +13,11 @@ from mtbi.batches.batch import Batch
 from mtbi.batches.compact import without
 from mtbi.llm import attention
 from mtbi.llm.last_layer import LastLayer, decoder_of
-from mtbi.llm.load import add_lora, embedding_rms, gathered, load_llm
+from mtbi.llm.load import add_lora, embedding_rms, load_llm
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import build_encoder, check_lora, set_trainable
-from mtbi.model.frame_classes import FrameClasses, SilenceFilter
+from mtbi.model.frame_classes import SilenceFilter, classes_of
 from mtbi.model.losses.alignment import AlignmentLoss
 from mtbi.model.losses.head import LossOutput, build_head
 from mtbi.model.masking import masked
@@ -189,10 +189,7 @@ def add_frame_classes(model: SpeechLLMModule, recipe: Recipe, silence: Sequence[
     least = recipe.model.adapter.drop_silence
     if not (aligns or least):
         return
-    table = model.llm.get_input_embeddings()
-    with gathered(table.weight):
-        vocabulary = torch.arange(table.num_embeddings, device=table.weight.device)
-        classes = FrameClasses(model.embed, vocabulary, silence, recipe.loss.alignment_tokens)
+    classes = classes_of(model.llm, silence, recipe.loss.alignment_tokens)
     if aligns:
         model.alignment = AlignmentLoss(recipe.loss, classes)
     if least:

@@ -85,11 +85,6 @@ def export(run: TrainedRun, out: Path, layout: str = "trained") -> None:
         raise UserError(
             "model.new_tokens: an LLM with new tokens cannot be exported yet; use the run itself (mtbi chat, mtbi serve)"
         )
-    if run.recipe.model.adapter.drop_silence:
-        raise UserError(
-            "model.adapter.drop_silence: an export has a position for each adapter frame; use the run itself (mtbi chat, mtbi "
-            "serve)"
-        )
     if layout == "ultravox":
         ultravox.parts(run.model)
     folder = out.with_name(f".{out.name}.part")
@@ -160,6 +155,8 @@ def make_config(run: TrainedRun, audio_token_id: int, merged: bool) -> MtbiConfi
         audio_token_id=audio_token_id,
         embedding_rms=embedding_rms(model.llm)[0],
         prompt_first=run.recipe.behaviour.prompt_first,
+        silence_ids=run.chat.tokenizer.encode(run.recipe.train.start_silence, add_special_tokens=False),
+        silence_classes=run.recipe.loss.alignment_tokens,
         dtype=model.dtype,
         architectures=[MtbiForConditionalGeneration.__name__],
         eos_token_id=run.chat.end_id,

@@ -22,6 +22,15 @@ def test_an_alignment_loss_needs_the_tokens_of_every_transcript(shard_folder: Pa
     check(recipes.load("demo"), old)
 
 
+def test_silence_is_dropped_only_where_the_adapter_learns_it(shard_folder: Path) -> None:
+    index = Shards(str(shard_folder)).index
+    drop = "model.adapter.drop_silence=0.9"
+    for field in ("train.alignment_steps=5", "loss.alignment=1"):
+        check(recipes.load("demo", [drop, field]), index)
+    with pytest.raises(UserError, match=r"nothing teaches the adapter what silence is: set loss\.alignment"):
+        check(recipes.load("demo", [drop]), index)
+
+
 def test_a_corpus_that_cannot_be_interleaved_stops_a_run_that_interleaves() -> None:
     single, unaligned = Coverage(5, 1, 4), Coverage(5, 5, 0)
     with pytest.raises(UserError, match=r"interleave.share is 0.5, but .* can be interleaved: 4 of 5 have one word only"):

@@ -54,6 +54,12 @@ KINDS = {
         "model.adapter.queries=2",
         "model.adapter.heads=2",
     ],
+    "silence": [
+        "model.encoder.layer=3",
+        "model.adapter.kind=transformer",
+        "model.adapter.drop_silence=1e-6",
+        "loss.alignment=1",
+    ],
 }
 
 
@@ -69,7 +75,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         torch.manual_seed(0)
         place, step = folder / f"{kind}-encoder", folder / kind / "step-00000001"
         overrides = [f"run_dir={folder / kind}", "plan.max_audio_seconds=5", *KINDS[kind]]
-        if kind != "demo":
+        if kind not in ("demo", "silence"):
             encoder = (
                 WhisperModel(WhisperConfig(**WHISPER)) if kind != "wav2vec2" else Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC2))
             )
@@ -113,6 +119,9 @@ def test_an_export_gives_the_runs_own_tokens(
     chat = run.chat
     prompt = [torch.tensor(chat.prefix_ids), waves[0], torch.tensor(chat.suffix_ids(PROMPT))]
     [logits] = answer_logits(run.model, [prompt], [[7, 8, 9]])
+    if kind == "silence":
+        frames = run.model.encode_waveform(waves[0])
+        assert 0 < len(run.model.heard(frames)) < len(frames)
     export(run, tmp_path / "out", layout)
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
