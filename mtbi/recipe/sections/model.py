@@ -17,6 +17,12 @@ class EncoderConfig:
         "demo", "a Whisper, WavLM, HuBERT or wav2vec2 model (Hugging Face name or folder), `demo`, or `plugin:NAME`"
     )
     layer: int = setting(-1, "which hidden layer feeds the adapter: 0 = input of the first layer, -1 = the last", minimum=None)
+    layers: list[int] | str = setting(
+        [],
+        "several hidden layers to hear, by number or `all`, of those up to `layer`: their sum with trained weights",
+        minimum=None,
+        choices=("all",),
+    )
     trainable: bool = setting(False, "train the encoder's own weights")
     beside: dict[str, EncoderConfig] = setting(
         {}, "further encoders by name; their features stand beside this one's, frame by frame"
@@ -29,15 +35,22 @@ class AdapterConfig:
 
     kind: str = setting(
         "mlp",
-        "`mlp`, `swiglu` (Ultravox, vLLM), `conv` (strided), `qformer` (queries a window) or an installed one",
-        choices=("mlp", "swiglu", "conv", "qformer"),
+        "`mlp`, `swiglu` (Ultravox, vLLM), `conv` (strided), `qformer` (queries a window), `clip-qformer` (queries the clip), "
+        "`conformer` or an installed one",
+        choices=("mlp", "swiglu", "conv", "qformer", "clip-qformer", "conformer"),
         entry_points=plugins.ADAPTERS,
     )
-    stack: int = setting(4, "encoder frames that become one LLM position (for `qformer`: frames a window)", minimum=1)
+    stack: int = setting(
+        4, "encoder frames that become one LLM position (`qformer`: frames a window; `clip-qformer`: not used)", minimum=1
+    )
     hidden: int = setting(0, "width of the middle layer; 0 = the LLM's hidden size")
-    queries: int = setting(1, "LLM positions for each window; `qformer` and installed kinds only", minimum=1)
-    layers: int = setting(2, "transformer layers; `qformer` only", minimum=1)
-    heads: int = setting(4, "attention heads; `qformer` only", minimum=1)
+    queries: int = setting(
+        1,
+        "LLM positions for each window, with `clip-qformer` for each clip; `qformer`, `clip-qformer` and installed kinds only",
+        minimum=1,
+    )
+    layers: int = setting(2, "transformer layers; `qformer`, `clip-qformer` and `conformer` only", minimum=1)
+    heads: int = setting(4, "attention heads; `qformer`, `clip-qformer` and `conformer` only", minimum=1)
 
 
 @dataclass
