@@ -158,7 +158,7 @@ def test_an_installed_encoder_may_describe_itself(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("installed")
 def test_unknown_names_are_answered_with_all_names_and_the_nearest() -> None:
     with pytest.raises(
-        UserError, match=r"'means' is unknown: did you mean 'mean'\? Shipped: mlp, .*qformer\. Installed .*: mean"
+        UserError, match=r"'means' is unknown: did you mean 'mean'\? Shipped: mlp, .*conformer\. Installed .*: mean"
     ):
         recipes.load("demo", ["model.adapter.kind=means"])
     recipe = recipes.load("demo", ["model.encoder.path=plugin:band:/weights"])

@@ -27,8 +27,13 @@ class Geometry(Protocol):
         ...
 
     @property
+    def follows_time(self) -> bool:
+        """Whether adapter frames stand for stretches of a clip. If not, each clip has the same number of them."""
+        ...
+
+    @property
     def samples_per_frame(self) -> float:
-        """Distance between two adapter frames."""
+        """Distance between two adapter frames, where they follow time."""
         ...
 
     @property

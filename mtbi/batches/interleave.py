@@ -20,8 +20,16 @@ class Segment:
     is_text: bool
 
 
-def check(config: InterleaveConfig) -> None:
-    """Raises UserError for a minimum above its maximum (the values themselves are checked when the recipe is read)."""
+def check(config: InterleaveConfig, follows_time: bool) -> None:
+    """Raises UserError for a minimum above its maximum (the values themselves are checked when the recipe is read).
+
+    Also for `slice` where the LLM positions of a clip do not follow its time.
+    """
+    if config.share and config.cut == "slice" and not follows_time:
+        raise UserError(
+            "interleave.cut=slice takes the LLM positions of each span, but those of this model.adapter.kind stand for a whole "
+            "clip. Set interleave.cut=encode, which encodes each span alone and needs shards with audio, or interleave.share=0."
+        )
     for low, high in (("text_share_min", "text_share_max"), ("span_words_min", "span_words_max")):
         if getattr(config, low) > getattr(config, high):
             raise UserError(f"interleave: {low} ({getattr(config, low)}) is above {high} ({getattr(config, high)})")

@@ -36,6 +36,9 @@ def most_speech_tokens(plan: Plan, rows: np.ndarray) -> np.ndarray:
     whole = np.where(samples > 0, frames, text) + around  # an utterance without sound is all text
     if not plan.interleave.share or not words.any():
         return whole
+    if not plan.geometry.follows_time:  # each stretch of sound is a clip, and there is a word of text between any two
+        mixed = text + frames * ((words + 1) // 2) + around
+        return np.where((words > 0) & (samples > 0), np.maximum(whole, mixed), whole)
     begin = np.minimum(entries["start"].astype(np.int64), samples[owner])
     end = np.append(begin[1:], 0)
     is_last = np.append(owner[1:] != owner[:-1], True)

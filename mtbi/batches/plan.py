@@ -150,7 +150,7 @@ class Plan:
     """Steps of packed rows over an index. Raises UserError where the recipe's numbers make no sense or nothing fits."""
 
     def __init__(self, index: Index, recipe: Recipe, geometry: Geometry) -> None:
-        interleave.check(recipe.interleave)
+        interleave.check(recipe.interleave, geometry.follows_time)
         check_teacher(index, recipe.loss)
         self.index, self.config, self.interleave = index, recipe.plan, recipe.interleave
         self.seed, self.geometry = recipe.seed, geometry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from mtbi.cli.arguments import Group, Options, add_command, add_json, add_recipe, print_json
 
@@ -66,14 +67,18 @@ def run_encode(options: Options) -> None:
 
     from mtbi import recipe as recipes
     from mtbi.model.encoders.build import build_encoder, encoder_facts
+    from mtbi.model.frame_counts import FrameGeometry
     from mtbi.shards import features
     from mtbi.shards.open_shards import open_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
+    encoder: Any = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
     name = encoder_facts(recipe.model.encoder, recipe.model.trust_remote_code).output_name
     shards = open_shards(options.shards, recipe)
+    frames = FrameGeometry.from_config(recipe.model).encoder_frames
+    size = features.check_room(shards.index, options.out, frames, encoder.width)
+    print(f"the encoder's output has {encoder.width} channels and will take {size / 1e9:.3g} GB", flush=True)
     written = features.write(shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), name, options.out)
     print(f"{options.out}: the encoder's output for {written} utterances")
 

@@ -7,7 +7,7 @@ second.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -23,7 +23,7 @@ from torch.nn import functional
 from mtbi.corpus.ctc_aligner import CtcAligner
 from mtbi.demo.world import DIGITS
 from mtbi.model.encoders.build import MINIATURE
-from mtbi.model.encoders.pretrained import count_layers, keep_layers
+from mtbi.model.encoders.pretrained import heard_layers, keep_layers
 from mtbi.model.encoders.protocol import (
     SAMPLE_RATE,
     Architecture,
@@ -32,6 +32,7 @@ from mtbi.model.encoders.protocol import (
     SpeechEncoder,
     Stages,
     frame_mask,
+    output_name,
 )
 from mtbi.recipe import EncoderConfig
 
@@ -104,10 +105,12 @@ class DemoEncoder(SpeechEncoder):
 
     takes_lora = False  # torch's fused transformer layer reads the base weights and skips a low-rank update
 
-    def __init__(self, config: DemoEncoderConfig) -> None:
+    def __init__(self, config: DemoEncoderConfig, heard: Sequence[int] = ()) -> None:
+        """The output are the hidden layers `heard`, each after the final norm; without any it is the last one."""
         super().__init__()
         self.config = config
-        self.width = config.width
+        self.heard_layers = tuple(heard) or (config.layers,)
+        self.width = config.width * len(self.heard_layers)
         width, channels = config.width, config.channels
         with torch.device("cpu"):  # torchaudio computes its filters, which a model without memory cannot
             self.features = DigitLogMel(config.mels)
@@ -139,8 +142,15 @@ class DemoEncoder(SpeechEncoder):
         hidden = self.project(self.dropout(self.flat_norm(hidden.transpose(1, 2).flatten(2))))
         hidden = (hidden * mask[..., None]).transpose(1, 2)
         hidden = hidden + functional.gelu(self.position(hidden)) * mask[:, None]
-        hidden = self.layers(hidden.transpose(1, 2), src_key_padding_mask=~mask)
-        return self.norm(hidden) * mask[..., None], frames
+        hidden = hidden.transpose(1, 2)
+        if len(self.heard_layers) == 1 and len(self.layers.layers):
+            return self.norm(self.layers(hidden, src_key_padding_mask=~mask)) * mask[..., None], frames
+        heard = [hidden] if 0 in self.heard_layers else []
+        for number, layer in enumerate(self.layers.layers, 1):
+            hidden = layer(hidden, src_key_padding_mask=~mask)
+            if number in self.heard_layers:
+                heard.append(hidden)
+        return torch.cat([self.norm(state) for state in heard], 2) * mask[..., None], frames
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`(clips, samples)` at 16 kHz and lengths in samples to features `(clips, frames, width)` and lengths in frames."""
@@ -157,9 +167,9 @@ class DemoEncoder(SpeechEncoder):
         save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str = PACKAGED_FOLDER) -> DemoEncoder:
-        """Read what `save` wrote, as float32 in evaluation mode."""
-        encoder = cls(DemoEncoderConfig(**read_sizes(folder)))
+    def from_pretrained(cls, folder: Path | str = PACKAGED_FOLDER, heard: Sequence[int] = ()) -> DemoEncoder:
+        """Read what `save` wrote, as float32 in evaluation mode. `heard` is as in the constructor."""
+        encoder = cls(DemoEncoderConfig(**read_sizes(folder)), heard)
         encoder.load_state_dict({name: value.float() for name, value in load_file(Path(folder) / "model.safetensors").items()})
         return encoder.eval()
 
@@ -179,7 +189,7 @@ class DemoFamily:
     def facts(self, config: EncoderConfig, /) -> EncoderFacts:
         """The output's name has a digest of the weights, which come with the package and change with its version."""
         digest = sha256((PACKAGED_FOLDER / "model.safetensors").read_bytes()).hexdigest()[:8]
-        return EncoderFacts(f"demo {digest} layer {config.layer}", (config.path,), config.trainable)
+        return EncoderFacts(f"demo {digest}{output_name(config).removeprefix('demo')}", (config.path,), config.trainable)
 
     def stages(self, config: EncoderConfig, /) -> tuple[Stages, int | None]:
         """Clips may have any length."""
@@ -187,7 +197,8 @@ class DemoFamily:
 
     def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
         """Parameters in `dtype`; the filters, and so the features, stay in float32."""
-        encoder = DemoEncoder.from_pretrained()
+        heard = heard_layers(DemoEncoderConfig(**read_sizes()).layers, config)
+        encoder = DemoEncoder.from_pretrained(heard=heard)
         encoder.layers.layers = keep_layers(encoder.layers.layers, config)
         for parameter in encoder.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -196,12 +207,13 @@ class DemoFamily:
     def describe(self, config: EncoderConfig, /) -> Architecture:
         """The sizes of the shipped encoder."""
         sizes = read_sizes()
-        return sizes | {"model_type": MINIATURE, "layers": count_layers(sizes["layers"], config)}
+        heard = heard_layers(sizes["layers"], config)
+        return sizes | {"model_type": MINIATURE, "layers": heard[-1]} | ({"heard_layers": list(heard)} if config.layers else {})
 
     def empty(self, architecture: Architecture, /) -> nn.Module:
         """Random weights."""
-        sizes = {name: value for name, value in architecture.items() if name != "model_type"}
-        return DemoEncoder(DemoEncoderConfig(**sizes))
+        sizes = {name: value for name, value in architecture.items() if name not in ("model_type", "heard_layers")}
+        return DemoEncoder(DemoEncoderConfig(**sizes), architecture.get("heard_layers", ()))
 
 
 class DemoAligner(CtcAligner):

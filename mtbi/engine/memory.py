@@ -16,6 +16,7 @@ from mtbi.llm import back_end, precision
 from mtbi.llm.last_layer import decoder_of
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import set_trainable, shape_of_encoder
+from mtbi.model.encoders.protocol import taps_of
 from mtbi.model.flops import size
 from mtbi.recipe import LoraConfig, Recipe
 
@@ -81,7 +82,7 @@ def sizes_of(recipe: Recipe) -> Sizes:
     encoder: Any = shape_of_encoder(model.encoder, model.trust_remote_code)
     set_trainable(encoder, model.encoder)
     with torch.device("meta"):
-        adapter = build_adapter(model.adapter, encoder.width, config.hidden_size)
+        adapter = build_adapter(model.adapter, encoder.width, config.hidden_size, taps=taps_of(encoder))
     trainable = size(adapter) + lora_size(llm, model.llm_lora) + lora_size(encoder, model.encoder_lora)
     own_weights = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     embedding = size(llm.get_input_embeddings())

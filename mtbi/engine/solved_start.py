@@ -82,11 +82,16 @@ class SolvedStart:
     ) -> None:
         """`silence` are the token ids of `train.start_silence`.
 
-        Raises UserError where the recipe asks for a solved start and no utterance has word times."""
+        Raises UserError where the recipe asks for a solved start, and no utterance has word times or the adapter's frames do
+        not follow time.
+        """
         self.recipe, self.config, self.shards, self.plan, self.ranks = recipe, recipe.train, shards, plan, ranks
         self.silence = silence
         self.report_activity = report_activity
         self.drawn = draw(plan, self.config.start_utterances) if self.config.start != "random" else Drawn([], [])
+        if not plan.geometry.follows_time and self.drawn.solved:
+            self.drawn = Drawn([], [])
+            self._stay_random(f"the frames of model.adapter.kind={recipe.model.adapter.kind} do not follow the words' times")
         if not self.drawn.solved and self.config.start == "solved":
             raise UserError(
                 "train.start is solved, but no utterance of data.shards has word times: run `mtbi data align` and make the "

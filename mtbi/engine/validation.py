@@ -107,7 +107,9 @@ class Evaluation:
             parts = {"transcript": sample.text, "prompt": stored.prompt, "speech LLM": answer, "text LLM": stored.answer}
             text = "  \n".join(f"**{title}** {part}" for title, part in parts.items())
             metrics.dialogue(index, text, sample.waveform, step)
-            if word_ids := self.chat.word_ids(text_units.units(sample.text)[:SHOWN_WORDS]):
+            if self.plan.geometry.follows_time and (
+                word_ids := self.chat.word_ids(text_units.units(sample.text)[:SHOWN_WORDS])
+            ):
                 similar = similarity(model, sample.waveform, word_ids)
                 words = [self.chat.tokenizer.decode(ids).strip() for ids in word_ids]
                 metrics.alignment(index, similar, words, len(sample.waveform) / SAMPLE_RATE / len(similar), step)

@@ -15,6 +15,7 @@ from mtbi.llm.last_layer import decoder_of
 from mtbi.model import by_length
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import empty_encoder, restore_filters
+from mtbi.model.encoders.protocol import taps_of
 from mtbi.model.frame_classes import SilenceFilter, classes_of
 from mtbi.model.speech_llm import SpeechLLMModule
 
@@ -43,7 +44,8 @@ class MtbiForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             self.encoder = empty_encoder(config.encoder_architecture)
             self.llm = AutoModelForCausalLM.from_config(config.text_config)
             width = self.llm.get_input_embeddings().embedding_dim
-            self.adapter = build_adapter(config.model.adapter, self.encoder.width, width, config.embedding_rms)
+            taps = taps_of(self.encoder)
+            self.adapter = build_adapter(config.model.adapter, self.encoder.width, width, config.embedding_rms, taps)
         self._filter: SilenceFilter | None = None
         self._no_split_modules = self.llm._no_split_modules
         self._tied_weights_keys: Any = None

@@ -1,5 +1,7 @@
 """Adapters: encoder frames to a shorter sequence of LLM embeddings. `stack` encoder frames become one LLM position.
 
+The queries of `clip-qformer` read the whole clip, so that each clip takes the same number of LLM positions.
+
 A fresh adapter's output has about the root mean square of the LLM's own embeddings, so training starts in the range that the
 frozen LLM knows. Outputs beyond a clip's length are zero. They do not depend on other clips of the batch.
 """
@@ -7,6 +9,7 @@ frozen LLM knows. Outputs beyond a clip's length are zero. They do not depend on
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +17,10 @@ from torch.nn import functional
 
 from mtbi import plugins
 from mtbi.errors import UserError
-from mtbi.model.encoders.protocol import frame_mask
-from mtbi.model.frame_counts import adapter_queries
+from mtbi.model.encoders.protocol import Taps, frame_mask
+from mtbi.model.frame_counts import CLIP_QFORMER, adapter_queries, adapter_stack
+from mtbi.model.layer_mix import LayerMix, build_mix
+from mtbi.model.masking import masked
 from mtbi.recipe import AdapterConfig
 
 GELU_RMS = 0.652  # root mean square of gelu(x) for a standard normal x
@@ -39,12 +44,6 @@ class Output(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return super().forward(hidden) * self.scale
-
-
-def check_heads(width: int, heads: int) -> None:
-    """Raises UserError where attention heads cannot share a width."""
-    if width % heads:
-        raise UserError(f"model.adapter: the width {width} is not a multiple of heads ({heads})")
 
 
 class StackMlp(nn.Module):
@@ -108,8 +107,7 @@ class WindowQformer(nn.Module):
 
     def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
         super().__init__()
-        hidden = config.hidden or llm_hidden
-        check_heads(hidden, config.heads)
+        hidden = width_of_heads(config, llm_hidden)
         self.stack = config.stack
         self.norm = nn.LayerNorm(width)
         self.enter = nn.Linear(width, hidden)
@@ -142,8 +140,7 @@ class TransformerAdapter(nn.Module):
 
     def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
         super().__init__()
-        hidden = config.hidden or llm_hidden
-        check_heads(hidden, config.heads)
+        hidden = width_of_heads(config, llm_hidden)
         self.stack = config.stack
         self.norm = nn.LayerNorm(config.stack * width)
         self.enter = nn.Linear(config.stack * width, hidden)
@@ -162,27 +159,126 @@ class TransformerAdapter(nn.Module):
         return self.output(self.layers(hidden, src_key_padding_mask=outside))
 
 
+class ClipQformer(nn.Module):
+    """`queries` learnt queries read the whole clip (the Q-Former of BLIP-2, arXiv 2301.12597), whatever its length.
+
+    The frames get the sines of their positions (arXiv 1706.03762), so that the order of what was said can be read.
+    """
+
+    def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
+        super().__init__()
+        hidden = width_of_heads(config, llm_hidden)
+        self.norm = nn.LayerNorm(width)
+        self.enter = nn.Linear(width, hidden)
+        self.queries = nn.Parameter(torch.randn(config.queries, hidden))
+        layer = nn.TransformerDecoderLayer(hidden, config.heads, 4 * hidden, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(hidden))
+        self.output = Output(hidden, llm_hidden, scale, 1.0)
+
+    def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
+        """`(clips, frames, width)` to `(clips, queries, llm_hidden)`; `exists`: `(clips, frames, 1)`."""
+        memory = self.enter(self.norm(frames))
+        memory = memory + sinusoids(memory.shape[1], memory.shape[2], memory.device).to(memory.dtype)
+        queries = self.queries.expand(len(frames), -1, -1)
+        return self.output(self.layers(queries, memory, memory_key_padding_mask=~exists[..., 0]))
+
+
+def sinusoids(frames: int, width: int, device: torch.device) -> Tensor:
+    """`(frames, width)` float32: sines, then cosines, of the frame numbers, with wavelengths from 2π to 20,000π frames."""
+    half = -(-width // 2)
+    rates = 1e4 ** (-torch.arange(half, device=device) / half)
+    angles = torch.arange(frames, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)[:, :width]
+
+
+class Conformer(nn.Module):
+    """`stack` frames side by side, layer norm, then Conformer blocks (arXiv 2005.08100) over the shorter sequence.
+
+    The blocks are those of w2v-BERT 2.0 in transformers. They mask convolution and attention, and normalise each frame by
+    itself; the convolution sees earlier frames, the attention the whole clip. torchaudio's Conformer does not mask its
+    convolution, and normalises over clips or over time with the padding, so that a clip's result depends on its neighbours.
+    """
+
+    KERNEL = 9  #: adapter frames that the convolution sees
+
+    def __init__(self, config: AdapterConfig, width: int, llm_hidden: int, scale: float) -> None:
+        from transformers import Wav2Vec2BertConfig
+        from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertEncoder
+
+        super().__init__()
+        hidden = width_of_heads(config, llm_hidden)
+        blocks = Wav2Vec2BertConfig(
+            hidden_size=hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * hidden,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            conformer_conv_dropout=0.0,
+            layerdrop=0.0,
+            conv_depthwise_kernel_size=self.KERNEL,
+            position_embeddings_type=None,  # encoder frames and the convolution tell places apart
+            attn_implementation="eager",  # type: ignore[call-arg]  # transformers 5 masks nothing where none is named
+        )
+        self.stack = config.stack
+        self.norm = nn.LayerNorm(config.stack * width)
+        self.enter = nn.Linear(config.stack * width, hidden)
+        self.blocks = Wav2Vec2BertEncoder(blocks)
+        self.output = Output(hidden, llm_hidden, scale, 1.0)
+
+    def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
+        """`(clips, frames, width)` to `(clips, ceil(frames / stack), llm_hidden)`; `exists`: `(clips, frames, 1)`."""
+        hidden = self.enter(self.norm(windows(frames * exists, self.stack).flatten(2)))
+        mask = windows(exists, self.stack)[:, :, 0, 0]  # a window exists where its first frame does
+        return self.output(self.blocks(hidden, attention_mask=mask.long()).last_hidden_state)
+
+
+def width_of_heads(config: AdapterConfig, llm_hidden: int) -> int:
+    """The width of an adapter's attention. Raises UserError where its heads do not divide it."""
+    hidden = config.hidden or llm_hidden
+    if hidden % config.heads:
+        raise UserError(f"model.adapter: the width {hidden} is not a multiple of heads ({config.heads})")
+    return hidden
+
+
 #: By `model.adapter.kind`; packages add more (docs/plugins.md).
 KINDS: dict[str, type[nn.Module]] = {
     "mlp": StackMlp,
     "swiglu": GatedMlp,
     "conv": Convolution,
     "qformer": WindowQformer,
+    CLIP_QFORMER: ClipQformer,
     "transformer": TransformerAdapter,
+    "conformer": Conformer,
 }
 
 
 class Adapter(nn.Module):
-    """One of the kinds, with lengths."""
+    """One of the kinds, with lengths, behind the weighted sum of layers where the encoder gives several."""
 
-    def __init__(self, kind: nn.Module, stack: int, queries: int) -> None:
+    def __init__(self, kind: nn.Module, stack: int, queries: int, mix: LayerMix | None = None) -> None:
+        """`stack` is 0 where the whole clip is one window."""
         super().__init__()
-        self.kind, self.stack, self.queries = kind, stack, queries
+        self.kind, self.stack, self.queries, self.mix = kind, stack, queries, mix
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """`(clips, frames, width)` and lengths in frames to `(clips, n, llm_hidden)` and lengths in LLM positions."""
+    def forward(
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        masked_frames: Tensor | None = None,
+        masked_channels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`(clips, frames, width)` and lengths in frames to `(clips, n, llm_hidden)` and lengths in LLM positions.
+
+        What the masks hide is hidden from the kind (`mtbi.model.masking`).
+        """
+        if self.mix is not None:
+            features = self.mix(features)
+        if masked_frames is not None and masked_channels is not None:
+            features = masked(features, lengths, masked_frames, masked_channels)
         frames = self.kind(features, frame_mask(lengths, features.shape[1])[..., None])
-        lengths = -(-lengths // self.stack) * self.queries
+        lengths = -(-lengths // (self.stack or lengths)) * self.queries
         return frames * frame_mask(lengths, frames.shape[1])[..., None], lengths
 
 
@@ -197,7 +293,7 @@ def output_layer(adapter: Adapter, encoder_width: int) -> Output | None:
         return None
     weight, values = layers[0].weight, []
     hook = layers[0].register_forward_hook(lambda layer, inputs, output: values.append(output))
-    count, training = 2 * adapter.stack, adapter.training
+    count, training = 2 * (adapter.stack or 1), adapter.training
     frames = torch.arange(count * encoder_width, device=weight.device).sin().to(weight.dtype).view(1, count, encoder_width)
     try:
         made, _ = adapter.eval()(frames, torch.tensor([count], device=weight.device))
@@ -208,17 +304,24 @@ def output_layer(adapter: Adapter, encoder_width: int) -> Output | None:
     return layers[0] if unchanged else None
 
 
-def build_adapter(config: AdapterConfig, encoder_width: int, llm_hidden: int, embedding_rms: float = 1.0) -> Adapter:
+def build_adapter(
+    config: AdapterConfig,
+    encoder_width: int,
+    llm_hidden: int,
+    embedding_rms: float = 1.0,
+    taps: Mapping[str, Taps] | None = None,
+) -> Adapter:
     """A fresh adapter whose outputs have about the root mean square `embedding_rms`.
 
+    `taps` are the layers that stand side by side in the encoder's output; without any it is one layer.
     Raises UserError for an unknown kind, and for an installed one that makes another number of positions than planned.
     """
-    kind = plugins.find(plugins.ADAPTERS, config.kind, KINDS, "model.adapter.kind")(
-        config, encoder_width, llm_hidden, embedding_rms
-    )
+    mix = build_mix(taps or {})
+    width = mix.width if mix else encoder_width
+    kind = plugins.find(plugins.ADAPTERS, config.kind, KINDS, "model.adapter.kind")(config, width, llm_hidden, embedding_rms)
     if config.kind not in KINDS:
-        check_shape(kind, config, encoder_width, llm_hidden)
-    return Adapter(kind, config.stack, adapter_queries(config))
+        check_shape(kind, config, width, llm_hidden)
+    return Adapter(kind, adapter_stack(config), adapter_queries(config), mix)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from mtbi.model.encoders.build import encoder_stages
 from mtbi.model.encoders.protocol import EncoderPlugin, Stages, count_frames, min_samples
 from mtbi.recipe import CHOICES, AdapterConfig, ModelConfig
 
-__all__ = ["EncoderPlugin", "FrameGeometry", "Stages", "adapter_queries"]
+__all__ = ["EncoderPlugin", "FrameGeometry", "Stages", "adapter_queries", "adapter_stack"]
+CLIP_QFORMER = "clip-qformer"  #: the kind of adapter whose queries read the whole clip
 Samples = TypeVar("Samples", int, np.ndarray)
 
 
@@ -20,7 +21,7 @@ class FrameGeometry:
     """Lengths of encoder and adapter outputs, from lengths in samples at 16 kHz (whole numbers or numpy arrays of them)."""
 
     stages: Stages
-    stack: int  #: encoder frames in an adapter window
+    stack: int  #: encoder frames in an adapter window; 0 = the whole clip is one window
     queries: int = 1  #: LLM positions for each window
     max_samples: int | None = None  #: longest clip that the encoder takes
 
@@ -28,7 +29,12 @@ class FrameGeometry:
     def from_config(cls, model: ModelConfig) -> FrameGeometry:
         """Raises UserError when the encoder's configuration cannot be read or its family is not supported."""
         stages, longest = encoder_stages(model.encoder, model.trust_remote_code)
-        return cls(stages, model.adapter.stack, adapter_queries(model.adapter), longest)
+        return cls(stages, adapter_stack(model.adapter), adapter_queries(model.adapter), longest)
+
+    @property
+    def follows_time(self) -> bool:
+        """Whether LLM positions stand for stretches of the clip. If not, each clip takes the same number of them."""
+        return self.stack > 0
 
     @property
     def min_samples(self) -> int:
@@ -37,7 +43,7 @@ class FrameGeometry:
 
     @property
     def samples_per_frame(self) -> float:
-        """Distance between two adapter frames."""
+        """Distance between two adapter frames; 0 where they do not follow time."""
         return self.samples_per_encoder_frame * self.stack / self.queries
 
     @property
@@ -52,10 +58,16 @@ class FrameGeometry:
 
     def frames(self, samples: Samples) -> Samples:
         """Adapter frames, that is LLM positions, of clips of so many samples; at least 1."""
-        return -(-self.encoder_frames(samples) // self.stack) * self.queries
+        frames = self.encoder_frames(samples)
+        return -(-frames // (self.stack or frames)) * self.queries
+
+
+def adapter_stack(adapter: AdapterConfig) -> int:
+    """Encoder frames in a window of the adapter; 0 = the whole clip is one window."""
+    return 0 if adapter.kind == CLIP_QFORMER else adapter.stack
 
 
 def adapter_queries(adapter: AdapterConfig) -> int:
-    """LLM positions for each window of `stack` encoder frames: of the shipped kinds, only `qformer` makes more than one."""
+    """LLM positions for each window: of the shipped kinds, only those with queries make more than one."""
     shipped = adapter.kind in CHOICES["model.adapter.kind"]
-    return 1 if shipped and adapter.kind != "qformer" else adapter.queries
+    return 1 if shipped and adapter.kind not in ("qformer", CLIP_QFORMER) else adapter.queries

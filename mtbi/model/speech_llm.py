@@ -15,12 +15,12 @@ from mtbi.llm import attention
 from mtbi.llm.last_layer import LastLayer, decoder_of
 from mtbi.llm.load import add_lora, embedding_rms, load_llm
 from mtbi.model import by_length
-from mtbi.model.adapter import build_adapter
+from mtbi.model.adapter import Adapter, build_adapter
 from mtbi.model.encoders.build import build_encoder, check_lora, set_trainable
+from mtbi.model.encoders.protocol import taps_of
 from mtbi.model.frame_classes import SilenceFilter, classes_of
 from mtbi.model.losses.alignment import AlignmentLoss
 from mtbi.model.losses.head import LossOutput, build_head
-from mtbi.model.masking import masked
 from mtbi.model.new_rows import add_new_rows
 from mtbi.recipe import LossConfig, ModelConfig, Recipe
 
@@ -31,7 +31,7 @@ NO_MASK_SHAPE = (1, 1, 1, 1)
 class SpeechLLMModule(nn.Module):
     """Encoder, adapter and LLM. Every rank runs all three in this order, whatever its batch holds: ZeRO-3 needs that."""
 
-    def __init__(self, encoder: nn.Module, adapter: nn.Module, llm: Any, loss: LossConfig, tasks: int = 1) -> None:
+    def __init__(self, encoder: nn.Module, adapter: Adapter, llm: Any, loss: LossConfig, tasks: int = 1) -> None:
         """`requires_grad` of `encoder` and `llm` is already set. `tasks` is the length of the plan's task list."""
         super().__init__()
         self.encoder, self.adapter = encoder, adapter
@@ -59,7 +59,14 @@ class SpeechLLMModule(nn.Module):
         )
         aligned = self.alignment(frames, counts, batch, self.embed) if self.alignment else None
         out = self.imitate(frames, batch.clips_alone() if alignment_alone else batch)
-        return out if aligned is None else aligned.added_to(out, alignment_alone)
+        if aligned is not None:
+            out = aligned.added_to(out, alignment_alone)
+        return out._replace(means=out.means | self.layer_weights()) if self.training else out
+
+    def layer_weights(self) -> dict[str, Tensor]:
+        """The weight of each encoder layer in the last call, as `LossOutput.means` has it; none where one layer is heard."""
+        weights: dict[str, Tensor] = self.adapter.mix.weights if self.adapter.mix else {}
+        return {name: torch.stack([weight, torch.ones_like(weight)]) for name, weight in weights.items()}
 
     def imitate(self, frames: Tensor, batch: Batch) -> LossOutput:
         """The loss of the answers, given the adapter frames `(clips, frames, hidden)` of the batch's clips."""
@@ -101,7 +108,7 @@ class SpeechLLMModule(nn.Module):
             features, lengths = features.to(self.dtype), feature_lengths
         else:
             features, lengths = self.speech_features(waveforms, waveform_lengths)
-        return self.adapter(masked(features, lengths, masked_frames, masked_channels), lengths)
+        return self.adapter(features, lengths, masked_frames, masked_channels)
 
     def encode_speech(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Adapter frames `(clips, frames, hidden)` and their numbers (clips,), from `(clips, samples)` at 16 kHz and lengths
@@ -175,7 +182,7 @@ def build_speech_llm(
     check_lora(encoder, config.encoder, config.encoder_lora)
     add_lora(encoder, config.encoder_lora, "model.encoder_lora")
     rms, width = embedding_rms(llm)
-    adapter = build_adapter(config.adapter, encoder.width, width, rms).to(device, dtype)
+    adapter = build_adapter(config.adapter, encoder.width, width, rms, taps_of(encoder)).to(device, dtype)
     return SpeechLLMModule(encoder, adapter, llm, loss, tasks)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from math import isfinite
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 from mtbi import plugins
@@ -36,6 +37,8 @@ def build(section: type, values: Any, path: str = "") -> Any:
 
 def convert(hint: Any, value: Any, path: str, rules: FieldRules) -> Any:
     """A value of the annotated type: a section, a list or mapping, or a plain value."""
+    if isinstance(hint, UnionType):  # a list, or a word in its place
+        hint = str if isinstance(value, str) else get_args(hint)[0]
     if is_dataclass(hint):
         return build(hint, value, path)  # type: ignore[arg-type]
     if get_origin(hint) is list:

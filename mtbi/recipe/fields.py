@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 
@@ -12,7 +13,7 @@ class FieldRules:
     """What a field means, and which values it may take. Limits hold for each item of a list or mapping too."""
 
     note: str = ""  #: its line in `mtbi recipe fields`
-    choices: tuple[str, ...] = ()  #: the words that a text field may be; empty = any text
+    choices: tuple[str, ...] = ()  #: the words that a text field may be, or that may stand for a list; empty = any text
     entry_points: str = ""  #: group of entry points in which installed packages add to `choices`
     minimum: float | None = 0  #: smallest number; None = any
     maximum: float | None = None  #: largest number; None = any
@@ -39,6 +40,8 @@ def rules_of(entry: Any) -> FieldRules:
 
 def type_name(hint: Any) -> str:
     """A field's type as people write it: `int`, `list[str]`, `dict[str, EncoderConfig]`."""
+    if isinstance(hint, UnionType):
+        return " or ".join(map(type_name, get_args(hint)))
     if get_origin(hint) is None:
         return hint.__name__
     return f"{get_origin(hint).__name__}[{', '.join(map(type_name, get_args(hint)))}]"

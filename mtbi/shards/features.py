@@ -1,11 +1,13 @@
 """Shards that hold a frozen encoder's output instead of the audio: `mtbi data encode`.
 
 A frozen encoder computes the same features for an utterance in every epoch. Stored as float16 they take more disk and save
-the encoder's share of every step. They need whole utterances (`interleave.cut=slice`) and a frozen encoder.
+the encoder's share of every step. Several layers (`model.encoder.layers`) are stored side by side, each at the price of one, so
+that the weights of their sum still train. They need whole utterances (`interleave.cut=slice`) and a frozen encoder.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +45,22 @@ def check(index: Index, recipe: Recipe, output_name: str, encoder_trains: bool) 
         raise UserError("data.shards: hold an encoder's output, so the encoder cannot be trained; use the shards with audio")
     if recipe.interleave.share and recipe.interleave.cut != "slice":
         raise UserError("data.shards: hold an encoder's output, so spans can only be sliced: set interleave.cut=slice")
+
+
+def check_room(index: Index, out: str, encoder_frames: Callable[[np.ndarray], np.ndarray], width: int) -> int:
+    """Bytes that the features of an index take in the new folder `out`. Raises UserError where its disk has less free.
+
+    `encoder_frames` gives the frames of clips from their lengths in samples, `width` is that of a frame.
+    """
+    samples = index.utterances["samples"].astype(np.int64)
+    needed = int(encoder_frames(samples[samples > 0]).sum()) * width * np.dtype(np.float16).itemsize
+    free = shutil.disk_usage(next(parent for parent in Path(out).absolute().parents if parent.exists())).free
+    if needed > free:
+        raise UserError(
+            f"{out}: the encoder's output takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free. Hear fewer "
+            "layers (model.encoder.layers), choose another disk, or train on the shards with audio."
+        )
+    return needed
 
 
 @torch.no_grad()

@@ -55,7 +55,11 @@ def test_slices_tile_the_frames() -> None:
 
 def test_contradictory_settings_are_explained() -> None:
     with pytest.raises(UserError, match=r"text_share_min .* is above text_share_max"):
-        interleave.check(dataclasses.replace(ALWAYS, text_share_min=0.9))
+        interleave.check(dataclasses.replace(ALWAYS, text_share_min=0.9), follows_time=True)
+    with pytest.raises(UserError, match=r"Set interleave\.cut=encode"):
+        interleave.check(dataclasses.replace(ALWAYS, cut="slice"), follows_time=False)
+    interleave.check(dataclasses.replace(ALWAYS, cut="encode"), follows_time=False)
+    interleave.check(dataclasses.replace(ALWAYS, cut="slice", share=0.0), follows_time=False)
 
 
 def test_coverage_says_which_utterances_can_be_interleaved() -> None:

@@ -11,7 +11,7 @@ import pytest
 from mtbi.batches.longest import longest_tokens
 from mtbi.batches.plan import Plan
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.recipe import Recipe
+from mtbi.recipe import AdapterConfig, Recipe
 from mtbi.shards.read import Shards
 
 
@@ -42,6 +42,14 @@ def test_no_dialogue_is_longer_than_the_bound(planned, small_recipe: Recipe, sha
     found, bound = drawn(plan, 30), longest_tokens(plan)
     assert found <= bound
     assert bound <= (found if share == 0 else 1.5 * found)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_bound_holds_for_queries_of_whole_clips(planned, small_recipe: Recipe, share: float) -> None:
+    model = replace(small_recipe.model, adapter=AdapterConfig("clip-qformer", queries=6))
+    plan = planned(replace(small_recipe, model=model, interleave=replace(small_recipe.interleave, share=share, cut="encode")))
+    found, bound = drawn(plan, 30), longest_tokens(plan)
+    assert found <= bound <= (found if share == 0 else 1.5 * found)
 
 
 def test_it_depends_on_what_is_taken(planned, small_recipe: Recipe) -> None:

@@ -126,6 +126,26 @@ def test_an_adapter_without_an_output_layer_starts_at_random_or_is_refused(
         start_of(shards, "train.start=solved").run(model)
 
 
+def test_positions_that_do_not_follow_time_start_at_random_or_are_refused(
+    shard_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = Shards(str(shard_folder))
+    fields = ["model.adapter.kind=clip-qformer", "interleave.cut=encode"]
+    start = start_of(shards, *fields)
+    assert start.run(make_model(start.recipe)) is None
+    assert "train.start is random: the frames of model.adapter.kind=clip-qformer do not follow" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"clip-qformer do not follow the words' times\. Set train\.start=random"):
+        start_of(shards, *fields, "train.start=solved")
+
+
+@pytest.mark.parametrize("fields", [["model.encoder.layers=all"], ["model.adapter.kind=conformer"]])
+def test_it_solves_behind_several_layers_and_behind_a_conformer(shard_folder: Path, fields: list[str]) -> None:
+    start = start_of(Shards(str(shard_folder)), *fields)
+    fit = start.run(make_model(start.recipe))
+    assert fit is not None
+    assert fit.first > 0.5 * fit.words > 0
+
+
 class Damaged(Shards):
     """Shards of which an utterance is damaged."""
 

@@ -7,13 +7,15 @@ import torch
 from mtbi.demo.encoder import DEMO_STAGES
 from mtbi.errors import UserError
 from mtbi.model.adapter import build_adapter
-from mtbi.model.frame_counts import FrameGeometry, adapter_queries
-from mtbi.recipe import AdapterConfig
+from mtbi.model.frame_counts import FrameGeometry, adapter_queries, adapter_stack
+from mtbi.recipe import AdapterConfig, ModelConfig
 
 KINDS = [
     *(AdapterConfig(kind, 3) for kind in ("mlp", "swiglu", "conv")),
     AdapterConfig("qformer", 3, queries=2, heads=2),
     AdapterConfig("transformer", 3),
+    AdapterConfig("clip-qformer", queries=5, heads=2),
+    AdapterConfig("conformer", 3, heads=2),
 ]
 
 
@@ -22,8 +24,9 @@ def test_lengths_scale_and_independence_of_neighbours(config):
     torch.manual_seed(0)
     adapter = build_adapter(config, encoder_width=24, llm_hidden=32, embedding_rms=0.02).eval()
     features, lengths = torch.randn(4, 11, 24), torch.tensor([11, 1, 6, 7])
+    features[1, 1:], features[3, 7:] = 100.0, -30.0  # what stands beyond a clip's end must not matter
     frames, counts = adapter(features, lengths)
-    geometry = FrameGeometry(DEMO_STAGES, config.stack, adapter_queries(config))
+    geometry = FrameGeometry(DEMO_STAGES, adapter_stack(config), adapter_queries(config))
     assert counts.tolist() == geometry.frames(lengths.numpy() * 640).tolist()
     assert frames.shape == (4, int(counts.max()), 32)
     assert 0.01 < frames[0].square().mean().sqrt() < 0.04
@@ -57,3 +60,17 @@ def test_geometry_takes_numbers_and_arrays():
     assert isinstance(geometry.frames(16_000), int)
     assert geometry.frames(np.array([0, 1, 16_000])).tolist() == [1, 1, 7]
     assert geometry.samples_per_frame == 2560
+
+
+def test_a_clip_of_any_length_takes_the_positions_of_the_queries() -> None:
+    geometry = FrameGeometry.from_config(ModelConfig(adapter=AdapterConfig("clip-qformer", queries=5)))
+    assert not geometry.follows_time
+    assert geometry.frames(np.array([0, 1, 16_000, 480_000])).tolist() == [5] * 4
+    assert [geometry.frames(samples) for samples in (1, 480_000)] == [5, 5]
+    assert geometry.encoder_frames(16_000) == 25
+
+
+def test_queries_of_a_clip_tell_an_order_from_its_reverse() -> None:
+    adapter = build_adapter(AdapterConfig("clip-qformer", queries=5, heads=2), 24, 32).eval()
+    features, lengths = torch.randn(1, 11, 24), torch.tensor([11])
+    assert not torch.allclose(adapter(features, lengths)[0], adapter(features.flip(1), lengths)[0], atol=1e-3)

@@ -89,3 +89,12 @@ def test_sections_stand_in_lists_and_mappings() -> None:
 def test_mistakes_in_them_are_named_with_their_path(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         recipe.build(Mixture, values, "data")
+
+
+def test_a_word_may_stand_for_a_list() -> None:
+    load = recipe.load
+    assert load("demo", ["model.encoder.layers=[2,-1]"]).model.encoder.layers == [2, -1]
+    assert load("demo", ["model.encoder.layers=all"]).model.encoder.layers == "all"
+    for value, message in (("al", "did you mean all"), ("3", "must be a list"), ("[a]", "must be a whole number")):
+        with pytest.raises(UserError, match=message):
+            load("demo", [f"model.encoder.layers={value}"])

@@ -56,6 +56,28 @@ def test_training_on_stored_features_is_training_on_the_sound(shard_folder: Path
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)  # features are stored as float16
 
 
+def test_several_layers_are_stored_side_by_side(shard_folder: Path, small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = recipes.load("demo", ["model.encoder.layers=[0,-1]", "interleave.share=0"])
+    name = encoder_facts(recipe.model.encoder).output_name
+    torch.manual_seed(0)
+    model = build_speech_llm(recipe.model, recipe.loss, torch.float32, torch.device("cpu"), tasks=20)
+    sound, out = Shards(str(shard_folder)), str(tmp_path / "layers")
+    features.write(sound, model.encoder.eval(), name, out)
+    stored, geometry = Shards(out), FrameGeometry.from_config(recipe.model)
+    features.check(stored.index, recipe, name, False)
+    with pytest.raises(UserError, match=r"hold the output of demo \w{8} layer -1 of layers \[0, -1\]"):
+        features.check(stored.index, small_recipe, encoder_facts(small_recipe.model.encoder).output_name, False)
+    rows = next(Plan(sound.index, recipe, geometry).steps()).rows
+    losses = [
+        float(model(build(rows, one.__getitem__, Plan(one.index, recipe, geometry))).loss.detach()) for one in (sound, stored)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    size = features.check_room(sound.index, out, geometry.encoder_frames, model.encoder.width)
+    assert size == sum(stored[number].features.nbytes for number in range(len(stored)))
+    with pytest.raises(UserError, match=r"takes \d+\.\d GB, the disk has"):
+        features.check_room(sound.index, str(tmp_path / "new" / "place"), geometry.encoder_frames, 1 << 50)
+
+
 def test_a_row_without_sound_has_features_of_silence(encoded: Path, small_recipe: Recipe) -> None:
     shards = Shards(str(encoded))
     batch = build([Row()], shards.__getitem__, Plan(shards.index, small_recipe, FrameGeometry.from_config(small_recipe.model)))

@@ -48,6 +48,8 @@ KINDS = {
     "demo": ["model.encoder.layer=3"],
     "whisper": ["model.llm_lora.rank=4", "model.encoder_lora.rank=2"],
     "ultravox": ["model.adapter.kind=swiglu", "model.adapter.hidden=96", "model.llm_lora.rank=4"],
+    "layers": ["model.encoder.layers=[0,-1]", "model.adapter.kind=clip-qformer", "model.adapter.queries=3"],
+    "conformer": ["model.adapter.kind=conformer", "model.adapter.hidden=32", "model.adapter.heads=2"],
     "wav2vec2": [
         "model.encoder.trainable=true",
         "model.adapter.kind=qformer",
@@ -261,7 +263,12 @@ def test_ultravoxs_layout_gives_the_runs_logits(make: Make, waves: list[np.ndarr
 
 
 def test_ultravoxs_layout_wants_whisper_and_its_projector(make: Make, tmp_path: Path) -> None:
-    for kind, message in (("demo", "Whisper encoders"), ("whisper", "model.adapter.kind=swiglu")):
+    refused = {
+        "demo": "Whisper encoders",
+        "whisper": "model.adapter.kind=swiglu",
+        "layers": "this run has model.encoder.layers",
+    }
+    for kind, message in refused.items():
         with pytest.raises(UserError, match=message):
             export(make(kind), tmp_path / kind, "ultravox")
         assert not (tmp_path / kind).exists()

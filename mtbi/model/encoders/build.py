@@ -21,6 +21,7 @@ from mtbi.model.encoders.protocol import (
     Stages,
     count_frames,
     min_samples,
+    output_name,
 )
 from mtbi.recipe import EncoderConfig, LoraConfig
 
@@ -89,7 +90,7 @@ class InstalledFamily:
     def facts(self, config: EncoderConfig, /) -> EncoderFacts:
         """The path and layer name the output."""
         weights = self.own_settings(config).path or f"{PLUGIN}{self.name}"
-        return EncoderFacts(f"{config.path} layer {config.layer}", (weights,), config.trainable)
+        return EncoderFacts(output_name(config), (weights,), config.trainable)
 
     def describe(self, config: EncoderConfig, /) -> Architecture:
         """The package's, with its name as `model_type`. Raises NotDescribedError where it has no `describe`."""
@@ -122,13 +123,17 @@ def build_encoder(
 ) -> nn.Module:
     """A pretrained encoder: `forward(waveforms (clips, samples), lengths (clips,))` to features and lengths, and `width`.
 
-    Layers above `config.layer` are dropped. Raises UserError for a family that is not supported, and for an installed encoder
-    whose outputs are not those of its stages.
+    Layers above the highest that is heard are dropped. Raises UserError for a family that is not supported, and for an
+    installed encoder whose outputs are not those of its stages.
     """
     family = family_of(config, trust_remote_code)
     encoder = family.build(config, dtype).to(device)
     if isinstance(family, InstalledFamily):
         check_frames(encoder, family.stages(config)[0], config.path, device)
+        if config.layers and not hasattr(encoder, "heard_layers"):
+            raise UserError(
+                f"model.encoder.layers: {config.path!r} has no `heard_layers`, so it gives one layer only (docs/plugins.md)"
+            )
     return encoder
 
 

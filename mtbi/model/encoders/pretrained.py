@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mtbi.errors import UserError
-from mtbi.model.encoders.protocol import Architecture, EncoderFacts
+from mtbi.model.encoders.protocol import Architecture, EncoderFacts, output_name
 from mtbi.recipe import EncoderConfig
 
 
@@ -20,7 +20,7 @@ class PretrainedFamily:
 
     def facts(self, config: EncoderConfig, /) -> EncoderFacts:
         """The path and layer name the output."""
-        return EncoderFacts(f"{config.path} layer {config.layer}", (config.path,), config.trainable)
+        return EncoderFacts(output_name(config), (config.path,), config.trainable)
 
     def settings(self, config: EncoderConfig) -> Any:
         """The model's own configuration, without its random changes of the input in training."""
@@ -41,12 +41,16 @@ class PretrainedFamily:
             raise UserError(f"model.encoder.path: cannot load {config.path!r}: {error}") from error
 
     def settings_with_layers(self, config: EncoderConfig, field: str) -> Architecture:
-        """The configuration as JSON holds it, with the number of layers, in `field`, that the recipe keeps."""
+        """The configuration as JSON holds it, with the number of layers, in `field`, that the recipe keeps.
+
+        `heard_layers` is added where the adapter hears several.
+        """
         settings = self.settings(config)
         values = settings.to_dict()
         for name in ("_name_or_path", "dtype", "torch_dtype"):  # they belong to one machine, or to one run
             values.pop(name, None)
-        return values | {field: count_layers(getattr(settings, field), config)}
+        heard = heard_layers(getattr(settings, field), config)
+        return values | {field: heard[-1]} | ({"heard_layers": list(heard)} if config.layers else {})
 
 
 def read_settings(path: str, trust_remote_code: bool = False) -> Any:
@@ -64,18 +68,31 @@ def from_architecture(architecture: Architecture) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return CONFIG_MAPPING[architecture["model_type"]](
-        **{name: value for name, value in architecture.items() if name != "model_type"}
+        **{name: value for name, value in architecture.items() if name not in ("model_type", "heard_layers")}
     )
 
 
 def keep_layers(layers: Any, config: EncoderConfig) -> nn.ModuleList:
-    """The layers up to `config.layer`."""
-    return layers[: count_layers(len(layers), config)]
+    """The layers up to the highest that the adapter hears."""
+    return layers[: heard_layers(len(layers), config)[-1]]
 
 
-def count_layers(available: int, config: EncoderConfig) -> int:
-    """How many layers `config.layer` keeps. Raises UserError where the encoder has fewer."""
-    count = config.layer if config.layer >= 0 else available + 1 + config.layer
-    if not 0 <= count <= available:
-        raise UserError(f"model.encoder.layer={config.layer}: {config.path!r} has layers 0 to {available}")
-    return count
+def heard_layers(available: int, config: EncoderConfig) -> tuple[int, ...]:
+    """The numbers of the hidden layers that the adapter hears, the lowest first. Raises UserError where there are fewer.
+
+    `config.layers` counts in the layers up to `config.layer`.
+    """
+    highest = layer_number(config.layer, available, f"model.encoder.layer={config.layer}", config.path)
+    if config.layers == "all":
+        return tuple(range(highest + 1))
+    layers = [int(layer) for layer in config.layers] or [highest]
+    field = f"model.encoder.layers={config.layers}"
+    return tuple(sorted({layer_number(layer, highest, field, config.path) for layer in layers}))
+
+
+def layer_number(layer: int, available: int, field: str, path: str) -> int:
+    """A layer from 0; below 0 it is counted from the last. Raises UserError where the encoder has no such layer."""
+    number = layer if layer >= 0 else available + 1 + layer
+    if not 0 <= number <= available:
+        raise UserError(f"{field}: {path!r} has layers 0 to {available}")
+    return number

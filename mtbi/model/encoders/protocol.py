@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +42,8 @@ class EncoderPlugin(Protocol):
 
         - `forward(waveforms, lengths)`: float32 `(clips, samples)` at 16 kHz and `(clips,)` lengths in samples to features
           `(clips, frames, width)`, zero beyond a clip's end, and `(clips,)` lengths in frames;
-        - `width`.
+        - `width`;
+        - `heard_layers`, where `config.layers` is set: the numbers of the hidden layers side by side in the features.
         """
         ...
 
@@ -66,10 +67,18 @@ class EncoderFamily(EncoderPlugin, Protocol):
         ...
 
 
+class Taps(NamedTuple):
+    """The hidden layers of one encoder that stand side by side in its output."""
+
+    layers: tuple[int, ...]  #: their numbers; 0 is the input of the first layer
+    width: int  #: of each
+
+
 class SpeechEncoder(nn.Module):
     """Base class of the shipped encoders. Installed ones need not have it: they get what it does by default."""
 
     width: int  #: size of a feature vector
+    heard_layers: tuple[int, ...]  #: the hidden layers that stand side by side in it, the lowest first
     takes_lora: bool = True  #: whether low-rank updates of its linear layers have an effect
 
     def set_trainable(self, config: EncoderConfig) -> None:
@@ -83,6 +92,19 @@ class ComputedFeatures(nn.Module):
     def fresh_buffers(self) -> Mapping[str, Tensor]:
         """The filters by name, computed again."""
         raise NotImplementedError
+
+
+def taps_of(encoder: Any) -> dict[str, Taps]:
+    """The layers in an encoder's output, by the encoder's name in `beside` (empty for the first), in the order of its width."""
+    own: dict[str, Taps] | None = getattr(encoder, "taps", None)
+    layers = getattr(encoder, "heard_layers", (0,))
+    return own or {"": Taps(tuple(layers), encoder.width // len(layers))}
+
+
+def output_name(config: EncoderConfig) -> str:
+    """The name of an encoder's output, from its path and layers."""
+    layers = f" of layers {config.layers}" if config.layers else ""
+    return f"{config.path} layer {config.layer}{layers}"
 
 
 def frame_mask(lengths: Tensor, longest: int) -> Tensor:

@@ -18,7 +18,7 @@ from mtbi.model.encoders.build import (
     encoder_stages,
     set_trainable,
 )
-from mtbi.model.encoders.protocol import Architecture, EncoderFacts, SpeechEncoder, Stages, frame_mask
+from mtbi.model.encoders.protocol import Architecture, EncoderFacts, SpeechEncoder, Stages, frame_mask, taps_of
 from mtbi.recipe import EncoderConfig
 
 
@@ -30,6 +30,11 @@ class SideBySide(SpeechEncoder):
         self.first = first
         self.beside = nn.ModuleDict(beside)
         self.width = sum(encoder.width for encoder in (first, *beside.values()))
+        self.taps = taps_of(first) | {
+            f"{name}_{inner}" if inner else name: taps
+            for name, encoder in beside.items()
+            for inner, taps in taps_of(encoder).items()
+        }
         self.takes_lora = all(getattr(encoder, "takes_lora", True) for encoder in (first, *beside.values()))
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtbi.model.encoders.pretrained import PretrainedFamily, from_architecture, keep_layers
+from mtbi.model.encoders.pretrained import PretrainedFamily, from_architecture, heard_layers, keep_layers
 from mtbi.model.encoders.protocol import Architecture, SpeechEncoder, Stages, count_frames, frame_mask, min_samples
 from mtbi.recipe import EncoderConfig
 
@@ -32,12 +34,16 @@ class MaskedGroupNorm(nn.GroupNorm):
 class Convolutional(SpeechEncoder):
     """The encoder behind its convolutions. Padding is masked, so each clip is encoded as if it were alone."""
 
-    def __init__(self, model: Any, normalise: bool) -> None:
-        """`normalise` says whether each clip is scaled to mean 0 and variance 1 first."""
+    def __init__(self, model: Any, normalise: bool, heard: Sequence[int] = ()) -> None:
+        """`normalise` says whether each clip is scaled to mean 0 and variance 1 first.
+
+        The output are the hidden layers `heard`, each as if it were the last one; without any it is the last one.
+        """
         super().__init__()
         self.model: Any = model
         self.normalise = normalise
-        self.width: int = model.config.hidden_size
+        self.heard_layers = tuple(heard) or (len(model.encoder.layers),)
+        self.width: int = model.config.hidden_size * len(self.heard_layers)
         self.stages = stages_of(model.config)
         first = model.feature_extractor.conv_layers[0]
         if model.config.feat_extract_norm == "group":
@@ -59,9 +65,34 @@ class Convolutional(SpeechEncoder):
         if isinstance(norm, MaskedGroupNorm):
             norm.lengths = count_frames(lengths, self.stages[:1])
         dtype = next(self.model.feature_extractor.parameters()).dtype
-        hidden = self.model((waveforms * mask).to(dtype), attention_mask=mask.long()).last_hidden_state
+        hidden = self.hidden_layers((waveforms * mask).to(dtype), mask.long())
         frames = count_frames(lengths, self.stages)
         return hidden * frame_mask(frames, hidden.shape[1])[..., None], frames
+
+    def hidden_layers(self, waveforms: Tensor, mask: Tensor) -> Tensor:
+        """The layers that are heard, side by side: `(clips, frames, width)`. `mask` `(clips, samples)` is 1 on the clips.
+
+        They are read where the layers above them begin. Models of the `stable` kind normalise the last layer's output only, the
+        others each layer's.
+        """
+        *below, _ = self.heard_layers  # the highest is the model's own output
+        heard: list[Tensor] = []
+        with ExitStack() as hooks:
+            for number in below:
+                layer = self.model.encoder.layers[number]
+                hook = layer.register_forward_pre_hook(
+                    lambda _, given, named: heard.append(first_of(given, named)), with_kwargs=True
+                )
+                hooks.callback(hook.remove)
+            last = self.model(waveforms, attention_mask=mask).last_hidden_state
+        if self.model.config.do_stable_layer_norm:
+            heard = [self.model.encoder.layer_norm(state) for state in heard]
+        return torch.cat([*heard, last], 2)
+
+
+def first_of(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a layer."""
+    return given[0] if given else named["hidden_states"]
 
 
 class Wav2Vec2Family(PretrainedFamily):
@@ -72,10 +103,11 @@ class Wav2Vec2Family(PretrainedFamily):
         return stages_of(self.settings(config)), None
 
     def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
-        """Layers above `config.layer` are dropped, the final norm of a family that has one stays."""
+        """Layers above the highest that is heard are dropped, the final norm of a family that has one stays."""
         model = self.load(config, dtype)
+        heard = heard_layers(len(model.encoder.layers), config)
         model.encoder.layers = keep_layers(model.encoder.layers, config)
-        return Convolutional(model, reads_normalised(config.path))
+        return Convolutional(model, reads_normalised(config.path), heard)
 
     def describe(self, config: EncoderConfig, /) -> Architecture:
         """The model's own configuration, and `normalise`."""
@@ -86,7 +118,8 @@ class Wav2Vec2Family(PretrainedFamily):
         from transformers import AutoModel
 
         sizes = {name: value for name, value in architecture.items() if name != "normalise"}
-        return Convolutional(AutoModel.from_config(from_architecture(sizes)), architecture.get("normalise", True))
+        model = AutoModel.from_config(from_architecture(sizes))
+        return Convolutional(model, architecture.get("normalise", True), architecture.get("heard_layers", ()))
 
 
 def stages_of(settings: Any) -> Stages:

@@ -17,6 +17,12 @@ class EncoderConfig:
         "demo", "a Whisper, WavLM, HuBERT or wav2vec2 model (Hugging Face name or folder), `demo`, or `plugin:NAME`"
     )
     layer: int = setting(-1, "which hidden layer feeds the adapter: 0 = input of the first layer, -1 = the last", minimum=None)
+    layers: list[int] | str = setting(
+        [],
+        "several hidden layers to hear, by number or `all`, of those up to `layer`: their sum with trained weights",
+        minimum=None,
+        choices=("all",),
+    )
     trainable: bool = setting(False, "train the encoder's own weights")
     beside: dict[str, EncoderConfig] = setting(
         {}, "further encoders by name; their features stand beside this one's, frame by frame"
@@ -29,16 +35,22 @@ class AdapterConfig:
 
     kind: str = setting(
         "mlp",
-        "`mlp`, `swiglu` (Ultravox, vLLM), `conv` (strided), `qformer` (queries a window), `transformer` (reads the clip) or "
-        "an installed one",
-        choices=("mlp", "swiglu", "conv", "qformer", "transformer"),
+        "`mlp`, `swiglu` (Ultravox, vLLM), `conv` (strided), `qformer` (queries a window), `clip-qformer` (queries the clip), "
+        "`transformer`, `conformer` or an installed one",
+        choices=("mlp", "swiglu", "conv", "qformer", "clip-qformer", "transformer", "conformer"),
         entry_points=plugins.ADAPTERS,
     )
-    stack: int = setting(4, "encoder frames that become one LLM position (for `qformer`: frames a window)", minimum=1)
+    stack: int = setting(
+        4, "encoder frames that become one LLM position (`qformer`: frames a window; `clip-qformer`: not used)", minimum=1
+    )
     hidden: int = setting(0, "width of the middle layer; 0 = the LLM's hidden size")
-    queries: int = setting(1, "LLM positions for each window; `qformer` and installed kinds only", minimum=1)
-    layers: int = setting(2, "transformer layers; `qformer` and `transformer` only", minimum=1)
-    heads: int = setting(4, "attention heads; `qformer` and `transformer` only", minimum=1)
+    queries: int = setting(
+        1,
+        "LLM positions for each window, with `clip-qformer` for each clip; `qformer`, `clip-qformer` and installed kinds only",
+        minimum=1,
+    )
+    layers: int = setting(2, "transformer layers; all but `mlp`, `swiglu` and `conv`", minimum=1)
+    heads: int = setting(4, "attention heads; all but `mlp`, `swiglu` and `conv`", minimum=1)
     drop_silence: float = setting(
         0.0,
         "the LLM does not read adapter frames whose probability of silence is at least this, such as 0.9; needs the alignment "

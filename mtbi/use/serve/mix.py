@@ -98,7 +98,9 @@ class Mixer:
 
     def __init__(self, run: TrainedRun) -> None:
         self.run = run
-        self.samples_per_frame = FrameGeometry.from_config(run.recipe.model).samples_per_frame
+        geometry = FrameGeometry.from_config(run.recipe.model)
+        self.samples_per_frame = geometry.samples_per_frame
+        self.slices = run.recipe.interleave.cut == "slice" and geometry.follows_time
 
     def answer(self, talk: Conversation, mix: Mix, prompt: str) -> str:
         """The answer to a prompt about a mix. `talk` is a conversation without turns; its parts become the answer's tokens."""
@@ -137,7 +139,7 @@ class Mixer:
         words = [mix.words[stop - count : stop] for stop, (count, _) in zip(stops, stretches, strict=True)]
         starts = np.array([stretch[0].start * SAMPLE_RATE for stretch in words])
         is_text = np.array([all(word.read for word in stretch) for stretch in words])
-        whole = self.run.model.encode_waveform(mix.wave) if self.run.recipe.interleave.cut == "slice" else None
+        whole = self.run.model.encode_waveform(mix.wave) if self.slices else None
         all_audio = (Segment(0, len(words), False),)
         spans = []
         for segment in interleave.segments_of(is_text) or all_audio:
