@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import threading
@@ -86,11 +87,16 @@ def fetch(address: str, local: Path, retries: int = 5) -> None:
             time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5))
 
 
-def upload(folder: Path, names: list[str], address: str) -> None:
-    """Upload files of a local folder to a remote folder. Raises UserError if the store refuses or fails."""
+def upload(folder: Path, names: list[str], address: str, attempts: int = 2) -> None:
+    """Upload files of a local folder to a remote folder, each in up to `attempts` attempts with growing pauses.
+
+    Raises UserError if the store refuses or fails.
+    """
+    # Its warning that the folder is not empty, and stays as it is, is no news.
+    logging.getLogger("streaming.base.storage.upload").setLevel(logging.ERROR)
     try:
         uploader = mds.part("streaming.base.storage.upload:CloudUploader").get(
-            (str(folder), address), keep_local=True, exist_ok=True
+            (str(folder), address), keep_local=True, exist_ok=True, retry=attempts
         )
         for name in names:
             uploader.upload_file(name)

@@ -20,6 +20,7 @@ from mtbi.audio.sound_files import is_sound, locate
 from mtbi.corpus import paths
 from mtbi.corpus.check import RecordingLimits, check
 from mtbi.corpus.manifest import (
+    ManifestSlice,
     Rejected,
     Utterance,
     count_reasons,
@@ -29,6 +30,7 @@ from mtbi.corpus.manifest import (
     write_lines,
     write_manifest,
 )
+from mtbi.corpus.parts import check_part
 from mtbi.corpus.summary import Summary, counted, endings, summarise, unique, unlisted
 from mtbi.corpus.text_style import TAG, TextStyle, style
 from mtbi.corpus.text_style import strip_tags as without_tags
@@ -169,14 +171,16 @@ def import_corpus(
     splits: Collection[str] = (),
     strip_tags: bool = False,
     columns: Mapping[str, str] | None = None,
+    part: ManifestSlice | None = None,
 ) -> Summary:
     """Write `manifest.jsonl` and `rejected.jsonl` in the folder `out`. Every sound file below `source` is in one of them.
 
     `kind` is the name of a shipped importer or of an installed one. `text_style` names a style of `mtbi.corpus.text_style`.
     `allow_outside` accepts recordings outside the source folder, which manifests from elsewhere may name. `splits` keeps only
     utterances of these splits. `strip_tags` removes tags like [noise]. `columns` are further arguments of the importer, such as
-    the `text_column` of a table. Raises UserError for an unknown kind, a missing source,
-    a split that no record has, and where no record can be used.
+    the `text_column` of a table. A `part` checks its share of the recordings. The process that finishes the last part writes
+    both files, the same as without parts; until then the summary is the part's. Raises UserError for an unknown kind, a missing
+    source, a split that no record has, where no record can be used, and where a part was made from other records.
     """
     source, out, write = Path(os.path.abspath(source)), Path(out), style(text_style or "none")
     importer: Importer = plugins.find(plugins.IMPORTERS, kind, IMPORTERS, "corpus kind")
@@ -194,7 +198,12 @@ def import_corpus(
     tagged = [utterance for utterance in chosen if TAG.search(utterance.text)]
     if strip_tags:
         chosen = [replace(utterance, text=without_tags(utterance.text)) for utterance in chosen]
-    good, unfit = check((restyle(utterance, write) for utterance in chosen), base, limits)
+    restyled = [restyle(utterance, write) for utterance in chosen]
+    if part:
+        own, every = check_part(restyled, base, Path(os.path.abspath(out)), part, lambda some: check(some, base, limits))
+        if every is None:
+            return summarise(*own, paths.Walk(), base)
+    good, unfit = every if part and every else check(restyled, base, limits)
     good, repeated = unique(good)
     rejected += unfit + repeated
     rejected += unlisted(walk, base, [*(utterance.audio for utterance in good), *(record["audio"] for record in rejected)])
