@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import random
 import threading
 import time
 import uuid
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +20,8 @@ from mtbi import mds
 from mtbi.errors import DamagedError, UnavailableError, UserError
 
 REQUEST_TIMEOUT_SECONDS = 60.0
+TURN_SECONDS = 60.0  #: that a process waits for another one to fetch a file
+LOCK_FILES = 256
 _kept = threading.local()  # a client for each thread; making one takes longer than fetching a small shard
 
 
@@ -85,6 +90,28 @@ def fetch(address: str, local: Path, retries: int = 5) -> None:
                 raise UnavailableError(f"{address}: {retries} attempts failed at {endpoint}, the last with: {error}") from error
             # Random, so that the processes of a large job do not all try again at the same moment.
             time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5))
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Wait while another process of this machine holds the turn for `path`, so that one fetches a file for all.
+
+    The wait ends when the file is there, or after TURN_SECONDS: a process that cannot fetch must not hold up all others. It is
+    also none where the file system has no locks.
+    """
+    folder = path.parent / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{zlib.crc32(path.name.encode()) % LOCK_FILES:02x}").open("w") as lock:
+        deadline = time.monotonic() + TURN_SECONDS
+        while time.monotonic() < deadline and not path.exists():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                break
+        yield
 
 
 def upload(folder: Path, names: list[str], address: str, attempts: int = 2) -> None:

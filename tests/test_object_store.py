@@ -59,6 +59,32 @@ def test_two_processes_share_an_empty_cache(server: dict[str, str], tmp_path: Pa
     assert int(outputs[0]) > 60 * 8000
 
 
+def test_processes_with_one_cache_fetch_each_object_once(
+    server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for processes in (1, 4):
+        with faulty_proxy(server["S3_ENDPOINT_URL"]) as (address, requests):
+            monkeypatch.setenv("S3_ENDPOINT_URL", address)
+            script = f"from mtbi.shards.read import Shards; s = Shards({PLACE!r}, {str(tmp_path / str(processes))!r})\n"
+            script += "print(sum(len(s[n].waveform) for n in range(60)))"
+            readers = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(processes)]
+            assert len({reader.communicate(timeout=240)[0] for reader in readers}) == 1
+            counts.append(requests.requests)
+    assert counts[0] > 10
+    assert counts[1] == counts[0]
+
+
+def test_a_process_that_holds_the_turn_and_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "TURN_SECONDS", 1.0)
+    began = time.monotonic()
+    with object_store.in_turn(tmp_path / "shard"), object_store.in_turn(tmp_path / "shard"):
+        assert 1 <= time.monotonic() - began < 10
+    began = time.monotonic()
+    with object_store.in_turn(tmp_path / "shard"), object_store.in_turn(tmp_path / "other"):
+        assert time.monotonic() - began < 1
+
+
 def test_a_damaged_copy_is_fetched_again(server: dict[str, str], tmp_path: Path) -> None:
     first = Shards(PLACE, str(tmp_path))[0]
     (copy,) = tmp_path.rglob("shard.00000.mds")
@@ -197,5 +223,5 @@ def test_parts_are_uploaded_as_they_are_written_and_joined(
     for number in (0, 29, 30, 59):
         assert remote.columns(number) == local.columns(number)
     assert (tmp_path / "cache/s3/speech/parts/part-2-of-2/shard.00000.mds").exists()
-    with pytest.raises(UserError, match="part-2-of-2: this part was made from another source"):
+    with pytest.raises(UserError, match="parts: holds other shards already"):
         write_shards(corpus[1][30:], corpus[0], AnswerStore(answers), chat, place, part=ManifestSlice(2, 2), made_from="n")

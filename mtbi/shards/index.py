@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ class Index:
     def has_sound(self) -> bool:
         """Whether any utterance has sound. The others are text alone."""
         return bool(self.utterances["samples"].any())
+
+    @cached_property
+    def source_ends(self) -> np.ndarray:
+        """`(sources,)` one past the last utterance of each folder, in the order of `origins`."""
+        shards = np.cumsum([origin.shards for origin in self.origins], dtype=np.int64)
+        return np.cumsum([0, *self.shard_sizes])[shards]
+
+    @property
+    def source_names(self) -> list[str]:
+        """A name of each folder, in the order of `origins`: the end of its address that no other has."""
+        parts = [origin.address.replace("://", "/").strip("/").split("/") for origin in self.origins]
+        ends = [["/".join(part[-length:]) for part in parts] for length in range(1, max(map(len, parts), default=0) + 1)]
+        return next((names for names in ends if len(set(names)) == len(names)), [origin.address for origin in self.origins])
+
+    def source_of(self, utterance: int) -> int:
+        """The number of the folder that holds an utterance; 0 where the folders are not known."""
+        return int(np.searchsorted(self.source_ends, utterance, side="right")) if self.origins else 0
 
     def difference(self, number: int, utterance: StoredUtterance) -> str | None:
         """What of a stored utterance differs from its rows, such as `samples`, `answers` or `words`; None if all agree."""

@@ -47,7 +47,9 @@ class ShardFolder:
     def _file(self, name: str) -> Path:
         path = self.local / name
         if self.remote and not path.exists():
-            object_store.fetch(f"{self.address}/{name}", path, self.retries)
+            with object_store.in_turn(path):
+                if not path.exists():
+                    object_store.fetch(f"{self.address}/{name}", path, self.retries)
         return path
 
     def _read_json(self, name: str) -> dict[str, Any]:
