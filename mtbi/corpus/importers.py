@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtbi import plugins, text_units
-from mtbi.audio.sound_files import is_sound, locate
+from mtbi.audio.sound_files import below, is_sound, locate
 from mtbi.corpus import paths
 from mtbi.corpus.check import RecordingLimits, check
 from mtbi.corpus.manifest import (
@@ -35,6 +35,7 @@ from mtbi.corpus.summary import Summary, counted, endings, summarise, unique, un
 from mtbi.corpus.text_style import TAG, TextStyle, style
 from mtbi.corpus.text_style import strip_tags as without_tags
 from mtbi.errors import UserError
+from mtbi.object_store import is_remote
 
 Record = Utterance | Rejected
 #: Names of text files that are no transcripts.
@@ -154,7 +155,7 @@ def import_jsonl(source: Path) -> Iterator[Record]:
     utterances, rejected = scan_manifest(path)
     yield from rejected
     for utterance in utterances:
-        yield replace(utterance, audio=os.path.abspath(path.parent / utterance.audio)) if utterance.audio else utterance
+        yield replace(utterance, audio=below(path.parent, utterance.audio)) if utterance.audio else utterance
 
 
 Importer = Callable[..., Iterable[Record]]  # of a folder or file, and of columns where it has any
@@ -239,6 +240,7 @@ def other_layout(walk: paths.Walk, kind: str) -> str:
         ".trans.txt": ("LibriSpeech", "librispeech"),
         ".stm": ("STM transcripts", "stm"),
         ".parquet": ("Parquet", "parquet"),
+        "cuts.000000.jsonl.gz": ("lhotse Shar", "shar"),
         ".tar": ("tar archives", "tar"),
     }
     known, other_kind = next(
@@ -270,9 +272,10 @@ def sort_out(
             rejected.append(record)
             continue
         found_splits.add(record.split)
-        if record.audio:
+        if record.audio and not is_remote(record.audio):
             record = replace(record, audio=str(locate(record.audio)))
-        if record.audio and not (allow_outside or Path(os.path.abspath(record.audio)).is_relative_to(base)):
+        inside = not is_remote(record.audio) and Path(os.path.abspath(record.audio)).is_relative_to(base)
+        if record.audio and not (allow_outside or inside):
             reason = f"outside: the audio does not lie in {base}; allow it with --allow-outside if you trust the manifest"
         elif splits and record.split not in splits:
             reason = f"other split: {record.split or 'none'} was not chosen with --split"

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mtbi import files
+from mtbi import files, object_store
 from mtbi.audio import members
 from mtbi.corpus import records
 from mtbi.errors import UserError
@@ -97,7 +97,8 @@ def parse(record: Any) -> Utterance:
         raise UserError(f"bad record: no audio path (key `audio` or `audio_filepath`); its keys: {keys}")
     if not known["audio"] and "id" not in known:
         raise UserError("bad record: an utterance without sound (an empty `audio`) needs an `id`")
-    records.refuse_address(known["audio"])
+    if not known["audio"].startswith("s3://"):
+        records.refuse_address(known["audio"])
     start = f"-{known['start_s']:.3f}" if "start_s" in known else ""
     whole = known["audio"] if members.is_member(known["audio"]) else os.path.splitext(known["audio"])[0]
     known.setdefault("id", whole + start)
@@ -250,7 +251,7 @@ def write_manifest(path: Path | str, utterances: Iterable[Utterance]) -> None:
 
 def relocate(utterance: Utterance, folder: Path, out: Path) -> Utterance:
     """The utterance for a manifest in `out` instead of `folder`. A path inside `out` becomes relative, any other absolute."""
-    if not utterance.audio:
+    if not utterance.audio or object_store.is_remote(utterance.audio):
         return utterance
     path = os.path.abspath(folder / utterance.audio)  # not Path.resolve: links into a corpus are left as they are
     base = os.path.abspath(out)

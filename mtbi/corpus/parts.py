@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from mtbi.audio import sound_files
 from mtbi.corpus.manifest import (
     ManifestSlice,
     Rejected,
@@ -92,7 +93,7 @@ def read_checked(out: Path, part: ManifestSlice, wanted: list[Utterance]) -> Che
     known = Counter([utterance.id for utterance in good] + [record["id"] for record in rejected])
     if known != Counter(one.id for one in wanted) or not {(one.id, one.text) for one in good} <= texts:
         raise other_manifest(path)
-    return [replace(one, audio=os.path.abspath(out / one.audio)) if one.audio else one for one in good], rejected
+    return [replace(one, audio=sound_files.below(out, one.audio)) if one.audio else one for one in good], rejected
 
 
 def read_lines(path: Path) -> list[str]:

@@ -12,10 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mtbi.answers.store import AnswerStore
+from mtbi.audio import sound_files
 from mtbi.corpus import recordings, rendering
 from mtbi.corpus.manifest import ManifestSlice, Utterance
 from mtbi.corpus.rendering import Rendering
-from mtbi.errors import UserError
+from mtbi.errors import UnavailableError, UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.llm.surroundings import Surroundings
@@ -116,8 +117,10 @@ class ShardWriter:
             return np.zeros(0, np.float32)
         try:
             return recordings.read(utterance, self.folder)
+        except UnavailableError:
+            raise
         except UserError as error:
             raise UserError(
-                f"{Path(self.folder) / utterance.audio} (utterance {utterance.id}): {error}. "
+                f"{sound_files.below(self.folder, utterance.audio)} (utterance {utterance.id}): {error}. "
                 "Sort such files out with `mtbi data import jsonl`."
             ) from error
