@@ -145,7 +145,8 @@ class Interval:
                 total, weight = mean.tolist()
                 values[f"train/{name}"] = total / weight if weight else float("nan")
                 continue
-            values |= by_name(name, mean, sources if name.startswith("source_") else tasks)
+            several = sources if len(sources) > 1 else ()
+            values |= by_name(name, mean, several if name.startswith("source_") else tasks)
         return values
 
 

@@ -62,7 +62,7 @@ class Evaluation:
                 utterances += sum(len(row.groups) for row in loaded.step.rows)
                 if utterances >= self.recipe.train.eval_utterances:
                     break
-        names = self.shards.index.source_names
+        names = self.shards.index.source_names if len(self.shards.index.origins) > 1 else []
         of_source = {
             **by_name("eval_source_loss", means.get("source_loss", torch.zeros(2, 0)), names),
             **by_name("eval_source_agreement", means.get("source_agreement", torch.zeros(2, 0)), names),
@@ -74,7 +74,7 @@ class Evaluation:
         metrics.write_line(
             f"eval at step {step}: loss {losses['eval/loss']:.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
-        for name in names if len(names) > 1 else ():
+        for name in names:
             if (loss := of_source.get(f"eval_source_loss/{name}")) is not None:
                 metrics.write_line(f"  {name}: loss {loss:.4f}, agreement {of_source[f'eval_source_agreement/{name}']:.2%}")
         report_activity()

@@ -8,6 +8,7 @@ only the shards end at other utterances.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -174,16 +175,17 @@ def upload_whole(folder: Path, address: str) -> None:
 
 
 def read_json(address: str, name: str) -> dict[str, Any] | None:
-    """A JSON object in a folder or at an address of object storage. None where there is none."""
-    if not object_store.is_remote(address):
-        path = Path(address) / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """A JSON object in a folder or on object storage. None where there is none. Raises UserError for a damaged one."""
     with tempfile.TemporaryDirectory(prefix="mtbi-shards-") as scratch:
+        path = Path(address) / name
+        if object_store.is_remote(address):
+            path = Path(scratch) / name
+            with contextlib.suppress(object_store.NotFoundError):
+                object_store.fetch(f"{address}/{name}", path, RETRIES)
         try:
-            object_store.fetch(f"{address}/{name}", Path(scratch) / name, RETRIES)
-        except object_store.NotFoundError:
-            return None
-        return json.loads((Path(scratch) / name).read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise UserError(f"{address}/{name}: damaged ({error}); delete its folder, and make it again.") from error
 
 
 def refuse_used(out: str) -> None:

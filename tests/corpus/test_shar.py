@@ -66,7 +66,7 @@ def test_cuts_that_cannot_be_read_have_reasons(tmp_path: Path) -> None:
     (shar / "recording.000002.tar").write_bytes(b"no archive" * 100)
     (shar / "notes.jsonl").write_text("{}")
     assert import_corpus("shar", shar, tmp_path / "out").kept == 1
-    reasons = {record["id"]: record["reason"] for record in rejected(tmp_path / "out")}
+    reasons = rejected(tmp_path / "out")
     assert "one supervision" in reasons["two"]
     assert reasons["gone"].startswith("no recording: the archive has none")
     assert reasons["empty"].startswith("bad record: no cut of lhotse")
