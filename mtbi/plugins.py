@@ -41,6 +41,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "yodas": "mtbi.corpus.yodas:import_yodas",
         "stm": "mtbi.corpus.stm:import_stm",
         "tar": "mtbi.corpus.archives:import_tar",
+        "shar": "mtbi.corpus.shar:import_shar",
         "parquet": "mtbi.corpus.parquet:import_parquet",
         "fsdd": "mtbi.demo.importer:import_fsdd",
         "jsonl": "mtbi.corpus.importers:import_jsonl",

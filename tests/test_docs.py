@@ -86,7 +86,7 @@ def parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if words[:3] == ["python", "-m", "launcher"]:
         options = submit.build_parser().parse_args(words[3:])
     else:
-        stages = {"slurm/align.sh": ["data", "align"], "slurm/behave.sh": ["behave"]}
+        stages = {"slurm/align.sh": ["data", "align"], "slurm/data.sh": ["data"], "slurm/behave.sh": ["behave"]}
         options, loose = build_parser().parse_known_args([*stages.get(script, []), *rest])
         assert not any(word.startswith("-") for word in loose), loose
         if loose:

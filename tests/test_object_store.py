@@ -16,8 +16,9 @@ import pytest
 from servers.faulty_proxy import faulty_proxy
 from servers.swift import free_ports, swift_server
 
+from mtbi import object_store
 from mtbi.answers.store import AnswerStore
-from mtbi.corpus.manifest import Utterance
+from mtbi.corpus.manifest import ManifestSlice, Utterance
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.shards.read import Shards
@@ -56,6 +57,32 @@ def test_two_processes_share_an_empty_cache(server: dict[str, str], tmp_path: Pa
     outputs = [reader.communicate(timeout=120)[0] for reader in readers]
     assert outputs[0] == outputs[1]
     assert int(outputs[0]) > 60 * 8000
+
+
+def test_processes_with_one_cache_fetch_each_object_once(
+    server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for processes in (1, 4):
+        with faulty_proxy(server["S3_ENDPOINT_URL"]) as (address, requests):
+            monkeypatch.setenv("S3_ENDPOINT_URL", address)
+            script = f"from mtbi.shards.read import Shards; s = Shards({PLACE!r}, {str(tmp_path / str(processes))!r})\n"
+            script += "print(sum(len(s[n].waveform) for n in range(60)))"
+            readers = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(processes)]
+            assert len({reader.communicate(timeout=240)[0] for reader in readers}) == 1
+            counts.append(requests.requests)
+    assert counts[0] > 10
+    assert counts[1] == counts[0]
+
+
+def test_a_process_that_holds_the_turn_and_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "TURN_SECONDS", 1.0)
+    began = time.monotonic()
+    with object_store.in_turn(tmp_path / "shard"), object_store.in_turn(tmp_path / "shard"):
+        assert 1 <= time.monotonic() - began < 10
+    began = time.monotonic()
+    with object_store.in_turn(tmp_path / "shard"), object_store.in_turn(tmp_path / "other"):
+        assert time.monotonic() - began < 1
 
 
 def test_a_damaged_copy_is_fetched_again(server: dict[str, str], tmp_path: Path) -> None:
@@ -158,3 +185,43 @@ def test_writing_to_a_bucket_that_is_not_there(
     with pytest.raises(UserError, match=r"s3://nobody/digits"):
         write_shards(corpus[1][:2], corpus[0], AnswerStore(answers), chat, "s3://nobody/digits")
     assert not list(tmp_path.glob("mtbi-shards-*"))
+
+
+def test_parts_are_uploaded_as_they_are_written_and_joined(
+    server: dict[str, str],
+    corpus: tuple[Path, list[Utterance]],
+    answers: Path,
+    chat: ChatFormat,
+    shard_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, most = "s3://speech/parts", 0
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    upload = object_store.upload
+
+    def watched(folder: Path, names: list[str], address: str, attempts: int = 2) -> None:
+        nonlocal most
+        most = max(most, len(list(folder.glob("*.mds"))))
+        upload(folder, names, address, attempts)
+
+    monkeypatch.setattr(object_store, "upload", watched)
+    with faulty_proxy(server["S3_ENDPOINT_URL"]) as (address, faults):
+        monkeypatch.setenv("S3_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        for part in reversed(ManifestSlice(1, 2).siblings()):
+            store, some = AnswerStore(answers, part.take(corpus[1])), part.take(corpus[1])
+            for _ in range(2):  # the second time there is nothing to do
+                assert write_shards(some, corpus[0], store, chat, place, shard_bytes=1 << 17, part=part, made_from="m") == 30
+                faults.waiting = ["503"]
+    monkeypatch.setenv("S3_ENDPOINT_URL", server["S3_ENDPOINT_URL"])
+    assert most <= 3  # one is uploaded, one is full, and the last is closed
+    remote, local = Shards(place, str(tmp_path / "cache")), Shards(str(shard_folder))
+    for table in ("utterances", "branches", "words"):
+        np.testing.assert_array_equal(getattr(remote.index, table), getattr(local.index, table))
+    assert len(remote.index.shard_sizes) > 12
+    for number in (0, 29, 30, 59):
+        assert remote.columns(number) == local.columns(number)
+    assert (tmp_path / "cache/s3/speech/parts/part-2-of-2/shard.00000.mds").exists()
+    with pytest.raises(UserError, match="parts: holds other shards already"):
+        write_shards(corpus[1][30:], corpus[0], AnswerStore(answers), chat, place, part=ManifestSlice(2, 2), made_from="n")

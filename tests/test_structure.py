@@ -40,7 +40,6 @@ COVERED_BY = {
     "mtbi/cli/scenes.py": "tests/scenes/test_score.py",
     "mtbi/cli/shards.py": "tests/cli/test_command.py",
     "mtbi/cli/use.py": "tests/cli/test_command.py",
-    "mtbi/corpus/parts.py": "tests/corpus/test_align.py",
     "mtbi/corpus/aligner.py": "tests/corpus/test_align.py",
     "mtbi/demo/corpus.py": "tests/test_end_to_end.py",
     "mtbi/demo/grid_data.py": "tests/benchmark/grid/test_reproduce.py",

@@ -129,7 +129,7 @@ def put_group(builder: RowBuilder, number: int, samples: int, branches: list[int
         text = torch.randint(3, VOCABULARY, (length + 1,), generator=content).tolist()
         start = builder.base + len(builder.tokens)
         builder.put(text[:-1], number, branch + 1, 3 + frames)
-        builder.targets.extend((start + i, text[i + 1], 1.0, branch % 3) for i in range(length // 2, length))
+        builder.targets.extend((start + i, text[i + 1], 1.0, branch % 3, 0) for i in range(length // 2, length))
 
 
 ROWS = [[(900, [6, 5, 4]), (320, [4])], [(2000, [8, 3]), (500, []), (640, [5, 5])]]

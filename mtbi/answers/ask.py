@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mtbi import text_units
+from mtbi import files, text_units
 from mtbi.answers import filters, store
 from mtbi.answers.questions import Question, chosen_tasks, draw_questions, fields_in
 from mtbi.answers.teacher import Answer, Teacher
@@ -64,7 +64,7 @@ def ask_unanswered(
         if teacher and config.answers == "llm":
             asked = [question for question in unanswered if question.source == "llm"]
             written += write(ask(asked, config, teacher, chat), len(asked), config, chat, out)
-        (out / store.DONE_FILE).touch()
+        files.write_text(out / store.DONE_FILE, store.digest_of(utterances))
         return written
 
 

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,14 +25,15 @@ from mtbi import files
 from mtbi.answers.questions import Question
 from mtbi.answers.teacher import Answer
 from mtbi.corpus import rendering
-from mtbi.corpus.manifest import ManifestSlice
+from mtbi.corpus.manifest import ManifestSlice, Utterance
 from mtbi.errors import UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.recipe import BehaviourConfig
 
 SETTINGS_FILE = "behaviour.json"
-DONE_FILE = "done"  # an empty file: every question was answered
+#: Every question was answered. It holds the `digest_of` the utterances; folders of earlier versions have an empty file.
+DONE_FILE = "done"
 #: What is not stored of a question.
 NOT_STORED = {"transcript", "around", "max_new_tokens", "source", "unfiltered"}
 #: Settings of answers whose folder does not record them: it was made by an earlier version.
@@ -140,6 +141,14 @@ def digest(read: str) -> str:
     return hashlib.sha256(read.encode()).hexdigest()[:16]
 
 
+def digest_of(utterances: Iterable[Utterance]) -> str:
+    """A hash by which a folder's utterances are recognised later: 64 hexadecimal digits."""
+    hashed = hashlib.sha256()
+    for utterance in utterances:
+        hashed.update(f"{utterance.id}\n".encode(errors="surrogatepass"))
+    return hashed.hexdigest()
+
+
 def answered(out: Path) -> dict[tuple[str, str, int], str]:
     """(utterance, task, wording) of every answer in the folder: the digest of its transcript, empty where it is unknown."""
     return {
@@ -220,9 +229,13 @@ def is_folder(folder: Path) -> bool:
 
 
 class AnswerStore:
-    """The answers of a folder, or of its parts, by utterance. Raises UserError where the folder holds none."""
+    """The answers of a folder, or of its parts, by utterance. Raises UserError where the folder holds none.
 
-    def __init__(self, folder: Path | str) -> None:
+    With `utterances` only the answers about those are kept in memory, and where one part is about exactly those, only this part
+    is read.
+    """
+
+    def __init__(self, folder: Path | str, utterances: Collection[Utterance] | None = None) -> None:
         self.folder = Path(folder)
         folders = parts_of(self.folder)
         self.notes = [read_settings(part) for part in folders]  #: `settings_record` of each part
@@ -233,12 +246,19 @@ class AnswerStore:
                 raise UserError(
                     f"{part}: made with other settings than {folders[0]}; delete it and run its `mtbi behave` again."
                 )
+        wanted = None if utterances is None else {utterance.id for utterance in utterances}
+        if utterances is not None:
+            about = digest_of(utterances)
+            done = [part for part in folders if (part / DONE_FILE).exists()]
+            folders = [part for part in done if (part / DONE_FILE).read_text(encoding="utf-8") == about] or folders
         self._rows: dict[str, list[tuple[Path, int, dict]]] = defaultdict(list)  # of each utterance: chunk, row, record
         self._chunk = lru_cache(maxsize=64)(open_chunk)
         self.kept: Counter[str] = Counter()  #: answers of each task that training may use
         self.left_out: Counter[tuple[str, str]] = Counter()  #: answers that it may not, by task and reason
         for path in (path for part in folders for path in sorted(part.glob("chunk-*.jsonl"))):
             for row, record in enumerate(read_lines(path)):
+                if wanted is not None and record["utterance"] not in wanted:
+                    continue
                 if reason := record.get("left_out"):
                     self.left_out[record["task"], reason] += 1
                     continue

@@ -44,21 +44,28 @@ def load(
     finite or far beyond 1, and for a segment outside the recording.
     """
     path = None if isinstance(source, bytes) else sound_files.locate(source)
-    spare = path if path is None or members.span_of(path) or not members.is_member(path) else None  # that ffmpeg can read
     with io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source) if path is None else path) as file:
-        start, size = file.read(64), file.seek(0, io.SEEK_END)
-        if size == 0:
-            raise UserError("empty file: 0 bytes")
-        try:
-            samples, rate = decoding.decode(file, path, size, max_seconds, segment)
-        except (RuntimeError, TypeError, ValueError) as error:  # libsndfile's errors are RuntimeErrors; TypeError: a .raw file
-            kind = ffmpeg.name(start, path)
-            if spare and kind:
-                if start[:4] == b"OggS":
-                    file.seek(0)
-                    lengths.ogg_links(file.read())
-                return _load_by_ffmpeg(spare, kind, max_seconds, segment)
-            raise _unreadable(error, kind) from error
+        return load_open(file, path, max_seconds, segment)
+
+
+def load_open(
+    file: BinaryIO, path: Path | None = None, max_seconds: float = math.inf, segment: AudioSegment | None = None
+) -> tuple[np.ndarray, int]:
+    """As `load`, from a seekable file, which has a `path` if it is on a disk."""
+    spare = path if path is None or members.span_of(path) or not members.is_member(path) else None  # that ffmpeg can read
+    start, size = file.read(64), file.seek(0, io.SEEK_END)
+    if size == 0:
+        raise UserError("empty file: 0 bytes")
+    try:
+        samples, rate = decoding.decode(file, path, size, max_seconds, segment)
+    except (RuntimeError, TypeError, ValueError) as error:  # libsndfile's errors are RuntimeErrors; TypeError: a .raw file
+        kind = ffmpeg.name(start, path)
+        if spare and kind:
+            if start[:4] == b"OggS":
+                file.seek(0)
+                lengths.ogg_links(file.read())
+            return _load_by_ffmpeg(spare, kind, max_seconds, segment)
+        raise _unreadable(error, kind) from error
     if len(samples) == 0:
         raise UserError("no samples: the file holds a header but no sound")
     bad = int(samples.size - np.count_nonzero(np.isfinite(samples)))

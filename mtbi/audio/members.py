@@ -47,14 +47,22 @@ def open_member(audio: str | Path) -> BinaryIO:
         path, first, size = span
         file = Path(path).open("rb")  # noqa: SIM115  # the window closes it
         end = file.seek(0, io.SEEK_END)
-        if first + size > end:
+        try:
+            refuse_outside(first, size, end)
+        except UserError:
             file.close()
-            raise UserError(f"truncated: the archive has {end} bytes, and the recording lies at {first} to {first + size}")
+            raise
         return io.BufferedReader(Window(file, first, size))
     match = ROW.fullmatch(str(audio))
     if match is None:
         raise ValueError(f"{audio}: no recording inside an archive")
     return io.BytesIO(read_row(match["file"], match["column"], int(match["row"])))
+
+
+def refuse_outside(first: int, size: int, end: int) -> None:
+    """Raises UserError where a recording does not lie inside an archive of `end` bytes."""
+    if first + size > end:
+        raise UserError(f"truncated: the archive has {end} bytes, and the recording lies at {first} to {first + size}")
 
 
 class Window(io.RawIOBase):

@@ -6,6 +6,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+from mtbi import object_store
 from mtbi.audio import ffmpeg, members
 
 # fmt: off
@@ -23,6 +24,11 @@ SOUND = READABLE | ffmpeg.ENDINGS
 def is_sound(path: Path) -> bool:
     """Whether a file has the ending of sound or video."""
     return path.suffix.lower() in SOUND
+
+
+def below(folder: str | Path, audio: str) -> str:
+    """The absolute path or the address that an `audio` path in a manifest of `folder` means."""
+    return audio if object_store.is_remote(audio) else os.path.abspath(Path(folder) / audio)
 
 
 def locate(path: str | Path) -> Path:

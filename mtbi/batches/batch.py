@@ -46,6 +46,7 @@ class Batch:
     target_ids: Tensor  #: (targets,) int64
     target_weight: Tensor  #: (targets,) float32
     target_task: Tensor  #: (targets,) int64; index into the plan's list of tasks
+    target_source: Tensor  #: (targets,) int64; index into the plan's list of folders of shards
     teacher_ids: Tensor  #: (targets, k) int64; the teacher's likeliest tokens, k = 0 where none are stored
     teacher_logprobs: Tensor  #: (targets, k) float32; their natural-log probabilities; -inf marks unused columns
 
@@ -67,7 +68,9 @@ class Batch:
 
 
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
-TARGET_FIELDS = ("target_slot", "target_ids", "target_weight", "target_task", "teacher_ids", "teacher_logprobs")
+TARGET_FIELDS = (
+    "target_slot", "target_ids", "target_weight", "target_task", "target_source", "teacher_ids", "teacher_logprobs",
+)  # fmt: skip
 WIDTH_UNIT = 64  # rows are cut to a multiple of it: few shapes, little waste
 SILENT_SAMPLES = 1600  # length of the clip of a micro-batch without sound: every step runs the encoder
 
@@ -89,7 +92,7 @@ class RowBuilder:
     groups: list[int] = field(default_factory=list)
     branches: list[int] = field(default_factory=list)
     audio: list[tuple[int, int, int]] = field(default_factory=list)  #: (slot, clip, frame)
-    targets: list[tuple[int, int, float, int]] = field(default_factory=list)  #: (slot, token, weight, task)
+    targets: list[tuple[int, int, float, int, int]] = field(default_factory=list)  #: (slot, token, weight, task, source)
     teacher_ids: list[np.ndarray] = field(default_factory=list)
     teacher_logprobs: list[np.ndarray] = field(default_factory=list)
 
@@ -158,7 +161,7 @@ class RowBuilder:
 
         Raises ValueError where they do not take the positions that the plan counted: index and shards disagree.
         """
-        start = len(self.tokens)
+        start, source = len(self.tokens), self.plan.index.source_of(group.utterance)
         prefix, prompt_first = self.plan.index.prefix_ids, self.plan.index.prompt_first
         clips = len(self.clips)
         spans = self.cut_utterance(group, stored)
@@ -170,19 +173,19 @@ class RowBuilder:
             if prompt_first:
                 self.put(answer.before_speech_ids, number, branch, position)
                 position = self.put_speech(spans, number, branch, position + len(answer.before_speech_ids))
-            self.put_answer(answer, number, branch, position)
+            self.put_answer(answer, source, number, branch, position)
         if len(self.tokens) - start != group.tokens:
             taken = len(self.tokens) - start
             raise ValueError(f"utterance {group.utterance} takes {taken} slots, the plan says {group.tokens}")
 
-    def put_answer(self, answer: StoredAnswer, group: int, branch: int, position: int) -> None:
+    def put_answer(self, answer: StoredAnswer, source: int, group: int, branch: int, position: int) -> None:
         """Append what follows the speech, and the answer's targets."""
         prompt, ids = answer.after_speech_ids, answer.answer_ids
         task = self.plan.index.tasks.index(answer.task)
         weight = float(self.plan.task_weights[task])
         first_target = self.base + len(self.tokens) + len(prompt) - 1
         self.put([*prompt, *ids[:-1]], group, branch, position)  # the last token is predicted and never an input
-        self.targets.extend((first_target + offset, token, weight, task) for offset, token in enumerate(ids))
+        self.targets.extend((first_target + offset, token, weight, task, source) for offset, token in enumerate(ids))
         topk_ids, topk_logprobs = pad_teacher(answer.topk_ids, answer.topk_logprobs, self.plan.index.top_k)
         self.teacher_ids.append(topk_ids)
         self.teacher_logprobs.append(topk_logprobs)
@@ -281,6 +284,7 @@ def target_tensors(builders: list[RowBuilder], index: Index) -> dict[str, Tensor
         "target_ids": column(targets, 1, torch.int64),
         "target_weight": column(targets, 2, torch.float32),
         "target_task": column(targets, 3, torch.int64),
+        "target_source": column(targets, 4, torch.int64),
         "teacher_ids": torch.from_numpy(np.concatenate(ids)).long() if ids else none.long(),
         "teacher_logprobs": torch.from_numpy(np.concatenate(logprobs)).float() if logprobs else none,
     }

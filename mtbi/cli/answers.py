@@ -34,11 +34,13 @@ def run_behave(options: Options) -> None:
     from mtbi.llm.chat_format import read_chat
 
     recipe = recipes.load(options.recipe, options.overrides)
-    utterances, chat, out = manifest.read_manifest(options.manifest), read_chat(recipe), options.out
+    part, chat, out = chosen_slice(options), read_chat(recipe), options.out
+    utterances = manifest.read_manifest(options.manifest, part)
     tasks = questions.chosen_tasks(recipe.behaviour)
-    fields = questions.fields_in(tasks, recipe.behaviour, utterances)
-    if part := chosen_slice(options):
-        utterances, out = part.take(utterances), out / str(part)
+    every = (found for found in manifest.each_line(options.manifest) if isinstance(found, manifest.Utterance))
+    fields = questions.fields_in(tasks, recipe.behaviour, every)
+    if part:
+        out = out / str(part)
     teacher = build_teacher(recipe.model, recipe.behaviour, recipe.precision)
     ask_unanswered(utterances, recipe.behaviour, teacher, chat, out, recipe.seed, fields)
     print(f"{out}: answers about {len(utterances)} utterances")

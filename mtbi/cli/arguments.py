@@ -95,9 +95,9 @@ def add_recipe(command: Parser) -> None:
     add_overrides(command)
 
 
-def add_slice(command: Parser) -> None:
+def add_slice(command: Parser, whole: str = "the manifest") -> None:
     """`--part`."""
-    command.add_argument("--part", default="", metavar="I/N", help="only this slice of the manifest, for array jobs")
+    command.add_argument("--part", default="", metavar="I/N", help=f"only this slice of {whole}, for array jobs")
 
 
 def chosen_slice(options: Options) -> ManifestSlice | None:

@@ -17,6 +17,7 @@ def add_import(group: Group) -> None:
         run_import,
         "mtbi data import librispeech /corpora/LibriSpeech/train-clean-360 work/train --text-style sentence",
         "mtbi data import jsonl other/manifest.jsonl work/train --allow-outside",
+        "mtbi data import gigaspeech /corpora/GigaSpeech work/train --part $SLURM_ARRAY_TASK_ID/64",
     )
     command.set_help(command.add_argument("kind"), kinds_help)
     command.add_argument("source", type=Path, help="the corpus")
@@ -27,6 +28,7 @@ def add_import(group: Group) -> None:
     command.add_argument("--strip-tags", action="store_true", help="remove tags such as [noise] and <unk> from transcripts")
     command.add_argument("--text-column", default="", help="the transcripts' column of Parquet files")
     command.add_argument("--audio-column", default="", help="the recordings' column of Parquet files")
+    add_slice(command, "the corpus")
 
 
 def kinds_help() -> str:
@@ -54,6 +56,7 @@ def run_import(options: Options) -> None:
         splits=options.split,
         strip_tags=options.strip_tags,
         columns={"text_column": options.text_column, "audio_column": options.audio_column},
+        part=chosen_slice(options),
     )
     print(summary)
 

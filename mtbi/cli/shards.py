@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mtbi.cli.arguments import Group, Options, add_command, add_json, add_recipe, print_json
+from mtbi.cli.arguments import Group, Options, add_command, add_json, add_recipe, add_slice, chosen_slice, print_json
 
 
 def add_shard(group: Group) -> None:
@@ -18,6 +18,7 @@ def add_shard(group: Group) -> None:
         run_shard,
         "mtbi data shard work/train/aligned.jsonl work/train/behaviour s3://bucket/train --recipe whisper-large-v3_qwen3-8b",
         "mtbi data shard work/train/aligned.jsonl work/train/behaviour shards/train --audio opus",
+        "mtbi data shard work/train/aligned.jsonl work/train/behaviour s3://bucket/train --part $SLURM_ARRAY_TASK_ID/64",
     )
     command.add_argument("manifest", type=Path, help="the aligned manifest")
     command.add_argument("behaviour", type=Path, help="the folder that `mtbi behave` made")
@@ -25,11 +26,13 @@ def add_shard(group: Group) -> None:
     command.add_argument(
         "--audio", choices=["flac", "opus"], default="flac", help="flac (default) is lossless, opus is smaller"
     )
+    add_slice(command)
     add_recipe(command)
 
 
 def run_shard(options: Options) -> None:
     """Pack audio, word times and answers into MDS shards with an index."""
+    from mtbi import files
     from mtbi import recipe as recipes
     from mtbi.answers.store import AnswerStore
     from mtbi.corpus import manifest
@@ -37,8 +40,9 @@ def run_shard(options: Options) -> None:
     from mtbi.shards.write import write_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
-    utterances = manifest.read_manifest(options.manifest)
-    store = AnswerStore(options.behaviour)
+    part = chosen_slice(options)
+    utterances = manifest.read_manifest(options.manifest, part)
+    store = AnswerStore(options.behaviour, utterances if part else None)
     chat, folder, behaviour = read_chat(recipe), options.manifest.parent, recipe.behaviour
     written = write_shards(
         utterances,
@@ -49,15 +53,18 @@ def run_shard(options: Options) -> None:
         options.audio,
         allow_other_teacher=behaviour.allow_other_teacher,
         hears=behaviour.hears,
+        part=part,
+        made_from=files.digest(options.manifest) if part else "",
     )
-    print(f"{options.out}: {written} of {len(utterances)} utterances")
+    print(f"{options.out}: {written} of {len(utterances)} utterances{f' of {part}' if part else ''}")
 
 
 def add_encode(group: Group) -> None:
     """`mtbi data encode`."""
     command = add_command(group, "encode", run_encode)
     command.add_argument("shards", help="a folder or s3:// address of shards")
-    command.add_argument("out", help="a new folder")
+    command.add_argument("out", help="a new folder or s3:// address")
+    add_slice(command, "the shards")
     add_recipe(command)
 
 
@@ -65,10 +72,12 @@ def run_encode(options: Options) -> None:
     """Store a frozen encoder's output in place of the audio."""
     import torch
 
+    from mtbi import files
     from mtbi import recipe as recipes
     from mtbi.model.encoders.build import build_encoder, encoder_facts
     from mtbi.model.frame_counts import FrameGeometry
     from mtbi.shards import features
+    from mtbi.shards.index import INDEX_NAME
     from mtbi.shards.open_shards import open_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
@@ -76,11 +85,19 @@ def run_encode(options: Options) -> None:
     encoder: Any = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
     name = encoder_facts(recipe.model.encoder, recipe.model.trust_remote_code).output_name
     shards = open_shards(options.shards, recipe)
+    part = chosen_slice(options)
     frames = FrameGeometry.from_config(recipe.model).encoder_frames
-    size = features.check_room(shards.index, options.out, frames, encoder.width)
-    print(f"the encoder's output has {encoder.width} channels and will take {size / 1e9:.3g} GB", flush=True)
-    written = features.write(shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), name, options.out)
-    print(f"{options.out}: the encoder's output for {written} utterances")
+    size = features.check_room(shards.index, options.out, frames, encoder.width, part)
+    print(f"the encoder's output has {encoder.width} channels and will take about {size / 1e9:.3g} GB", flush=True)
+    written = features.write(
+        shards,
+        lambda waves, lengths: encoder(waves.to(device), lengths.to(device)),
+        name,
+        options.out,
+        part=part,
+        made_from=files.digest(shards.folders[0].local / INDEX_NAME) if part else "",
+    )
+    print(f"{options.out}: the encoder's output for {written} utterances{f' of {part}' if part else ''}")
 
 
 def add_stats(group: Group) -> None:

@@ -15,7 +15,7 @@ from tqdm.contrib.concurrent import thread_map
 from mtbi import text_units
 from mtbi.corpus import recordings, records, text_style
 from mtbi.corpus.manifest import Rejected, Utterance
-from mtbi.errors import UserError
+from mtbi.errors import UnavailableError, UserError
 
 CHECK_THREADS = min(8, os.cpu_count() or 1)  # decoding releases the interpreter lock
 
@@ -48,6 +48,8 @@ def check(
     def measure(utterance: Utterance) -> Utterance | Rejected:
         try:
             return _measure(utterance, folder, limits)
+        except UnavailableError:  # of the object store: no recording is at fault
+            raise
         except UserError as error:
             return Rejected(id=utterance.id, audio=utterance.audio, reason=str(error))
 

@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtbi import plugins, text_units
-from mtbi.audio.sound_files import is_sound, locate
+from mtbi.audio.sound_files import below, is_sound, locate
 from mtbi.corpus import paths
 from mtbi.corpus.check import RecordingLimits, check
 from mtbi.corpus.manifest import (
+    ManifestSlice,
     Rejected,
     Utterance,
     count_reasons,
@@ -29,10 +30,12 @@ from mtbi.corpus.manifest import (
     write_lines,
     write_manifest,
 )
+from mtbi.corpus.parts import check_part
 from mtbi.corpus.summary import Summary, counted, endings, summarise, unique, unlisted
 from mtbi.corpus.text_style import TAG, TextStyle, style
 from mtbi.corpus.text_style import strip_tags as without_tags
 from mtbi.errors import UserError
+from mtbi.object_store import is_remote
 
 Record = Utterance | Rejected
 #: Names of text files that are no transcripts.
@@ -152,7 +155,7 @@ def import_jsonl(source: Path) -> Iterator[Record]:
     utterances, rejected = scan_manifest(path)
     yield from rejected
     for utterance in utterances:
-        yield replace(utterance, audio=os.path.abspath(path.parent / utterance.audio)) if utterance.audio else utterance
+        yield replace(utterance, audio=below(path.parent, utterance.audio)) if utterance.audio else utterance
 
 
 Importer = Callable[..., Iterable[Record]]  # of a folder or file, and of columns where it has any
@@ -169,14 +172,16 @@ def import_corpus(
     splits: Collection[str] = (),
     strip_tags: bool = False,
     columns: Mapping[str, str] | None = None,
+    part: ManifestSlice | None = None,
 ) -> Summary:
     """Write `manifest.jsonl` and `rejected.jsonl` in the folder `out`. Every sound file below `source` is in one of them.
 
     `kind` is the name of a shipped importer or of an installed one. `text_style` names a style of `mtbi.corpus.text_style`.
     `allow_outside` accepts recordings outside the source folder, which manifests from elsewhere may name. `splits` keeps only
     utterances of these splits. `strip_tags` removes tags like [noise]. `columns` are further arguments of the importer, such as
-    the `text_column` of a table. Raises UserError for an unknown kind, a missing source,
-    a split that no record has, and where no record can be used.
+    the `text_column` of a table. A `part` checks its share of the recordings. The process that finishes the last part writes
+    both files, the same as without parts; until then the summary is the part's. Raises UserError for an unknown kind, a missing
+    source, a split that no record has, where no record can be used, and where a part was made from other records.
     """
     source, out, write = Path(os.path.abspath(source)), Path(out), style(text_style or "none")
     importer: Importer = plugins.find(plugins.IMPORTERS, kind, IMPORTERS, "corpus kind")
@@ -194,7 +199,12 @@ def import_corpus(
     tagged = [utterance for utterance in chosen if TAG.search(utterance.text)]
     if strip_tags:
         chosen = [replace(utterance, text=without_tags(utterance.text)) for utterance in chosen]
-    good, unfit = check((restyle(utterance, write) for utterance in chosen), base, limits)
+    restyled = [restyle(utterance, write) for utterance in chosen]
+    if part:
+        own, every = check_part(restyled, base, Path(os.path.abspath(out)), part, lambda some: check(some, base, limits))
+        if every is None:
+            return summarise(*own, paths.Walk(), base)
+    good, unfit = every if part and every else check(restyled, base, limits)
     good, repeated = unique(good)
     rejected += unfit + repeated
     rejected += unlisted(walk, base, [*(utterance.audio for utterance in good), *(record["audio"] for record in rejected)])
@@ -230,6 +240,7 @@ def other_layout(walk: paths.Walk, kind: str) -> str:
         ".trans.txt": ("LibriSpeech", "librispeech"),
         ".stm": ("STM transcripts", "stm"),
         ".parquet": ("Parquet", "parquet"),
+        "cuts.000000.jsonl.gz": ("lhotse Shar", "shar"),
         ".tar": ("tar archives", "tar"),
     }
     known, other_kind = next(
@@ -261,9 +272,10 @@ def sort_out(
             rejected.append(record)
             continue
         found_splits.add(record.split)
-        if record.audio:
+        if record.audio and not is_remote(record.audio):
             record = replace(record, audio=str(locate(record.audio)))
-        if record.audio and not (allow_outside or Path(os.path.abspath(record.audio)).is_relative_to(base)):
+        inside = not is_remote(record.audio) and Path(os.path.abspath(record.audio)).is_relative_to(base)
+        if record.audio and not (allow_outside or inside):
             reason = f"outside: the audio does not lie in {base}; allow it with --allow-outside if you trust the manifest"
         elif splits and record.split not in splits:
             reason = f"other split: {record.split or 'none'} was not chosen with --split"

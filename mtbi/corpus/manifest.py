@@ -11,10 +11,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mtbi import files
+from mtbi import files, object_store
 from mtbi.audio import members
 from mtbi.corpus import records
 from mtbi.errors import UserError
@@ -96,7 +97,8 @@ def parse(record: Any) -> Utterance:
         raise UserError(f"bad record: no audio path (key `audio` or `audio_filepath`); its keys: {keys}")
     if not known["audio"] and "id" not in known:
         raise UserError("bad record: an utterance without sound (an empty `audio`) needs an `id`")
-    records.refuse_address(known["audio"])
+    if not known["audio"].startswith("s3://"):
+        records.refuse_address(known["audio"])
     start = f"-{known['start_s']:.3f}" if "start_s" in known else ""
     whole = known["audio"] if members.is_member(known["audio"]) else os.path.splitext(known["audio"])[0]
     known.setdefault("id", whole + start)
@@ -131,19 +133,30 @@ def decode_text(data: bytes) -> str:
         ) from error
 
 
-def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
-    """The utterances of a manifest, and the rejected lines.
+def scan_manifest(path: Path | str, part: ManifestSlice | None = None) -> tuple[list[Utterance], list[Rejected]]:
+    """The utterances of a manifest, or of a part of it, and the rejected lines.
 
     A line is rejected if it is not UTF-8 or not JSON, has a wrong type, repeats an id, or has a path that leads out of the
     manifest's folder. Raises UserError when the file itself cannot be read.
     """
-    path = Path(path)
     good: list[Utterance] = []
     rejected: list[Rejected] = []
+    for found in each_line(path, part):
+        if isinstance(found, Utterance):
+            good.append(found)
+        else:
+            rejected.append(found)
+    return good, rejected
+
+
+def each_line(path: Path | str, part: ManifestSlice | None = None) -> Iterator[Utterance | Rejected]:
+    """Each utterance and each rejected line of `scan_manifest`. Of a part, the other lines are counted but not parsed."""
+    path = Path(path)
     seen: set[str] = set()
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
+    lines: Iterator[tuple[int, bytes]] = ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
+    if part:
+        lines = islice(lines, *part.bounds(sum(1 for line in _lines(path) if line.strip())))
+    for number, line in lines:
         bad = Rejected(id=f"{path.name}:{number}", audio="")
         try:
             record = json.loads(decode_text(line))
@@ -156,15 +169,14 @@ def scan_manifest(path: Path | str) -> tuple[list[Utterance], list[Rejected]]:
             if not os.path.isabs(utterance.audio) and os.path.normpath(utterance.audio).startswith(".."):
                 raise UserError("path upwards: the audio lies outside the manifest's folder; give its absolute path")
         except json.JSONDecodeError as error:
-            rejected.append(bad | {"reason": f"not JSON: line {number} of {path.name}, {error.msg} at column {error.colno}"})
+            yield bad | {"reason": f"not JSON: line {number} of {path.name}, {error.msg} at column {error.colno}"}
         except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists without end
-            rejected.append(bad | {"reason": f"not JSON: line {number} of {path.name} has a number or a nesting without end"})
+            yield bad | {"reason": f"not JSON: line {number} of {path.name} has a number or a nesting without end"}
         except UserError as error:
-            rejected.append(bad | {"reason": f"{error} (line {number} of {path.name})"})
+            yield bad | {"reason": f"{error} (line {number} of {path.name})"}
         else:
             seen.add(utterance.id)
-            good.append(utterance)
-    return good, rejected
+            yield utterance
 
 
 def _audio_of(record: Any) -> str:
@@ -194,12 +206,12 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: the manifest cannot be read ({error.strerror})") from error
 
 
-def read_manifest(path: Path | str) -> list[Utterance]:
-    """Every utterance of a manifest.
+def read_manifest(path: Path | str, part: ManifestSlice | None = None) -> list[Utterance]:
+    """Every utterance of a manifest, or of a part of it.
 
     Raises UserError (file, line, reason) for a bad line. `mtbi data import jsonl` leaves such lines out.
     """
-    good, rejected = scan_manifest(path)
+    good, rejected = scan_manifest(path, part)
     if rejected:
         first = rejected[0]
         raise UserError(
@@ -239,7 +251,7 @@ def write_manifest(path: Path | str, utterances: Iterable[Utterance]) -> None:
 
 def relocate(utterance: Utterance, folder: Path, out: Path) -> Utterance:
     """The utterance for a manifest in `out` instead of `folder`. A path inside `out` becomes relative, any other absolute."""
-    if not utterance.audio:
+    if not utterance.audio or object_store.is_remote(utterance.audio):
         return utterance
     path = os.path.abspath(folder / utterance.audio)  # not Path.resolve: links into a corpus are left as they are
     base = os.path.abspath(out)
@@ -265,10 +277,13 @@ class ManifestSlice:
     def __str__(self) -> str:
         return f"part-{self.number}-of-{self.of}"
 
+    def bounds(self, count: int) -> tuple[int, int]:
+        """Where this slice of `count` things begins and ends."""
+        return count * (self.number - 1) // self.of, count * self.number // self.of
+
     def take(self, utterances: list[Utterance]) -> list[Utterance]:
         """The utterances of this slice."""
-        first, stop = (len(utterances) * edge // self.of for edge in (self.number - 1, self.number))
-        return utterances[first:stop]
+        return utterances[slice(*self.bounds(len(utterances)))]
 
     def siblings(self) -> list[ManifestSlice]:
         """All slices, this one included."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from mtbi import files
 from mtbi.audio import codec
+from mtbi.audio.sound_files import below
 from mtbi.corpus import recordings
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.corpus.pauses import FRAME_SAMPLES, loud_frames
@@ -115,7 +116,7 @@ def read_voices(manifests: Sequence[Path]) -> dict[str, list[Utterance]]:
             if utterance.audio and utterance.text.strip():
                 if not utterance.speaker:
                     raise UserError(f"{manifest}: {utterance.id} has no speaker; scenes need the speaker of every utterance")
-                found = replace(utterance, audio=str(manifest.parent / utterance.audio))
+                found = replace(utterance, audio=below(manifest.parent, utterance.audio))
                 voices.setdefault(utterance.speaker, []).append(found)
     return {speaker: sorted(voices[speaker], key=lambda utterance: utterance.id) for speaker in sorted(voices)}
 

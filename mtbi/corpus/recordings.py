@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mtbi.audio import codec
+from mtbi import object_store
+from mtbi.audio import codec, remote
 from mtbi.audio.segments import AudioSegment
 from mtbi.corpus import records
 from mtbi.corpus.manifest import Utterance
-from mtbi.errors import UserError
+from mtbi.errors import UnavailableError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,12 @@ def segment_of(utterance: Utterance) -> AudioSegment | None:
 def load(utterance: Utterance, folder: Path | str, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
     """The samples `(samples, channels)` float32 of an utterance, and the sampling rate in Hz.
 
-    A relative audio path starts from `folder`. Raises UserError as `codec.load` does.
+    A relative audio path starts from `folder`. Raises UserError as `codec.load` does, and UnavailableError where a recording is
+    on object storage that fails or refuses access.
     """
+    if object_store.is_remote(utterance.audio):
+        with remote.opened(utterance.audio) as file:
+            return codec.load_open(file, None, max_seconds, segment_of(utterance))
     return codec.load(Path(folder) / utterance.audio, max_seconds, segment_of(utterance))
 
 
@@ -43,9 +48,11 @@ def read(utterance: Utterance, folder: Path | str) -> np.ndarray:
 
 
 def read_or_warn(utterance: Utterance, folder: Path | str) -> np.ndarray | None:
-    """As `read`; None, and a line of the log, where the recording cannot be read."""
+    """As `read`; None, and a line of the log, where the recording cannot be read. Raises UnavailableError as `load` does."""
     try:
         return read(utterance, folder)
+    except UnavailableError:  # it is not the recording's fault
+        raise
     except UserError as error:
         log.warning("%s: %s (%s)", utterance.id, error, utterance.audio)
         return None

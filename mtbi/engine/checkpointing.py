@@ -1,12 +1,17 @@
 """When a run writes a checkpoint, what it records beside the tensors, and when it returns to an earlier checkpoint.
 
+Training stops only while the tensors are copied to memory. A thread of the first process writes them to the disk meanwhile, as
+`mtbi.engine.remote` copies them to object storage. Whatever ends or changes the run waits for both.
+
 `mtbi.engine.checkpoint` is the format of one checkpoint, `mtbi.engine.remote` its copy on object storage.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -107,6 +112,14 @@ class Progress:
         }
 
 
+@dataclass
+class Written:
+    """The write of a checkpoint, on the first process."""
+
+    step: int
+    result: Future[None] | None  #: None on the other processes
+
+
 class Checkpointer:
     """Writes checkpoints and restores them. All processes call each method together; the first process writes.
 
@@ -127,28 +140,49 @@ class Checkpointer:
         self.run_dir = Path(recipe.run_dir)
         address = recipe.train.copy_to
         self.copies = RemoteCopy(address, self.run_dir) if address and ranks.rank == 0 else None
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="mtbi-checkpoint")
+        self.written: Written | None = None  #: the last checkpoint, until all processes know that it is complete
 
     def save(self, progress: Progress, score: float | None = None, needed: bool = True) -> None:
-        """Write a checkpoint. `score` is the evaluation's; it is ignored after a bad step.
+        """Begin to write a checkpoint. `score` is the evaluation's; it is ignored after a bad step.
 
-        If the disk refuses, this checkpoint is skipped and counted. Raises UserError if it is `needed`.
+        If it is `needed`, it is complete on return. A checkpoint that the disk refuses is skipped and counted, at the latest
+        when the next one is due. Raises UserError if it is `needed`.
         """
         self.report_activity("writing a checkpoint")
-        snapshot = self.engine.snapshot(progress.to_state(self.recipe, self.ranks.world))
+        self.complete()
+        state = copy.deepcopy(progress.to_state(self.recipe, self.ranks.world))  # its counts change while it is written
+        snapshot = self.engine.snapshot(state)
+        score = None if progress.bad_steps else score
+        first = self.ranks.rank == 0
+        write = self.thread.submit(self._write, progress.step, snapshot, score, needed) if first else None
+        self.written = Written(progress.step, write)
+        if needed:
+            self.complete(needed)
+
+    def _write(self, step: int, snapshot: Snapshot, score: float | None, needed: bool) -> None:
+        """Write a checkpoint, begin its copy, and delete older ones. Raises OSError and LeaseLostError."""
+        folder = checkpoint.save(self.run_dir, step, snapshot, self.lease)
+        if self.copies:
+            self.copies.push(folder, needed)
+        checkpoint.keep(self.run_dir, self.recipe.train.keep_last, score)
+        made_progress()
+
+    def complete(self, needed: bool = False) -> None:
+        """Wait until the last checkpoint is on the disk. Raises as `save` does."""
+        written, self.written = self.written, None
+        if written is None:
+            return
         failed = torch.zeros(1, device=self.engine.device)
         lease_lost: LeaseLostError | None = None
         try:
-            if self.ranks.rank == 0:
-                folder = checkpoint.save(self.run_dir, progress.step, snapshot, self.lease)
-                if self.copies:
-                    self.copies.push(folder, needed)
-                checkpoint.keep(self.run_dir, self.recipe.train.keep_last, None if progress.bad_steps else score)
-                made_progress()
+            if written.result:
+                written.result.result()
         except LeaseLostError as error:
             lease_lost = error
         except OSError as error:
             failed += 1
-            self.metrics.write_line(f"step {progress.step}: the checkpoint could not be written: {error}")
+            self.metrics.write_line(f"step {written.step}: the checkpoint could not be written: {error}")
         settle(self.ranks, Attempt(error=lease_lost))
         dist.all_reduce(failed)
         if failed:
@@ -164,6 +198,8 @@ class Checkpointer:
 
         Raises UserError if there is no such checkpoint, or after more than `train.max_rollbacks` returns.
         """
+        self.report_activity("waiting for a checkpoint")
+        self.complete()
         self.metrics.counts["rollbacks"] += 1
 
         def choose() -> tuple[Path, Snapshot] | None:
@@ -198,10 +234,11 @@ class Checkpointer:
             self.copies.push(newest, needed=True)
 
     def close(self) -> str:
-        """Wait for the last copy, then give up the lease; returns the name of a checkpoint that was not copied, or "".
+        """Wait for the last checkpoint and its copy, then give up the lease; returns the name of one not copied, or "".
 
         All processes return at the same time, because a launcher ends the others once one process has ended.
         """
+        self.complete()
         while True:
             self.report_activity("waiting for the last copy")
             complete = self.copies is None or self.copies.wait(COPY_POLL_SECONDS)

@@ -25,6 +25,7 @@ from mtbi.model import self_test
 from mtbi.model.flops import LLMSize, count
 from mtbi.model.speech_llm import SpeechLLMModule, add_frame_classes, build_speech_llm
 from mtbi.recipe import ModelConfig, Recipe
+from mtbi.shards.index import Index
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -112,6 +113,10 @@ class Engine:
             self.restore(snapshot)
         self_test.check(self.model.llm, recipe.model.llm, device)
         self.model.train()  # models are loaded in evaluation mode
+
+    def count_sources(self, indexes: list[Index]) -> None:
+        """Also make the sums by folder of shards, where one of these indexes has several. All processes call it alike."""
+        self.model.head.sources = max(1, *(len(index.origins) for index in indexes))
 
     def train_step(self, step: LoadedStep, number: int, stop: bool) -> StepSums:
         """Forward and backward over this process's micro-batches and one update; returns sums over all processes.

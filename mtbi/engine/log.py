@@ -8,7 +8,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from importlib.util import find_spec
@@ -69,8 +69,12 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
 
 
-def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
-    """The charts of TensorBoard's page CUSTOM SCALARS: is it learning, is it fast, is it healthy?"""
+def layout(tasks: list[str], sources: Sequence[str] = ()) -> dict[str, dict[str, list]]:
+    """The charts of TensorBoard's page CUSTOM SCALARS: is it learning, is it fast, is it healthy?
+
+    Charts by source are there where the run has several.
+    """
+    by_source = ("loss", "agreement") if len(sources) > 1 else ()
 
     def lines(*names: str) -> list:
         return ["Multiline", list(names)]
@@ -81,6 +85,7 @@ def layout(tasks: list[str]) -> dict[str, dict[str, list]]:
             "agreement with the text LLM on held-out prompts": lines("eval/agreement"),
             "loss by task": lines(*(f"task_loss/{task}" for task in tasks)),
             "agreement by task": lines(*(f"task_agreement/{task}" for task in tasks)),
+            **{f"{what} by source": lines(*(f"source_{what}/{name}" for name in sources)) for what in by_source},
         },
         "2 is it fast?": {
             "tokens a second": lines("speed/tokens_per_second", "speed/answer_tokens_per_second"),
@@ -132,18 +137,23 @@ class Interval:
         self.data_wait_seconds += data_wait_seconds
         self.used_share += plan.used_share
 
-    def values(self, tasks: list[str]) -> dict[str, float]:
-        """Every mean by its name in TensorBoard: `train/NAME`, or `NAME/TASK` for the tasks that had a target."""
+    def values(self, tasks: Sequence[str], sources: Sequence[str] = ()) -> dict[str, float]:
+        """Every mean by its name in TensorBoard: `train/NAME`, or `NAME/TASK` and `NAME/SOURCE` for those that had a target."""
         values = {}
         for name, mean in self.means.items():
             if mean.dim() == 1:
                 total, weight = mean.tolist()
                 values[f"train/{name}"] = total / weight if weight else float("nan")
                 continue
-            for task, (total, weight) in zip(tasks, mean.T.tolist(), strict=True):
-                if weight:
-                    values[f"{name}/{task}"] = total / max(weight, 1e-9)
+            several = sources if len(sources) > 1 else ()
+            values |= by_name(name, mean, several if name.startswith("source_") else tasks)
         return values
+
+
+def by_name(name: str, mean: torch.Tensor, parts: Sequence[str]) -> dict[str, float]:
+    """The means `(2, parts)` by task or by source, as `NAME/PART`, of those that had a target."""
+    pairs = zip(parts, mean.T.tolist(), strict=False)  # a model counts more sources than the evaluation has, or fewer
+    return {f"{name}/{part}": total / max(weight, 1e-9) for part, (total, weight) in pairs if weight}
 
 
 def never_ends_the_run(write: Callable[..., None]) -> Callable[..., None]:
@@ -171,10 +181,12 @@ class Metrics:
         llm_size: LLMSize,
         device: torch.device,
         counts: dict[str, int] | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
-        """`counts` are those of the run's `Progress`. They are updated in place."""
+        """`counts` are those of the run's `Progress`. They are updated in place. `sources` names the folders of shards."""
         steps = recipe.train.steps
         self.tasks, self.first, self.world, self.steps, self.device = tasks, first, world, steps, device
+        self.sources = sources
         self.llm_size, self.peak = llm_size, peak_flops(device)
         self.interval = Interval()
         self.counts = new_counts() if counts is None else counts  #: since the run began
@@ -182,7 +194,7 @@ class Metrics:
         fields = hyperparameters(recipe)
         self.loggers = Loggers(recipe, fields) if first else None
         if self.writer:
-            self.writer.add_custom_scalars(layout(tasks))
+            self.writer.add_custom_scalars(layout(tasks, sources))
             self.writer._get_file_writer().add_summary(hparams_pb(fields, trial_id=recipe.run_dir))
         self.bar = tqdm(total=steps, unit="step", disable=not (first and sys.stderr.isatty()), dynamic_ncols=True)
 
@@ -220,7 +232,7 @@ class Metrics:
             return
         interval, self.interval = self.interval, Interval()
         seconds = time.perf_counter() - interval.began
-        values = interval.values(self.tasks) | {
+        values = interval.values(self.tasks, self.sources) | {
             "train/learning_rate": rate,
             "train/gradient_norm": sums.gradient_norm,
             "speed/step_seconds": seconds / interval.steps,

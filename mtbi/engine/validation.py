@@ -18,7 +18,7 @@ from mtbi.batches.loader import Loader
 from mtbi.batches.plan import Geometry, Group, Plan
 from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.engine import Engine
-from mtbi.engine.log import Metrics
+from mtbi.engine.log import Metrics, by_name
 from mtbi.engine.sums import Means, add
 from mtbi.errors import ElsewhereError
 from mtbi.llm.chat_format import ChatFormat
@@ -62,13 +62,21 @@ class Evaluation:
                 utterances += sum(len(row.groups) for row in loaded.step.rows)
                 if utterances >= self.recipe.train.eval_utterances:
                     break
+        names = self.shards.index.source_names if len(self.shards.index.origins) > 1 else []
+        of_source = {
+            **by_name("eval_source_loss", means.get("source_loss", torch.zeros(2, 0)), names),
+            **by_name("eval_source_agreement", means.get("source_agreement", torch.zeros(2, 0)), names),
+        }
         hits, count = means["task_agreement"].sum(1).tolist()
         agreement = hits / max(count, 1)
         losses = {f"eval/{name}": float(mean[0] / mean[1].clamp(min=1e-9)) for name, mean in means.items() if mean.dim() == 1}
-        metrics.scalars({**losses, "eval/agreement": agreement}, step)
+        metrics.scalars({**losses, "eval/agreement": agreement, **of_source}, step)
         metrics.write_line(
             f"eval at step {step}: loss {losses['eval/loss']:.4f}, agreement {agreement:.2%} of {count:.0f} answer tokens"
         )
+        for name in names:
+            if (loss := of_source.get(f"eval_source_loss/{name}")) is not None:
+                metrics.write_line(f"  {name}: loss {loss:.4f}, agreement {of_source[f'eval_source_agreement/{name}']:.2%}")
         report_activity()
         self.show_dialogues(engine.model, metrics, step)
         return agreement

@@ -19,13 +19,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from mtbi import mds
+from mtbi.corpus.manifest import ManifestSlice
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
-from mtbi.shards.index import INDEX_NAME, TABLES, Index, write_index
+from mtbi.shards.index import Index, save_rows
+from mtbi.shards.output import ShardOutput
 from mtbi.shards.read import Shards
-from mtbi.shards.record import COLUMNS
-from mtbi.shards.write import finish, partial_folder, refuse_filled
 
 SILENT_SAMPLES = 1600  # encoded for an utterance without sound, and not stored
 
@@ -47,13 +46,23 @@ def check(index: Index, recipe: Recipe, output_name: str, encoder_trains: bool) 
         raise UserError("data.shards: hold an encoder's output, so spans can only be sliced: set interleave.cut=slice")
 
 
-def check_room(index: Index, out: str, encoder_frames: Callable[[np.ndarray], np.ndarray], width: int) -> int:
-    """Bytes that the features of an index take in the new folder `out`. Raises UserError where its disk has less free.
+def check_room(
+    index: Index,
+    out: str,
+    encoder_frames: Callable[[np.ndarray], np.ndarray],
+    width: int,
+    part: ManifestSlice | None = None,
+) -> int:
+    """About how many bytes the features of an index, or of a part of it, take. Raises UserError where the disk of the new
+    folder `out` has less free. An object store is not asked.
 
     `encoder_frames` gives the frames of clips from their lengths in samples, `width` is that of a frame.
     """
     samples = index.utterances["samples"].astype(np.int64)
     needed = int(encoder_frames(samples[samples > 0]).sum()) * width * np.dtype(np.float16).itemsize
+    needed //= part.of if part else 1
+    if "://" in out:
+        return needed
     free = shutil.disk_usage(next(parent for parent in Path(out).absolute().parents if parent.exists())).free
     if needed > free:
         raise UserError(
@@ -64,33 +73,53 @@ def check_room(index: Index, out: str, encoder_frames: Callable[[np.ndarray], np
 
 
 @torch.no_grad()
-def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int = 16, shard_bytes: int = 1 << 26) -> int:
-    """Encode every utterance of `source` into new shards in the local folder `out`; returns how many there are.
+def write(
+    source: Shards,
+    encoder: Encoder,
+    name: str,
+    out: str,
+    batch_size: int = 16,
+    shard_bytes: int = 1 << 26,
+    part: ManifestSlice | None = None,
+    made_from: str = "",
+) -> int:
+    """Encode every utterance of `source` into new shards at `out`, a folder or `s3://…`; returns how many are written.
 
-    Raises UserError where `source` holds features already, or `out` is not empty.
+    A `part` is a stretch of the source's shards, so that no two parts read the same shard. `made_from` is a digest of the
+    source (`mtbi.shards.output`). Raises UserError where `source` holds features already, or `out` holds something else.
     """
     if source.index.encoded:
         raise UserError(f"these shards hold features already ({source.index.encoded})")
-    refuse_filled(out)
-    partial = partial_folder(out)
-    width = 0
-    with mds.part("streaming:MDSWriter")(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
-        for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
-            records = [source.record(number) for number in range(start, min(start + batch_size, len(source)))]
+    output = ShardOutput(out, part, f"{made_from} {name}")
+    if (count := output.finished()) is None:
+        ends = np.cumsum([0, *source.index.shard_sizes])
+        first, stop = (int(ends[shard]) for shard in (part.bounds(len(ends) - 1) if part else (0, -1)))
+        with output.folder() as local:
+            width = write_features(source, range(first, stop), encoder, output, local, batch_size, shard_bytes)
+            facts = {**source.index.facts(), "encoded": name, "feature_width": width, **output.facts}
+            save_rows(source.index, first, stop, local, facts)
+        count = stop - first
+    output.join()
+    return count
+
+
+def write_features(
+    source: Shards, numbers: range, encoder: Encoder, output: ShardOutput, local: Path, batch_size: int, shard_bytes: int
+) -> int:
+    """Encode utterances of `source` into shards in the folder `local`. Returns the width of their features."""
+    width = source.index.feature_width
+    with output.shards(local, shard_bytes) as write_record:
+        for start in tqdm(numbers[::batch_size], desc="features", unit="batch", disable=None):
+            records = [source.record(number) for number in range(start, min(start + batch_size, numbers.stop))]
             # Text alone has no samples: silence is encoded in their place, and not stored.
             waves = [torch.from_numpy(u.waveform) if len(u.waveform) else torch.zeros(SILENT_SAMPLES) for _, u in records]
             hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
             for (columns, utterance), frames, length in zip(records, hidden.cpu(), lengths.tolist(), strict=True):
                 if not len(utterance.waveform):
-                    writer.write(columns)
+                    write_record(columns)
                     continue
                 features = np.ascontiguousarray(frames[:length].numpy().astype(np.float16))
                 tensors = load_tensors(columns["tensors"]) | {"features": features}
-                writer.write({**columns, "audio": b"", "tensors": save_tensors(tensors)})
+                write_record({**columns, "audio": b"", "tensors": save_tensors(tensors)})
                 width = features.shape[1]
-    for table in TABLES:
-        np.save(partial / f"{table}.npy", getattr(source.index, table), allow_pickle=False)
-    write_index(partial, {**source.index.facts(), "encoded": name, "feature_width": width})
-    finish(partial, out)
-    assert (Path(out) / INDEX_NAME).exists()
-    return len(source)
+    return width

@@ -7,8 +7,9 @@ They take a few dozen bytes an utterance. `mtbi_index.json` holds the facts that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ class Index:
     def has_sound(self) -> bool:
         """Whether any utterance has sound. The others are text alone."""
         return bool(self.utterances["samples"].any())
+
+    @cached_property
+    def source_ends(self) -> np.ndarray:
+        """`(sources,)` one past the last utterance of each folder, in the order of `origins`."""
+        shards = np.cumsum([origin.shards for origin in self.origins], dtype=np.int64)
+        return np.cumsum([0, *self.shard_sizes])[shards]
+
+    @property
+    def source_names(self) -> list[str]:
+        """A name of each folder, in the order of `origins`: the end of its address that no other has."""
+        parts = [origin.address.replace("://", "/").strip("/").split("/") for origin in self.origins]
+        ends = [["/".join(part[-length:]) for part in parts] for length in range(1, max(map(len, parts), default=0) + 1)]
+        return next((names for names in ends if len(set(names)) == len(names)), [origin.address for origin in self.origins])
+
+    def source_of(self, utterance: int) -> int:
+        """The number of the folder that holds an utterance; 0 where the folders are not known."""
+        return int(np.searchsorted(self.source_ends, utterance, side="right")) if self.origins else 0
 
     def difference(self, number: int, utterance: StoredUtterance) -> str | None:
         """What of a stored utterance differs from its rows, such as `samples`, `answers` or `words`; None if all agree."""
@@ -165,6 +183,20 @@ def write_index(folder: Path, facts: dict[str, Any]) -> None:
     (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def save_rows(index: Index, first: int, stop: int, folder: Path, facts: dict[str, Any]) -> None:
+    """Write an index of the utterances `first` to `stop` of another index. `facts` are as in `write_index`."""
+    utterances = index.utterances[first:stop].copy()
+    tables = {"utterances": utterances}
+    for table, start in (("branches", "first_branch"), ("words", "first_word")):
+        rows = getattr(index, table)
+        edges = [int(index.utterances[start][edge]) if edge < len(index.utterances) else len(rows) for edge in (first, stop)]
+        tables[table] = rows[edges[0] : edges[1]]
+        utterances[start] -= np.uint64(edges[0])
+    for name, rows in tables.items():
+        np.save(folder / f"{name}.npy", rows, allow_pickle=False)
+    write_index(folder, facts)
+
+
 def make_index(address: str, record: dict[str, Any], tables: Mapping[str, np.ndarray]) -> Index:
     """The index of one folder, from its JSON file and its tables. Raises UserError where they do not fit."""
     facts = LATER_FACTS | record
@@ -196,10 +228,20 @@ def has_type(value: Any, annotation: str) -> bool:
     return isinstance(value, {"str": str, "bool": bool}[annotation])
 
 
-def concatenate(indexes: list[Index], addresses: list[str], several_teachers: bool = False) -> Index:
+def in_memory(name: str, layout: np.dtype, rows: int) -> np.ndarray:
+    """Space for a joined table."""
+    return np.empty(rows, layout)
+
+
+def concatenate(
+    indexes: list[Index],
+    addresses: list[str],
+    several_teachers: bool = False,
+    space: Callable[[str, np.dtype, int], np.ndarray] = in_memory,
+) -> Index:
     """One index over several folders. Raises UserError where they were made for different LLMs.
 
-    With `several_teachers` the LLMs that answered may differ in size.
+    With `several_teachers` the LLMs that answered may differ in size. `space` makes the joined tables.
     """
     if len(indexes) == 1:
         return indexes[0]
@@ -208,18 +250,21 @@ def concatenate(indexes: list[Index], addresses: list[str], several_teachers: bo
         fitted = index if index.has_sound else replace(index, encoded=first.encoded)
         check_same_llm(fitted, address, first, first.origins[0].address, several_teachers)
     tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
-    tables: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
-    branch_count = word_count = 0
     layout = SURROUNDED if any(index.utterances.dtype == SURROUNDED for index in indexes) else UTTERANCE
+    tables = {
+        name: space(name, kind, sum(len(getattr(index, name)) for index in indexes))
+        for name, kind in (("utterances", layout), ("branches", BRANCH), ("words", WORD))
+    }
+    used = dict.fromkeys(TABLES, 0)
     for index in indexes:
         utterances, branches = in_layout(index.utterances, layout), index.branches.copy()
-        utterances["first_branch"] += branch_count
-        utterances["first_word"] += word_count
+        utterances["first_branch"] += used["branches"]
+        utterances["first_word"] += used["words"]
         branches["task"] = np.array([tasks.index(task) for task in index.tasks], "u2")[branches["task"]]
-        branch_count, word_count = branch_count + len(branches), word_count + len(index.words)
         for name, table in zip(TABLES, (utterances, branches, index.words), strict=True):
-            tables[name].append(table)
-    joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in tables.items()}
+            tables[name][used[name] : used[name] + len(table)] = table
+            used[name] += len(table)
+    joined: dict[str, Any] = tables
     return replace(
         first,
         tasks=tasks,

@@ -47,7 +47,9 @@ class ShardFolder:
     def _file(self, name: str) -> Path:
         path = self.local / name
         if self.remote and not path.exists():
-            object_store.fetch(f"{self.address}/{name}", path, self.retries)
+            with object_store.in_turn(path):
+                if not path.exists():
+                    object_store.fetch(f"{self.address}/{name}", path, self.retries)
         return path
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -106,6 +108,12 @@ class ShardFolder:
             raise UserError(f"{self.address}: index.json and {INDEX_NAME} disagree; make the shards again.")
         return readers
 
+    def described(self, below: str) -> list[dict[str, Any]]:
+        """The shards as `index.json` describes them, with the folder `below` in their names."""
+        shards = self._read_json("index.json")["shards"]
+        files = [shard["raw_data"] | {"basename": f"{below}/{shard['raw_data']['basename']}"} for shard in shards]
+        return [shard | {"raw_data": file} for shard, file in zip(shards, files, strict=True)]
+
     def _ready(self, shard: int) -> Any:
         """The MDS reader of a shard whose file is here and has the right checksum."""
         digest = mds.part("streaming.base.hashing:get_hash")
@@ -117,7 +125,7 @@ class ShardFolder:
                     touch(path)
                 return reader
             for attempt in (1, 2):
-                if not self._file(path.name).exists() and not self.remote:
+                if not self._file(reader.raw_data.basename).exists() and not self.remote:
                     raise self._missing(path)
                 # Another reader of this cache may drop the file at this moment. `columns` then tries again.
                 if digest("xxh64", path.read_bytes()) == reader.raw_data.hashes["xxh64"]:
@@ -144,7 +152,7 @@ class ShardFolder:
         with self.evicting:
             touch(keep)
             files = []
-            for path in self.local.glob("shard.*.mds"):
+            for path in self.local.rglob("shard.*.mds"):
                 with contextlib.suppress(FileNotFoundError):  # another process dropped it just now
                     status = path.stat()
                     files.append((status.st_mtime_ns, status.st_size, path))
@@ -225,7 +233,7 @@ def find_fault(described: Any) -> str | None:
     raw, limit = described["raw_data"], described["size_limit"]
     if not has_checksum(raw):
         return f"no xxh64 checksum in {raw!r}"
-    if not re.fullmatch(r"shard\.\d{5,}\.mds", str(raw["basename"])):
+    if not re.fullmatch(r"(part-\d+-of-\d+/)?shard\.\d{5,}\.mds", str(raw["basename"])):
         return f"the shard name {raw['basename']!r}"
     counts = (described["samples"], raw["bytes"], 1 if limit is None else limit)
     if not all(isinstance(count, int) and 0 <= count < 2**63 for count in counts) or described["hashes"] != ["xxh64"]:

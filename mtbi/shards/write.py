@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mtbi import mds, object_store
 from mtbi.answers.store import AnswerStore
+from mtbi.audio import sound_files
 from mtbi.corpus import recordings, rendering
-from mtbi.corpus.manifest import Utterance
+from mtbi.corpus.manifest import ManifestSlice, Utterance
 from mtbi.corpus.rendering import Rendering
-from mtbi.errors import UserError
+from mtbi.errors import UnavailableError, UserError
 from mtbi.llm import identity
 from mtbi.llm.chat_format import ChatFormat
 from mtbi.llm.surroundings import Surroundings
-from mtbi.shards.index import INDEX_NAME, IndexWriter
-from mtbi.shards.record import COLUMNS, pack, unpack
+from mtbi.shards.index import IndexWriter
+from mtbi.shards.output import ShardOutput
+from mtbi.shards.record import pack, unpack
 
 
 def write_shards(
@@ -34,11 +35,15 @@ def write_shards(
     shard_bytes: int = 1 << 26,
     allow_other_teacher: bool = False,
     hears: str = rendering.HEARS,
+    part: ManifestSlice | None = None,
+    made_from: str = "",
 ) -> int:
     """Write every utterance that has answers to `out` (a folder or `s3://…`). Returns the number of utterances written.
 
-    `folder` is the manifest's folder, and relative audio paths start there. `hears` is `behaviour.hears`. Raises UserError
-    where the answers are another LLM's, an utterance lacks a field, there is nothing to write, or `out` holds shards already.
+    `folder` is the manifest's folder, and relative audio paths start there. `hears` is `behaviour.hears`. With `part` the
+    utterances are one part of those that `out` will hold, and `made_from` is a digest of the whole manifest
+    (`mtbi.shards.output`). A part that is complete is not written again. Raises UserError where the answers are another
+    LLM's, an utterance lacks a field, there is nothing to write, or `out` holds other shards already.
     """
     for note in behaviours.notes:
         if reason := identity.difference(note, chat, allow_other_teacher):
@@ -47,7 +52,8 @@ def write_shards(
                 "run `mtbi behave` with this recipe."
             )
     writer = ShardWriter(utterances, folder, behaviours, chat, audio_kind, shard_bytes, rendering.heard(hears))
-    return writer.write_remote(out) if object_store.is_remote(out) else writer.write_folder(out)
+    settings = json.dumps([made_from, audio_kind, shard_bytes, hears, identity.facts_of(chat), behaviours.note], sort_keys=True)
+    return writer.write_to(ShardOutput(out, part, hashlib.sha256(settings.encode()).hexdigest()))
 
 
 @dataclass
@@ -62,39 +68,28 @@ class ShardWriter:
     shard_bytes: int  #: largest size of a shard
     hears: Rendering  #: what the speech LLM gets
 
-    def write_remote(self, out: str) -> int:
-        """Write to object storage, the index last."""
-        with tempfile.TemporaryDirectory(prefix="mtbi-shards-") as scratch:
-            refuse_used(out, Path(scratch))
-            local = Path(scratch) / "shards"
-            count = self.write(local, label=Path(out).name)
-            names = sorted(path.name for path in local.iterdir() if path.name != INDEX_NAME)
-            object_store.upload(local, [*names, INDEX_NAME], out)
+    def write_to(self, output: ShardOutput) -> int:
+        """Write to a folder or to object storage. Returns the number of utterances written."""
+        if (count := output.finished()) is None:
+            with output.folder() as local:
+                count = self.write(local, output)
+        output.join()
         return count
 
-    def write_folder(self, out: str) -> int:
-        """Write to a folder. It gets its name when it is complete, so a killed run leaves no half of it."""
-        refuse_filled(out)
-        partial = partial_folder(out)
-        count = self.write(partial, label=Path(out).parent.name)
-        finish(partial, out)
-        return count
-
-    def write(self, local: Path, label: str) -> int:
-        """Shards and index in a new local folder. `label` stands beside the progress bar."""
+    def write(self, local: Path, output: ShardOutput) -> int:
+        """Shards and index in a new local folder."""
         index, reads = IndexWriter(), rendering.read_by_llm(self.behaviours.reads)
-        with mds.part("streaming:MDSWriter")(
-            out=str(local), columns=COLUMNS, hashes=["xxh64"], size_limit=self.shard_bytes
-        ) as writer:
+        label = Path(output.out).name if output.remote else Path(output.out).parent.name
+        with output.shards(local, self.shard_bytes) as write:
             for utterance in tqdm(self.utterances, desc=f"{label}: shards", unit="utterance", disable=None):
                 around = reads.around(utterance)
                 if answers := self.behaviours.get(utterance.id, utterance.text.join(around)):
                     wave, read = self.read_audio(utterance), Surroundings.of(self.chat, *around)
                     heard = Surroundings.of(self.chat, *self.hears.around(utterance))
                     columns = pack(utterance, answers, wave, self.chat, self.audio_kind, heard, read)
-                    writer.write(columns)
+                    write(columns)
                     index.add(unpack(columns))
-        if not index.rows["utterances"]:
+        if not index.rows["utterances"] and not output.part:
             raise UserError(
                 f"{self.behaviours.folder}: no answer is about an utterance of the manifest; run `mtbi behave` on this "
                 "manifest."
@@ -108,6 +103,7 @@ class ShardWriter:
             "prompt_first": note.get("prompt_first", False),
             "encoded": "",
             "feature_width": 0,
+            **output.facts,
         }
         index.save(local, facts)
         return len(index.rows["utterances"])
@@ -121,36 +117,10 @@ class ShardWriter:
             return np.zeros(0, np.float32)
         try:
             return recordings.read(utterance, self.folder)
+        except UnavailableError:
+            raise
         except UserError as error:
             raise UserError(
-                f"{Path(self.folder) / utterance.audio} (utterance {utterance.id}): {error}. "
+                f"{sound_files.below(self.folder, utterance.audio)} (utterance {utterance.id}): {error}. "
                 "Sort such files out with `mtbi data import jsonl`."
             ) from error
-
-
-def refuse_used(out: str, scratch: Path) -> None:
-    """Raises UserError where a remote address holds shards: caches would mix their copies with the new shards."""
-    try:
-        object_store.fetch(f"{out.rstrip('/')}/{INDEX_NAME}", scratch / INDEX_NAME, retries=2)
-    except object_store.NotFoundError:
-        return
-    raise UserError(f"{out}: holds shards already; choose another address, or delete them there and in the caches.")
-
-
-def refuse_filled(out: str) -> None:
-    """Raises UserError where a local folder holds something."""
-    if Path(out).exists() and any(Path(out).iterdir()):
-        raise UserError(f"{out}: not empty; shards go into a new folder. Choose another one, or delete it.")
-
-
-def partial_folder(out: str) -> Path:
-    """The name under which a folder is written. What a killed run left there is deleted."""
-    partial = Path(f"{out.rstrip('/')}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    return partial
-
-
-def finish(partial: Path, out: str) -> None:
-    """Give a folder that is complete its own name."""
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(out)

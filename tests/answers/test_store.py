@@ -103,3 +103,31 @@ def test_answers_about_another_transcript_are_refused(tmp_path: Path, chat: Chat
         lines = [{key: value for key, value in line.items() if key != "about"} for line in read_lines(path)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert ask_unanswered(after, CONFIG, teacher, chat, tmp_path) == 0
+
+
+def test_a_part_of_the_utterances_reads_its_own_part_alone(
+    tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher
+) -> None:
+    utterances = make_utterances(6)
+    parts = ManifestSlice(1, 3).siblings()
+    for part in parts:
+        ask_unanswered(part.take(utterances), CONFIG, teacher, chat, tmp_path / str(part))
+    whole, own = AnswerStore(tmp_path), AnswerStore(tmp_path, parts[1].take(utterances))
+    assert [len(own.get(one.id)) > 0 for one in utterances] == [False, False, True, True, False, False]
+    assert own.kept.total() == whole.kept.total() / 3
+    for path in (tmp_path / str(parts[0])).glob("chunk-*.jsonl"):
+        path.write_text("damaged")
+    assert AnswerStore(tmp_path, parts[1].take(utterances)).kept == own.kept
+    with pytest.raises(UserError, match="damaged"):  # of another division, so all parts are read
+        AnswerStore(tmp_path, utterances[1:3])
+    (tmp_path / str(parts[1]) / "done").write_text("")  # as earlier versions wrote it
+    with pytest.raises(UserError, match="damaged"):
+        AnswerStore(tmp_path, parts[1].take(utterances))
+
+
+def test_answers_of_another_division_are_found(tmp_path: Path, chat: ChatFormat, teacher: TransformersTeacher) -> None:
+    utterances = make_utterances(6)
+    for part in ManifestSlice(1, 3).siblings():
+        ask_unanswered(part.take(utterances), CONFIG, teacher, chat, tmp_path / str(part))
+    half = AnswerStore(tmp_path, utterances[:3])
+    assert [len(half.get(one.id)) > 0 for one in utterances] == [True] * 3 + [False] * 3

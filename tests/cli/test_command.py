@@ -216,6 +216,32 @@ def test_from_recordings_to_shards_and_a_plan(
     assert "answers" in one_message(capsys.readouterr())
 
 
+def test_every_stage_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    for number, text in enumerate(["three five seven", "nine one", "two", "six eight"]):
+        noise = 0.1 * np.random.default_rng(number).standard_normal(16000)
+        soundfile.write(tmp_path / "source" / f"{number}.wav", noise.astype(np.float32), 16000)
+        (tmp_path / "source" / f"{number}.txt").write_text(text)
+    stages = [
+        ["data", "import", "folder", "source", "corpus"],
+        ["behave", "corpus/manifest.jsonl", "answers", "behaviour.tasks=[repeat,count]"],
+        ["data", "shard", "corpus/manifest.jsonl", "answers", "shards"],
+        ["data", "encode", "shards", "features"],
+    ]
+    for stage in stages:
+        for part in ("2/2", "1/2", "2/2"):
+            assert main([*stage, "--part", part]) == 0
+    shown = capsys.readouterr().out
+    assert "shards: 2 of 2 utterances of part-1-of-2\n" in shown
+    assert shown.endswith("features: the encoder's output for 2 utterances of part-2-of-2\n")
+    for folder in ("shards", "features"):
+        assert document(capsys, "data", "stats", folder)["utterances"] == 4
+    assert main(["plan", "demo", "data.shards=[features]"]) == 0
+    assert main(["data", "shard", "corpus/manifest.jsonl", "answers", "shards", "--audio", "opus", "--part", "1/2"]) == 2
+    assert "holds other shards already" in one_message(capsys.readouterr())
+
+
 def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     """The JSON document that a command prints, and nothing else."""
     capsys.readouterr()

@@ -207,7 +207,7 @@ def test_keys_that_contradict_each_other_and_keys_that_nobody_knows() -> None:
     ("audio", "words"),
     [
         ("https://example.com/a.wav", "an address (https://); download it"),
-        ("s3://bucket/a.wav", "an address (s3://)"),
+        ("gs://bucket/a.wav", "an address (gs://)"),
         ("file:///a.wav", "an address (file://)"),
         ("~/a.wav", "`~` stands for a home folder"),
         ("~anna/a.wav", "`~` stands for a home folder"),

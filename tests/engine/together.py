@@ -8,18 +8,20 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from launcher.distributed import start_distributed
 from launcher.ranks import Ranks, find_ranks
-from mtbi import object_store
+from mtbi import files, object_store
 from mtbi import recipe as recipes
 from mtbi.engine import checkpoint, inputs
 from mtbi.engine.checkpoint import Snapshot
-from mtbi.engine.checkpointing import Checkpointer
+from mtbi.engine.checkpointing import Checkpointer, Progress
 from mtbi.engine.engine import Engine
+from mtbi.engine.log import new_counts
 from mtbi.engine.solved_start import SolvedStart
 from mtbi.model.generate import generate
 
@@ -65,6 +67,55 @@ def upload(ranks: Ranks, out: Path) -> None:
     print(f"rank {ranks.rank}: left after the copy", flush=True)
 
 
+def behind(ranks: Ranks, out: Path) -> None:
+    """Checkpoints on a slow disk, one of them refused. The process ends while the last one is written."""
+    device = start_distributed(ranks)
+
+    class Idle:  # of the engine, the device and a snapshot; of the metrics, the counts and lines
+        counts = new_counts()
+        lines: list[str] = []  # noqa: RUF012
+
+        def snapshot(self, state: dict[str, Any]) -> Snapshot:
+            return Snapshot({"w": torch.ones(1000)}, {}, state)
+
+        def write_line(self, text: str) -> None:
+            self.lines.append(text)
+
+    engine, flush, save = Idle(), files.flush, checkpoint.save
+    engine.device = device  # type: ignore[attr-defined]
+    recipe = recipes.load("demo", [f"run_dir={out}"])
+    checkpointer = Checkpointer(recipe, ranks, engine, engine)  # type: ignore[arg-type]
+    progress = Progress(step=2, counts=engine.counts)
+    checkpointer.save(progress)
+    assert checkpoint.folder_of(out, 2).exists(), "a needed checkpoint is not complete"
+    files.flush = lambda path: (time.sleep(0.5), flush(path))  # five files and folders
+    began = time.monotonic()
+    progress.step = 4
+    checkpointer.save(progress, needed=False)
+    assert time.monotonic() - began < 1, "training waited for the disk"
+    assert not checkpoint.folder_of(out, 4).exists()
+    engine.counts["loss_spikes"] += 7  # by a step that is taken while step 4 is written
+    progress.step = 6
+    checkpointer.save(progress, needed=False)
+    assert time.monotonic() - began > 2
+    assert checkpoint.load_state(checkpoint.folder_of(out, 4))["counts"]["loss_spikes"] == 0
+    checkpointer.complete()
+    assert checkpoint.load_state(checkpoint.folder_of(out, 6))["counts"]["loss_spikes"] == 7
+
+    def refuse(*_: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    progress.step, checkpoint.save = 8, refuse
+    checkpointer.save(progress, needed=False)
+    checkpointer.complete()
+    assert engine.counts["failed_checkpoints"] == 1, "another process does not know"
+    assert [line for line in engine.lines if "step 8: the checkpoint could not be written" in line] or ranks.rank
+    progress.step, checkpoint.save = 10, save
+    checkpointer.save(progress, needed=False)
+    time.sleep(0.7)
+    print(f"rank {ranks.rank}: ended while a checkpoint was written", flush=True)
+
+
 def solved(ranks: Ranks, out: Path) -> None:
     """The weights of a new run before its first step, as digests. A further argument is a folder of shards."""
     device = start_distributed(ranks)
@@ -80,6 +131,6 @@ def solved(ranks: Ranks, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"answers": answers, "solved": solved, "upload": upload}[sys.argv[1]](find_ranks(), Path(sys.argv[2]))
+    {"answers": answers, "behind": behind, "solved": solved, "upload": upload}[sys.argv[1]](find_ranks(), Path(sys.argv[2]))
     sys.stdout.flush()
     os._exit(0)  # as mtbi/train.py ends

@@ -22,6 +22,7 @@ from launcher.submit import build_parser, render
 from mtbi.answers.store import AnswerStore
 from mtbi.corpus.manifest import Utterance, read_manifest, write_manifest
 from mtbi.engine import checkpoint
+from mtbi.shards.read import Shards
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
@@ -200,7 +201,17 @@ def test_array_jobs_align_and_answer_a_corpus(
     fields = ["behaviour.library=[digits]", "behaviour.per_utterance=5", "behaviour.top_k=4"]
     command = [*options, f"--dependency=afterok:{align}", "slurm/behave.sh", str(aligned), str(out), *fields]
     behave = cluster.submit(*command, cwd=REPOSITORY, **variables)
-    for job in (align, behave):
+    command = [
+        *options,
+        f"--dependency=afterok:{behave}",
+        "slurm/data.sh",
+        "shard",
+        str(aligned),
+        str(out),
+        f"{tmp_path}/shards",
+    ]
+    shard = cluster.submit(*command, *fields, cwd=REPOSITORY, **variables)
+    for job in (align, behave, shard):
         for task in (1, 2, 3):
             record = cluster.wait(f"{job}_{task}")
             assert record["JobState"] == "COMPLETED", [path.read_text() for path in tmp_path.glob("*.out")]
@@ -209,3 +220,5 @@ def test_array_jobs_align_and_answer_a_corpus(
     whole, parts = AnswerStore(answers), AnswerStore(out)
     for utterance in plain:
         assert [one.answer for one in parts.get(utterance.id)] == [one.answer for one in whole.get(utterance.id)]
+    shards = Shards(f"{tmp_path}/shards")
+    assert [shards[number].id for number in range(len(shards))] == [utterance.id for utterance in plain]

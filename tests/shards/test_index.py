@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mtbi.errors import DamagedError, UserError
-from mtbi.shards.index import INDEX_NAME
+from mtbi.shards.index import INDEX_NAME, Origin
 from mtbi.shards.read import Shards
 
 
@@ -89,3 +90,14 @@ def test_a_changed_number_of_a_table_is_damage_and_not_another_plan(shard_folder
     del index["sums"]  # as versions wrote it that kept none
     (copy / INDEX_NAME).write_text(json.dumps(index))
     assert len(Shards(str(copy))) == 60
+
+
+def test_sources_have_short_names_and_their_utterances(shard_folder: Path, text_folder: Path, tmp_path: Path) -> None:
+    index = Shards([str(shard_folder), str(text_folder)]).index
+    assert index.source_names == ["digits", "shards"]
+    assert [index.source_of(number) for number in (0, 59, 60, 67)] == [0, 0, 1, 1]
+    origins = [Origin(address, 1, False) for address in ("s3://one/a/shards", "s3://two/a/shards/", "s3://two/b/shards")]
+    assert replace(index, origins=origins).source_names == ["one/a/shards", "two/a/shards", "two/b/shards"]
+    assert replace(index, origins=origins[:1]).source_names == ["shards"]
+    assert replace(index, origins=[origins[0]] * 2).source_names == [origins[0].address] * 2
+    assert replace(index, origins=[]).source_of(67) == 0

@@ -22,6 +22,7 @@ class Faults:
         self.server = server
         self.waiting: list[str] = []
         self.requests = 0
+        self.sent_bytes = 0  #: of answers' bodies
         self.lock = threading.Lock()
 
     def take(self) -> str:
@@ -64,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         upstream.endheaders(body)
         answer = upstream.getresponse()
         content = answer.read()
+        with self.faults.lock:
+            self.faults.sent_bytes += len(content) * (self.command != "HEAD")
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "date", "server"):

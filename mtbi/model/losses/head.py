@@ -21,8 +21,9 @@ class LossOutput(NamedTuple):
     """The loss of a batch and named sums over its targets, float32. Nothing is normalised."""
 
     loss: Tensor  #: (), sum of weight × loss, all parts of the loss together. The only one with a gradient.
-    #: Quantities to log, by name: `(2,)`, or `(2, tasks)` for one by task. The first row is a sum over targets, the second is
-    #: what to divide it by. Sums of several batches can be added. `loss` is always among them.
+    #: Quantities to log, by name: `(2,)`, or `(2, tasks)` for one by task and `(2, sources)` for one by folder of shards. The
+    #: first row is a sum over targets, the second is what to divide it by. Sums of several batches can be added. `loss` is
+    #: always among them.
     means: dict[str, Tensor]
 
     @property
@@ -67,6 +68,7 @@ class AnswerHead(nn.Module):
         self.token_loss, self.chunk, self.tasks = token_loss, chunk, tasks
         self.factor = getattr(llm_config, "logit_scale", None) or 1 / (getattr(llm_config, "logits_scaling", None) or 1)
         self.cap = getattr(llm_config, "final_logit_softcapping", None)
+        self.sources = 1  #: folders of shards; the sums are also made by source where there are several
         self.later: LaterTokens | None = None  #: heads of further tokens, where the recipe asks for some
 
     def forward(self, hidden: Tensor, batch: Batch) -> LossOutput:
@@ -82,6 +84,9 @@ class AnswerHead(nn.Module):
             "task_loss": by_task[:2],
             "task_agreement": by_task[2:],
         }
+        if self.sources > 1:
+            by_source = hidden.new_zeros(4, self.sources, dtype=torch.float32).index_add(1, batch.target_source, counts)
+            means |= {"source_loss": by_source[:2], "source_agreement": by_source[2:]}
         if self.later is not None:
             further, more = self.later(hidden, batch, columns, self.token_losses)
             loss, means = loss + further, means | more

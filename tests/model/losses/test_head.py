@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,18 @@ def test_sums_by_task(make_model, packed):
         assert out.means["task_agreement"][:, task].tolist() == [hits, mine.sum()]
     torch.testing.assert_close(out.loss, out.means["task_loss"][0].sum())
     torch.testing.assert_close(out.means["loss"], out.means["task_loss"].sum(1))
+
+
+def test_sums_by_source_are_made_where_there_are_several(make_model, packed):
+    model = make_model(loss=LossConfig(ce=1.0, kl=0.0))
+    assert "source_loss" not in model(packed).means
+    source = torch.arange(len(packed.target_ids)) % 2 * 2  # the first and the third of three
+    model.head.sources = 3
+    out, seen = model(replace(packed, target_source=source)), packed.target_weight
+    for kind in ("loss", "agreement"):
+        torch.testing.assert_close(out.means[f"source_{kind}"].sum(1), out.means[f"task_{kind}"].sum(1))
+    torch.testing.assert_close(out.means["source_loss"][1], torch.stack([seen[::2].sum(), seen[:0].sum(), seen[1::2].sum()]))
+    assert out.means["source_agreement"][1].tolist() == [(source == number).sum() for number in range(3)]
 
 
 class SquaredError:
