@@ -87,6 +87,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     checkpointer = Checkpointer(recipe, ranks, engine, metrics, start.lease, report_activity)
     guard, stopped = Guard(config, progress.guard), False
     metrics.write_line(opening(recipe, ranks, data, engine, start.newest))
+    metrics.write_line(f"checkpoints: {engine.checkpoint_size}")
     if progress.step >= config.steps:
         checkpointer.copy_again()
     if recipe.interleave.share and data.coverage.possible < data.coverage.utterances:

@@ -134,7 +134,8 @@ class Checkpointer:
         If the disk refuses, this checkpoint is skipped and counted. Raises UserError if it is `needed`.
         """
         self.report_activity("writing a checkpoint")
-        snapshot = self.engine.snapshot(progress.to_state(self.recipe, self.ranks.world))
+        state = progress.to_state(self.recipe, self.ranks.world)
+        snapshot = self.engine.snapshot(state, keep=self.ranks.rank == 0)
         failed = torch.zeros(1, device=self.engine.device)
         lease_lost: LeaseLostError | None = None
         try:

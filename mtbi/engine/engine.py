@@ -15,10 +15,11 @@ from mtbi.batches.loader import LoadedStep
 from mtbi.engine import memory
 from mtbi.engine.agreement import attempt, settle
 from mtbi.engine.checkpoint import Snapshot, parameter_difference
-from mtbi.engine.ds_config import parameter_groups, read_ds_config
+from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
 from mtbi.engine.sums import StepSums, Sums
+from mtbi.engine.trained import CheckpointSize, counts, parameter_groups
 from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
 from mtbi.llm.load import gathered
@@ -98,12 +99,13 @@ class Engine:
             with gathered(table.weight):
                 vocabulary = torch.arange(table.num_embeddings, device=device)
                 self.model.alignment = AlignmentLoss(recipe.loss, self.model.embed, vocabulary, silence)
-        if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
-            raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
+        if snapshot and (different := parameter_difference(snapshot.trainable, self.model)):
+            raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({different}); choose another run_dir.")
         if snapshot is None and start:
             start(self.model)  # before DeepSpeed copies the weights and ZeRO-3 partitions them
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
+        self.checkpoint_size = CheckpointSize.of(counts(self.parameters.items()), recipe.train)
         if self.stage == 3:
             zero3.prepare(self.model)
         self.llm_size = LLMSize.of(self.model.llm)
@@ -133,7 +135,8 @@ class Engine:
         """
         alignment_alone = number < self.recipe.train.alignment_steps
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.recipe.train) * (1.0 if alignment_alone else group["rate_share"])
+            share = group["alignment_share" if alignment_alone else "rate_share"]
+            group["lr"] = learning_rate(number, self.recipe.train) * share
         scale = self.world / step.weight_total if step.weight_total else 0.0
         total, used = Sums(self.device), 0
         for index, micro_batch in enumerate(step.micro_batches):
@@ -171,16 +174,24 @@ class Engine:
         self.ds.train()
         return total.result(0.0)
 
-    def snapshot(self, state: dict[str, Any]) -> Snapshot:
-        """Trainable parameters and moments in float32, whole, on the CPU. All processes must call it together."""
+    def snapshot(self, state: dict[str, Any], keep: bool = True) -> Snapshot:
+        """Trainable parameters and moments in float32, whole, on the CPU. All processes must call it together.
+
+        A process with `keep` false takes part and gets no tensors.
+        """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        trainable, moments = {}, {}
+        trainable: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
         state = {**state, "optimizer_steps": self.optimizer_steps, "precision": precision.name_of(self.dtype)}
         for name, parameter in self.parameters.items():
-            trainable[name] = full(safe_get_full_fp32_param(parameter), parameter)
+            whole = safe_get_full_fp32_param(parameter)
+            if keep:
+                trainable[name] = full(whole, parameter)
             for moment in MOMENTS:
-                moments[f"{name}.{moment}"] = full(safe_get_full_optimizer_state(parameter, moment), parameter)
+                whole = safe_get_full_optimizer_state(parameter, moment)
+                if keep:
+                    moments[f"{name}.{moment}"] = full(whole, parameter)
         return Snapshot(trainable, moments, state)
 
     def restore(self, snapshot: Snapshot) -> None:

@@ -44,3 +44,17 @@ def test_the_gradient_does_not_depend_on_the_split(gradients: Callable[..., dict
     alone = gradients(1, 2, 4, *fields)
     assert not torch.equal(alone["loss"], whole["loss"])
     assert_same(alone, gradients(2, 3, 1, *fields))
+
+
+@pytest.mark.slow
+def test_the_gradient_of_the_llms_own_weights_does_not_depend_on_the_split(
+    gradients: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    """Also with layers read straight into ZeRO-3's partitions, frozen layers below them, and recomputed activations."""
+    fields = ["model.llm_trainable=1-3", "train.llm_learning_rate=1e-5"]
+    whole = gradients(1, 2, 4, *fields)
+    trained = {name for name in whole if name.startswith("llm.")}
+    assert trained == {name for name in trained if ".layers.0." not in name and ".layers." in name} != set()
+    recomputed = [*fields, "model.activation_checkpointing=on"]
+    for processes, stage, rows, more in [(2, 1, 2, fields), (2, 3, 1, fields), (2, 3, 1, recomputed), (4, 3, 1, fields)]:
+        assert_same(whole, gradients(processes, stage, rows, *more))
