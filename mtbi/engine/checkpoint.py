@@ -216,7 +216,8 @@ def keep(run_dir: Path | str, last: int, score: float | None) -> None:
 
 def parameter_difference(saved: dict[str, Tensor], model: torch.nn.Module) -> str:
     """How saved trainable parameters differ from the model's in parts, names and shapes; empty if they fit."""
-    wanted = {(name, tuple(value.shape)) for name, value in model.named_parameters() if value.requires_grad}
+    shapes = ((name, getattr(value, "ds_shape", value.shape), value) for name, value in model.named_parameters())
+    wanted = {(name, tuple(shape)) for name, shape, value in shapes if value.requires_grad}  # ds_shape: split by ZeRO-3
     differing = sorted(wanted ^ {(name, tuple(value.shape)) for name, value in saved.items()})
     if not differing:
         return ""

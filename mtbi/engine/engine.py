@@ -13,7 +13,7 @@ from torch import Tensor
 from launcher.ranks import Ranks
 from mtbi.batches.loader import LoadedStep
 from mtbi.engine import memory
-from mtbi.engine.agreement import attempt, settle
+from mtbi.engine.agreement import Delivery, attempt, settle
 from mtbi.engine.checkpoint import Snapshot, parameter_difference
 from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.schedule import learning_rate
@@ -82,7 +82,7 @@ class Engine:
 
         from mtbi.engine import zero3
 
-        self.recipe, self.device, self.world, self.tasks = recipe, device, ranks.world, tasks
+        self.recipe, self.device, self.world, self.tasks, self.ranks = recipe, device, ranks.world, tasks, ranks
         self.dtype = precision.of(recipe.precision, device)
         config = read_ds_config(ds_config, recipe, self.world, self.dtype)
         self.stage = int(config["zero_optimization"]["stage"])
@@ -195,15 +195,23 @@ class Engine:
         return Snapshot(trainable, moments, state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Restore a snapshot, taken on any number of processes and any ZeRO stage."""
+        """Restore a snapshot, taken on any number of processes and any ZeRO stage. All processes must call it together.
+
+        The first process holds its tensors (`mtbi.engine.agreement.share`). Raises UserError if another one received other
+        values.
+        """
         from deepspeed.runtime.zero import GatheredParameters
 
+        delivery = Delivery(self.ranks, self.device)
         for name, parameter in self.parameters.items():
+            value = delivery.get(name, snapshot.trainable[name])
             with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3), torch.no_grad():
-                parameter.copy_(snapshot.trainable[name])  # the weights of the next forward pass
-            self._put(parameter, snapshot.trainable[name], None)  # and Adam's float32 copy
+                parameter.copy_(value)  # the weights of the next forward pass
+            self._put(parameter, value, None)  # and Adam's float32 copy
             for moment in MOMENTS:
-                self._put(parameter, snapshot.moments[f"{name}.{moment}"], moment)
+                key = f"{name}.{moment}"
+                self._put(parameter, delivery.get(key, snapshot.moments[key]), moment)
+        delivery.compare()
         self.optimizer_steps = int(snapshot.state["optimizer_steps"])
         for partition in self._flat_parameters():
             self._adam.state[partition]["step"] = torch.tensor(float(self.optimizer_steps))
@@ -234,7 +242,6 @@ class Engine:
         """Set a parameter's moment, or its float32 copy if `moment` is None, from the whole `value`."""
         from deepspeed import utils
 
-        value = value.to(self.device)
         if self.stage != 3:
             if moment:
                 utils.safe_set_full_optimizer_state(parameter, value, moment)

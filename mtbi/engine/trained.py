@@ -106,7 +106,10 @@ def counts(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> dict[str, in
 def difference(before: Iterable[str], now: Iterable[str]) -> str:
     """Which parts only one of two sets of trainable parameters has, in words; empty where both have the same parts."""
     old, new = ({TITLES[part_of(name)] for name in names} for names in (before, now))
-    lines = [(old - new, "the checkpoint trains {}, and the recipe does not"), (new - old, "the recipe trains {}, and the checkpoint does not")]
+    lines = [
+        (old - new, "the checkpoint trains {}, and the recipe does not"),
+        (new - old, "the recipe trains {}, and the checkpoint does not"),
+    ]
     return "; ".join(line.format(" and ".join(sorted(parts))) for parts, line in lines if parts)
 
 

@@ -111,13 +111,13 @@ def check_llm_training(recipe: Recipe) -> None:
     """Raises UserError where the LLM's own weights train and other values do not go with it."""
     if not recipe.train.llm_learning_rate:
         raise UserError(
-            f"model.llm_trainable is {recipe.model.llm_trainable!r}, but train.llm_learning_rate is 0: give the LLM's own weights "
-            "a learning rate, such as 2e-5. The adapter's (train.learning_rate) would destroy them"
+            f"model.llm_trainable is {recipe.model.llm_trainable!r}, but train.llm_learning_rate is 0: give the LLM's own "
+            "weights a learning rate, such as 2e-5. The adapter's (train.learning_rate) would destroy them"
         )
     if recipe.model.llm_fp8 and recipe.model.llm_trainable == "all":
         raise UserError(
-            "model.llm_fp8 rounds the layers that are frozen, and with model.llm_trainable=all none is: set model.llm_fp8=false, "
-            "or train fewer layers"
+            "model.llm_fp8 rounds the layers that are frozen, and with model.llm_trainable=all none is: set "
+            "model.llm_fp8=false, or train fewer layers"
         )
 
 

@@ -23,6 +23,11 @@ class TextLLM:
         self.run = run
 
     @property
+    def changed(self) -> bool:
+        """Whether training changed the LLM: its own weights, or by low-rank updates."""
+        return bool(self.trained) or any("lora_" in name for name, _ in self.run.model.llm.named_parameters())
+
+    @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The LLM's own weights that were trained, by their names in the LLM that is not."""
         named = self.run.model.llm.named_parameters()
