@@ -68,7 +68,7 @@ METRICS: tuple[Metric, ...] = (
     share_of(SPEECH, "share", "share", "scores as a share of the text LLM's own", "kept", shown=True),
     share_of(CASCADE, "cascade_share", "cascade share", "the same for the cascade", "cascade", shown=True),
     share_of(
-        ADAPTED, "adapted_text_share", "adapted share", "the same for the trained LLM that reads the transcript", "adapted_text",
+        ADAPTED, "adapted_text_share", "adapted share", "the same for the trained LLM that reads the text", "adapted_text",
     )._replace(higher_is_better=True),
     Metric(
         "agreement", "agreement", "answers that equal the text LLM's",

@@ -108,6 +108,19 @@ def test_steps_without_the_llm_leave_its_own_weights_alone_and_later_steps_train
         assert 0 < change < 5e-4, name  # two steps of at most 1e-4, and weight decay
 
 
+def test_steps_smaller_than_a_bf16_digit_add_up_in_float32(train_here: Callable[..., int], tmp_path: Path) -> None:
+    fields = ["model.llm_trainable=last 1", "train.llm_learning_rate=1e-7", "precision=bf16", "train.warmup_steps=0"]
+    assert train_here(tmp_path, *fields, "train.steps=2", "plan.rows_per_step=1") == 0
+    before = dict(load_llm(ModelConfig(), torch.bfloat16, torch.device("cpu")).named_parameters())
+    after = checkpoint.load_trainable(checkpoint.folder_of(tmp_path, 2))
+    for name in (name for name in after if name.startswith("llm.") and "proj" in name):
+        first = before[name.removeprefix("llm.")]
+        assert (after[name].bfloat16() == first).float().mean() > 0.9, name  # too little to reach the next number in 16 bits
+        change = (after[name] - first.float()).abs()
+        assert (change > 0).float().mean() > 0.9, name
+        assert change.max() < 3e-7, name
+
+
 def test_a_run_does_not_go_on_with_other_trainable_parts(train_here: Callable[..., int], tmp_path: Path) -> None:
     layers = ["model.llm_trainable=last 1", "train.llm_learning_rate=1e-4"]
     assert train_here(tmp_path / "run", *layers, "train.steps=2", "plan.rows_per_step=1") == 0
