@@ -15,11 +15,15 @@ from functools import partial
 from itertools import permutations
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtbi import mds
 from mtbi.errors import UserError
 from mtbi.recipe import Recipe
 from mtbi.versions import installed
+
+if TYPE_CHECKING:
+    from mtbi.engine.trained import CheckpointSize
 
 PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "peft", "mosaicml-streaming", "tensorboard")
 LOW_DISK_GB = 20
@@ -105,6 +109,14 @@ def disk(folder: Path) -> Finding:
     return Finding(WARN if low else OK, "disk", f"{free_gb:.0f} GB free at {existing}", remedy)
 
 
+def checkpoints(run_dir: Path, size: CheckpointSize) -> Finding:
+    """What the run's checkpoints hold, and whether the disk has room for them."""
+    free = shutil.disk_usage(nearest_existing(run_dir)).free
+    remedy = "make room, choose another run_dir, lower train.keep_last, or train fewer parts"
+    status = OK if free > size.folder_bytes else WARN if free > size.bytes else FAIL
+    return Finding(status, "checkpoints", str(size), "" if status == OK else f"{free / 1e9:.1f} GB are free: {remedy}")
+
+
 def nearest_existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -132,6 +144,7 @@ def of_recipe(recipe: Recipe, gpus: int, gpu_gb: float) -> Iterator[Finding]:
         need += f" on each of {gpus} GPUs" + (f" of {gpu_gb:.0f} GB" if gpu_gb else "")
         need += ", activations recomputed" * estimates[0].recomputed
         yield Finding(OK if best else FAIL, "memory", need, "" if best else f"see mtbi plan {recipe.name} --gpus {gpus}")
+        yield checkpoints(Path(recipe.run_dir), memory.checkpoint_of(recipe, sizes))
     except UserError as error:
         yield Finding(FAIL, "models", str(error))
     yield guarded("packed rows", lambda: packed_rows(recipe))

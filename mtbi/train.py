@@ -83,12 +83,14 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     silence = data.chat.tokenizer.encode(config.start_silence, add_special_tokens=False)
     solve = None if start.snapshot else SolvedStart(recipe, silence, data.shards, data.plan, ranks, report_activity).run
     engine = Engine(recipe, ds_config, len(tasks), device, ranks, start.snapshot, longest_tokens, solve, silence)
+    start.snapshot = None  # the engine has its values, and it may be as large as the LLM
     engine.count_sources([data.shards.index, *([evaluation.shards.index] if evaluation else [])])
     sources = data.shards.index.source_names
     metrics = Metrics(recipe, tasks, ranks.rank == 0, ranks.world, engine.llm_size, device, progress.counts, sources)
     checkpointer = Checkpointer(recipe, ranks, engine, metrics, start.lease, report_activity)
     guard, stopped = Guard(config, progress.guard), False
     metrics.write_line(opening(recipe, ranks, data, engine, start.newest))
+    metrics.write_line(f"checkpoints: {engine.checkpoint_size}")
     if progress.step >= config.steps:
         checkpointer.copy_again()
     if recipe.interleave.share and data.coverage.possible < data.coverage.utterances:

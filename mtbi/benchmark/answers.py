@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
 import torch
-from torch import nn
 
 from mtbi.benchmark.dialogues import Dialogue, Turn
-from mtbi.metrics import CASCADE, NO_AUDIO, SHUFFLED, SILENCE, SPEECH, TEXT_LLM
+from mtbi.metrics import ADAPTED, CASCADE, NO_AUDIO, SHUFFLED, SILENCE, SPEECH, TEXT_LLM
 from mtbi.model.generate import Piece, answer_logits, generate
 from mtbi.model.losses.imitation import teacher_divergence
 from mtbi.model.recogniser import Transcriber
 from mtbi.use.open_run import TrainedRun
+from mtbi.use.text_llm import TextLLM
 
 SPARE_TOKENS = 16  #: an answer is cut off at twice the length of the text LLM's answer and so many tokens more
-READ = (TEXT_LLM, CASCADE)  #: conditions in which the text LLM reads a transcript
+READ = (TEXT_LLM, CASCADE, ADAPTED)  #: conditions in which an LLM reads a transcript
 CONTROLS = (SILENCE, NO_AUDIO, SHUFFLED)  #: their answers show what can be guessed without the utterance
 CONTROL_EVERY = 8  #: one dialogue of so many is also asked under the controls
 
@@ -38,17 +37,23 @@ class ConditionAsker:
         `answered` is called with a source, the number of its new answers, and how many of them were cut off.
         """
         self.run, self.transcribe, self.controls, self.answered = run, transcribe, tuple(controls), answered
+        self.text_llm = TextLLM(run)
         self.transcripts: dict[tuple[str, str], str] = {}  #: the recogniser's, by group and recording
 
     def ask(self, turns: list[Turn]) -> None:
         """Fill in the answers of dialogues. Answers that a dialogue has already stay."""
-        with text_only(self.run.model.llm):
-            self.add_answers(turns, TEXT_LLM, lambda turn: self.text_ids(turn, turn.dialogue.transcript))
-            if self.transcribe:
-                self.recognise(turns, self.transcribe)
-                self.add_answers(turns, CASCADE, lambda turn: self.text_ids(turn, turn.dialogue.heard or ""))
+        if self.transcribe:
+            self.recognise(turns, self.transcribe)
+        of_text_llm = (TEXT_LLM, CASCADE) if self.transcribe else (TEXT_LLM,)
+        if any(source not in turn.dialogue.answers for turn in turns for source in of_text_llm):
+            with self.text_llm.restored():
+                self.add_answers(turns, TEXT_LLM, lambda turn: self.text_ids(turn, turn.dialogue.transcript))
+                if self.transcribe:
+                    self.add_answers(turns, CASCADE, lambda turn: self.text_ids(turn, turn.dialogue.heard or ""))
         self.add_answers(turns, SPEECH, lambda turn: turn.waveform)
         controlled = [turn for turn in turns if turn.controlled]
+        if self.text_llm.changed:
+            self.add_answers(controlled, ADAPTED, lambda turn: self.text_ids(turn, turn.dialogue.transcript))
         silence = {id(turn.waveform): np.zeros_like(turn.waveform) for turn in controlled}  # each is encoded once
         inputs: dict[str, Callable[[Turn], Piece]] = {
             SILENCE: lambda turn: silence[id(turn.waveform)],
@@ -128,21 +133,6 @@ class ConditionAsker:
 
 def _recording(turn: Turn) -> tuple[str, str]:
     return turn.dialogue.group, turn.dialogue.cluster
-
-
-@contextmanager
-def text_only(llm: nn.Module) -> Iterator[None]:
-    """Switch off the LLM's low-rank updates, so that it is the LLM from before speech training."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in llm.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
 
 
 def in_batches(turns: Iterable[Turn], size: int) -> Iterator[list[Turn]]:

@@ -62,11 +62,14 @@ def print_needs(recipe: Recipe, options: Options) -> None:
 
 
 def print_epoch(recipe: Recipe, json: bool) -> None:
-    """Print what one epoch of the recipe's shards holds. Raises UserError, before any model is read, where it names none."""
+    """Print what one epoch of the recipe's shards holds, and what its checkpoints will hold.
+
+    Raises UserError, before any model is read, where the recipe names no shards.
+    """
     from mtbi.batches import plan_report
     from mtbi.batches.augment import Augmentation
     from mtbi.batches.plan import Plan
-    from mtbi.engine import needs
+    from mtbi.engine import memory, needs
     from mtbi.engine.inputs import open_training_shards
     from mtbi.llm.chat_format import read_chat
     from mtbi.model.frame_counts import FrameGeometry
@@ -80,10 +83,12 @@ def print_epoch(recipe: Recipe, json: bool) -> None:
     plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
     augmentation = Augmentation.of(recipe, plan.geometry, shards)
     epoch = plan_report.report(plan, recipe.train.steps)
+    checkpoint = memory.checkpoint_of(recipe, memory.sizes_of(recipe))
     if json:
-        print_json(epoch.to_json())
+        print_json({**epoch.to_json(), "trained": checkpoint.parts, "checkpoint_bytes": checkpoint.bytes})
     else:
         print(plan_report.render(epoch, plan, recipe.train.steps))
+        print(f"checkpoints     {checkpoint}")
         if augmentation:
             print(f"augmentation    {augmentation}")
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from launcher.ranks import Ranks
 from mtbi.engine.checkpoint import Snapshot
@@ -155,7 +156,8 @@ Chosen = tuple[Path, Snapshot]  #: a checkpoint's folder, and its content
 def share(ranks: Ranks, device: torch.device, choose: Callable[[], Chosen | None]) -> Chosen | None:
     """The checkpoint that the first process chooses with `choose`, on all processes; None if there is none.
 
-    The first process broadcasts the tensors one after the other. So only the first process reads the folder, and only once.
+    Only the first process reads the folder, once, and holds the tensors. The others know their shapes (torch's device `meta`)
+    and receive the values one by one (`Delivery`). So a node with eight processes needs the memory of one copy.
     Raises UserError on all processes if the first one cannot read it.
     """
     first = ranks.rank == 0
@@ -171,26 +173,33 @@ def share(ranks: Ranks, device: torch.device, choose: Callable[[], Chosen | None
     dist.broadcast_object_list(header, src=0)
     if header[0] is None:
         return None
-    path, state, trainable, moments = header[0]
+    path, state, *shapes = header[0]
     if not done.value:
-        done = Attempt((Path(path), Snapshot({}, {}, state)))
-    assert done.value
-    folder, snapshot = done.value
-    for part, shapes in ((snapshot.trainable, trainable), (snapshot.moments, moments)):
-        for key, shape in shapes.items():
-            tensor = part[key].to(device) if first else torch.empty(shape, device=device)
-            dist.broadcast(tensor, src=0)
-            part[key] = tensor.cpu()
-    received = {"step": snapshot.state.get("step"), "state": snapshot.state, "weights": checksum(snapshot)}
+        trainable, moments = ({key: torch.empty(shape, device="meta") for key, shape in part.items()} for part in shapes)
+        done = Attempt((Path(path), Snapshot(trainable, moments, state)))
+    folder, snapshot = done.get()  # type: ignore[misc]
+    received = {"step": snapshot.state.get("step"), "state": snapshot.state}
     compare(ranks, {"checkpoint": {"checkpoint": folder.name, **received}})
     return folder, snapshot
 
 
-def checksum(snapshot: Snapshot) -> str:
-    """SHA-256 of the names and values of all tensors."""
-    total = hashlib.sha256()
-    for part in (snapshot.trainable, snapshot.moments):
-        for key, tensor in sorted(part.items()):
-            total.update(key.encode())
-            total.update(tensor.contiguous().numpy().data)
-    return total.hexdigest()
+class Delivery:
+    """Tensors of the first process on all processes: one after the other, in the same order, and compared at the end."""
+
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+        self.ranks, self.device, self.total = ranks, device, hashlib.sha256()
+
+    def get(self, name: str, tensor: Tensor) -> Tensor:
+        """The first process's `tensor`, on this process's device. The others know its shape alone."""
+        if self.ranks.world == 1:
+            return tensor.to(self.device)
+        first = self.ranks.rank == 0
+        value = tensor.to(self.device) if first else torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+        dist.broadcast(value, src=0)
+        self.total.update(name.encode())
+        self.total.update(value.cpu().contiguous().numpy().data)
+        return value
+
+    def compare(self) -> None:
+        """Raises UserError on all processes if one received other values than the first one sent."""
+        compare(self.ranks, {"checkpoint": {"weights": self.total.hexdigest()}})

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtbi import files
+from mtbi.engine import trained
 from mtbi.engine.lease import Lease
 from mtbi.errors import UserError
 
@@ -214,10 +215,12 @@ def keep(run_dir: Path | str, last: int, score: float | None) -> None:
 
 
 def parameter_difference(saved: dict[str, Tensor], model: torch.nn.Module) -> str:
-    """How saved trainable parameters differ from the model's in names and shapes; empty if they fit."""
-    wanted = {(name, tuple(value.shape)) for name, value in model.named_parameters() if value.requires_grad}
+    """How saved trainable parameters differ from the model's in parts, names and shapes; empty if they fit."""
+    shapes = ((name, getattr(value, "ds_shape", value.shape), value) for name, value in model.named_parameters())
+    wanted = {(name, tuple(shape)) for name, shape, value in shapes if value.requires_grad}  # ds_shape: split by ZeRO-3
     differing = sorted(wanted ^ {(name, tuple(value.shape)) for name, value in saved.items()})
     if not differing:
         return ""
     name, shape = differing[0]
-    return f"{len(differing)} trainable parameters differ, the first is {name} {shape}"
+    parts = trained.difference(saved, (name for name, _ in wanted))
+    return f"{parts}{parts and ': '}{len(differing)} trainable parameters differ, the first is {name} {shape}"

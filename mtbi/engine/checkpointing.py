@@ -152,9 +152,9 @@ class Checkpointer:
         self.report_activity("writing a checkpoint")
         self.complete()
         state = copy.deepcopy(progress.to_state(self.recipe, self.ranks.world))  # its counts change while it is written
-        snapshot = self.engine.snapshot(state)
-        score = None if progress.bad_steps else score
         first = self.ranks.rank == 0
+        snapshot = self.engine.snapshot(state, keep=first)
+        score = None if progress.bad_steps else score
         write = self.thread.submit(self._write, progress.step, snapshot, score, needed) if first else None
         self.written = Written(progress.step, write)
         if needed:

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: a file of `ds_configs/` completed from the recipe, and the optimizer's parameter groups."""
+"""DeepSpeed's configuration: a file of `ds_configs/` completed from the recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mtbi.errors import UserError
-from mtbi.recipe import Recipe, TrainConfig
+from mtbi.recipe import Recipe
 
 #: Fields of `model` that ZeRO-3 cannot be used with, and the message about each.
 NOT_WITH_ZERO3 = {
@@ -62,24 +62,3 @@ def read_ds_config(path: Path | str, recipe: Recipe, world: int, dtype: torch.dt
         if stage == 3 and getattr(recipe.model, field):
             raise UserError(f"{path}: {message}")
     return config
-
-
-def parameter_groups(parameters: dict[str, torch.nn.Parameter], train: TrainConfig) -> list[dict[str, Any]]:
-    """The optimizer's groups from trainable parameters by name: the encoder's, the adapter's hidden layers', and all others.
-
-    Hidden layers are all but the `Output` layer. A group's `rate_share` is its learning rate divided by `train.learning_rate`.
-    Parts without a learning rate of their own belong to the others. Empty groups are left out.
-    """
-    rates = {"others": train.learning_rate, "encoder": train.encoder_learning_rate, "hidden": train.hidden_learning_rate}
-    groups: dict[str, list[torch.nn.Parameter]] = {part: [] for part in rates}
-    for name, parameter in parameters.items():
-        part = part_of(name)
-        groups[part if rates[part] else "others"].append(parameter)
-    return [{"params": group, "rate_share": rates[part] / train.learning_rate} for part, group in groups.items() if group]
-
-
-def part_of(name: str) -> str:
-    """Which learning rate a parameter has: `encoder`, `hidden` (the adapter's, below its output layer) or `others`."""
-    if name.startswith("encoder."):
-        return "encoder"
-    return "hidden" if name.startswith("adapter.") and ".output." not in name else "others"

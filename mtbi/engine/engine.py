@@ -13,12 +13,13 @@ from torch import Tensor
 from launcher.ranks import Ranks
 from mtbi.batches.loader import LoadedStep
 from mtbi.engine import memory
-from mtbi.engine.agreement import attempt, settle
+from mtbi.engine.agreement import Delivery, attempt, settle
 from mtbi.engine.checkpoint import Snapshot, parameter_difference
-from mtbi.engine.ds_config import parameter_groups, read_ds_config
+from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.schedule import learning_rate
 from mtbi.engine.seeding import seed_micro_batch
 from mtbi.engine.sums import StepSums, Sums
+from mtbi.engine.trained import CheckpointSize, counts, parameter_groups
 from mtbi.errors import UserError
 from mtbi.llm import back_end, precision
 from mtbi.model import self_test
@@ -80,7 +81,7 @@ class Engine:
 
         from mtbi.engine import zero3
 
-        self.recipe, self.device, self.world, self.tasks = recipe, device, ranks.world, tasks
+        self.recipe, self.device, self.world, self.tasks, self.ranks = recipe, device, ranks.world, tasks, ranks
         self.dtype = precision.of(recipe.precision, device)
         config = read_ds_config(ds_config, recipe, self.world, self.dtype)
         self.stage = int(config["zero_optimization"]["stage"])
@@ -93,12 +94,13 @@ class Engine:
         # the watchdog end the others.
         self.model: SpeechLLMModule = built.get() if self.stage == 3 else settle(ranks, built)
         add_frame_classes(self.model, recipe, silence, training=True)
-        if snapshot and (difference := parameter_difference(snapshot.trainable, self.model)):
-            raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({difference}); choose another run_dir.")
+        if snapshot and (different := parameter_difference(snapshot.trainable, self.model)):
+            raise UserError(f"{recipe.run_dir}: its checkpoints are of another model ({different}); choose another run_dir.")
         if snapshot is None and start:
             start(self.model)  # before DeepSpeed copies the weights and ZeRO-3 partitions them
         self.parameters = self.model.trainable_parameters()
         self.trainable_size = count(self.parameters.values())
+        self.checkpoint_size = CheckpointSize.of(counts(self.parameters.items()), recipe.train)
         if self.stage == 3:
             zero3.prepare(self.model)
         self.llm_size = LLMSize.of(self.model.llm)
@@ -132,7 +134,8 @@ class Engine:
         """
         alignment_alone = number < self.recipe.train.alignment_steps
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.recipe.train) * (1.0 if alignment_alone else group["rate_share"])
+            share = group["alignment_share" if alignment_alone else "rate_share"]
+            group["lr"] = learning_rate(number, self.recipe.train) * share
         scale = self.world / step.weight_total if step.weight_total else 0.0
         total, used = Sums(self.device), 0
         for index, micro_batch in enumerate(step.micro_batches):
@@ -170,28 +173,44 @@ class Engine:
         self.ds.train()
         return total.result(0.0)
 
-    def snapshot(self, state: dict[str, Any]) -> Snapshot:
-        """Trainable parameters and moments in float32, whole, on the CPU. All processes must call it together."""
+    def snapshot(self, state: dict[str, Any], keep: bool = True) -> Snapshot:
+        """Trainable parameters and moments in float32, whole, on the CPU. All processes must call it together.
+
+        A process with `keep` false takes part and gets no tensors.
+        """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        trainable, moments = {}, {}
+        trainable: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
         state = {**state, "optimizer_steps": self.optimizer_steps, "precision": precision.name_of(self.dtype)}
         for name, parameter in self.parameters.items():
-            trainable[name] = full(safe_get_full_fp32_param(parameter), parameter)
+            whole = safe_get_full_fp32_param(parameter)
+            if keep:
+                trainable[name] = full(whole, parameter)
             for moment in MOMENTS:
-                moments[f"{name}.{moment}"] = full(safe_get_full_optimizer_state(parameter, moment), parameter)
+                whole = safe_get_full_optimizer_state(parameter, moment)
+                if keep:
+                    moments[f"{name}.{moment}"] = full(whole, parameter)
         return Snapshot(trainable, moments, state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Restore a snapshot, taken on any number of processes and any ZeRO stage."""
+        """Restore a snapshot, taken on any number of processes and any ZeRO stage. All processes must call it together.
+
+        The first process holds its tensors (`mtbi.engine.agreement.share`). Raises UserError if another one received other
+        values.
+        """
         from deepspeed.runtime.zero import GatheredParameters
 
+        delivery = Delivery(self.ranks, self.device)
         for name, parameter in self.parameters.items():
+            value = delivery.get(name, snapshot.trainable[name])
             with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3), torch.no_grad():
-                parameter.copy_(snapshot.trainable[name])  # the weights of the next forward pass
-            self._put(parameter, snapshot.trainable[name], None)  # and Adam's float32 copy
+                parameter.copy_(value)  # the weights of the next forward pass
+            self._put(parameter, value, None)  # and Adam's float32 copy
             for moment in MOMENTS:
-                self._put(parameter, snapshot.moments[f"{name}.{moment}"], moment)
+                key = f"{name}.{moment}"
+                self._put(parameter, delivery.get(key, snapshot.moments[key]), moment)
+        delivery.compare()
         self.optimizer_steps = int(snapshot.state["optimizer_steps"])
         for partition in self._flat_parameters():
             self._adam.state[partition]["step"] = torch.tensor(float(self.optimizer_steps))
@@ -222,7 +241,6 @@ class Engine:
         """Set a parameter's moment, or its float32 copy if `moment` is None, from the whole `value`."""
         from deepspeed import utils
 
-        value = value.to(self.device)
         if self.stage != 3:
             if moment:
                 utils.safe_set_full_optimizer_state(parameter, value, moment)

@@ -29,7 +29,7 @@ from mtbi.engine.ds_config import read_ds_config
 from mtbi.engine.lease import Lease
 from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
-from mtbi.llm import back_end, precision
+from mtbi.llm import back_end, precision, trained_layers
 from mtbi.llm.chat_format import ChatFormat, read_chat
 from mtbi.model.encoders.build import encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
@@ -94,6 +94,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     Raises UserError for every mistake in them, for an empty plan, and for a logger that does not exist.
     """
     loggers.find(recipe.train.loggers)
+    trained_layers.check(recipe.model)
     chat = read_chat(recipe)
     shards = open_training_shards(recipe.data.shards, recipe, chat)
     needs.check(recipe, shards.index)

@@ -1,23 +1,25 @@
 """Estimates a run's memory on each GPU from the models' shapes, and chooses a ZeRO stage.
 
 Model states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054). Frozen weights have no gradient and no optimizer state.
+What trains has both, and a float32 copy of its weights, whichever part it belongs to (`mtbi.engine.trained`).
 Activations follow Korthikanti et al. 2022 (arXiv 2205.05198), with an attention that stores no scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from mtbi.llm import back_end, precision
+from mtbi.engine.trained import TITLES, CheckpointSize
+from mtbi.llm import back_end, precision, trained_layers
 from mtbi.llm.last_layer import decoder_of
 from mtbi.model.adapter import build_adapter
 from mtbi.model.encoders.build import set_trainable, shape_of_encoder
 from mtbi.model.encoders.protocol import taps_of
-from mtbi.model.flops import size
+from mtbi.model.flops import own_trained, size
 from mtbi.recipe import LoraConfig, Recipe
 
 ACTIVATION_BYTES = 34  #: for each token, channel and layer in 16 bits, without recomputation
@@ -32,14 +34,17 @@ SHARDINGS = (("ZeRO-1", 1), ("ZeRO-2", 2), ("ZeRO-3, weights whole in each node 
 class Sizes:
     """Numbers of parameters, and shapes, of a speech LLM."""
 
-    llm: int
-    encoder: int
+    llm: int  #: all of it, LoRA left out
+    encoder: int  #: the frozen ones
     trainable: int
     layers: int
     hidden: int
     vocabulary: int
     largest_layer: int  #: parameters of the embedding or of one layer, whichever is more
-    llm_layers: int = 0  #: parameters of all layers; with `model.llm_fp8` each takes one byte
+    llm_layers: int = 0  #: parameters of all layers; with `model.llm_fp8` each frozen one takes one byte
+    llm_trained: int = 0  #: of `llm`, the ones that train
+    copied: int = 0  #: numbers that the alignment loss copies of the LLM's embeddings, float32
+    parts: dict[str, int] = field(default_factory=dict)  #: of `trainable`, by the title of the part
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class MemoryEstimate:
     name: str
     stage: int
     recomputed: bool  #: the backward pass computes the LLM's activations again
-    frozen: float
+    frozen: float  #: weights, and the alignment loss's copies of embeddings
     trainable: float  #: weights, gradients and optimizer state of the trainable parameters
     activations: float
     gathered: float  #: layers that ZeRO-3 holds whole at one time
@@ -83,20 +88,44 @@ def sizes_of(recipe: Recipe) -> Sizes:
     set_trainable(encoder, model.encoder)
     with torch.device("meta"):
         adapter = build_adapter(model.adapter, encoder.width, config.hidden_size, taps=taps_of(encoder))
-    trainable = size(adapter) + lora_size(llm, model.llm_lora) + lora_size(encoder, model.encoder_lora)
-    own_weights = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    trained_layers.set_trainable(llm, model.llm_trainable)
+    tables = 1 if llm.get_output_embeddings().weight is llm.get_input_embeddings().weight else 2
+    own = {
+        "adapter": size(adapter),
+        "encoder": own_trained(encoder),
+        "encoder_lora": lora_size(encoder, model.encoder_lora),
+        "llm": own_trained(llm),
+        "llm_lora": lora_size(llm, model.llm_lora),
+        "new_tokens": len(model.new_tokens) * config.hidden_size * tables,
+        "later_tokens": recipe.loss.later_tokens * config.hidden_size**2,
+    }
     embedding = size(llm.get_input_embeddings())
     layer = (size(llm) - embedding) // config.num_hidden_layers
     return Sizes(
         size(llm),
-        size(encoder) - own_weights,
-        trainable + own_weights,
+        size(encoder) - own["encoder"],
+        sum(own.values()),
         config.num_hidden_layers,
         config.hidden_size,
         config.vocab_size,
         max(embedding, layer),
         size(decoder_of(llm)) - embedding,
+        own["llm"],
+        copied_embeddings(recipe, config.vocab_size) * config.hidden_size,
+        {TITLES[part]: number for part, number in own.items()},
     )
+
+
+def copied_embeddings(recipe: Recipe, vocabulary: int) -> int:
+    """The number of embeddings that the alignment loss copies: of its common tokens, and of silence."""
+    if not (recipe.loss.alignment or recipe.train.alignment_steps):
+        return 0
+    return min(recipe.loss.alignment_tokens or vocabulary, vocabulary) + 1
+
+
+def checkpoint_of(recipe: Recipe, sizes: Sizes) -> CheckpointSize:
+    """What a checkpoint of the recipe will hold."""
+    return CheckpointSize.of(sizes.parts, recipe.train)
 
 
 def weight_bytes(recipe: Recipe) -> int:
@@ -118,14 +147,17 @@ def estimates(
     if recomputed:
         activations = tokens * sizes.hidden * width * sizes.layers + per_layer
     activations += recipe.loss.chunk * sizes.vocabulary * 4 * LOGIT_COPIES
-    llm = sizes.llm * width - (sizes.llm_layers * (width - 1) if recipe.model.llm_fp8 else 0)
+    llm = (sizes.llm - sizes.llm_trained) * width
+    if recipe.model.llm_fp8:
+        llm -= (sizes.llm_layers - sizes.llm_trained) * (width - 1)
     for name, stage in SHARDINGS[:2] if recipe.model.llm_fp8 else SHARDINGS:  # 8-bit floats are not partitioned
         weight_shards = 1 if stage < 3 else min(gpus_per_node, gpus) if "hpZ" in name else gpus
-        frozen = llm / weight_shards + sizes.encoder * width
+        frozen = llm / weight_shards + sizes.encoder * width + sizes.copied * 4
         weights = sizes.trainable * width / weight_shards
         gradients = sizes.trainable * width / (gpus if stage >= 2 else 1)
         states = sizes.trainable * STATE_BYTES / gpus
-        gathered = 2 * sizes.largest_layer * width if stage == 3 else 0
+        # Two layers, and the gradient of one that trains, which is summed over the GPUs when it is whole.
+        gathered = (3 if sizes.llm_trained else 2) * sizes.largest_layer * width if stage == 3 else 0
         parts = (frozen, weights + gradients + states, activations, gathered)
         yield MemoryEstimate(name, stage, recomputed, *(part / 1e9 for part in parts))
 

@@ -12,6 +12,7 @@ from itertools import groupby
 from mtbi.engine import memory
 from mtbi.engine.ds_config import micro_batch_count
 from mtbi.engine.memory import MemoryEstimate, Sizes
+from mtbi.engine.trained import CheckpointSize
 from mtbi.recipe import Recipe
 
 
@@ -85,6 +86,7 @@ class Table:
     gpus_per_node: int
     rows_per_step: int
     choices: list[Choice]
+    checkpoint: CheckpointSize
 
 
 def tabulate(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int, speeds: Speeds | None = None) -> Table:
@@ -100,7 +102,7 @@ def tabulate(recipe: Recipe, gpus: list[int], gpu_gb: float, gpus_per_node: int,
                 rate, days = plan.rows_per_step * plan.row_tokens / step, recipe.train.steps * step / 86_400
                 choice = replace(choice, step_seconds=step, tokens_per_second=rate, days=days)
             choices.append(choice)
-    return Table(sizes, gpu_gb, gpus_per_node, plan.rows_per_step, choices)
+    return Table(sizes, gpu_gb, gpus_per_node, plan.rows_per_step, choices, memory.checkpoint_of(recipe, sizes))
 
 
 def render(table: Table) -> str:
@@ -109,6 +111,7 @@ def render(table: Table) -> str:
     lines = [
         f"LLM {sizes.llm / 1e9:.2f} B, encoder {sizes.encoder / 1e9:.2f} B, trained {sizes.trainable / 1e6:.1f} M parameters; "
         f"GPUs of {table.gpu_gb:g} GB, {table.gpus_per_node} in a node",
+        f"checkpoints: {table.checkpoint}",
         f"{'GPUs':>6} {'frozen':>8} {'trained':>8} {'activ.':>8} {'gathered':>8} {'total GB':>9}"
         + (f" {'step s':>8} {'tok/s':>10} {'days':>6}" if timed else ""),
     ]

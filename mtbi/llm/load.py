@@ -1,4 +1,4 @@
-"""Loading of the text LLM: frozen, with LoRA, 8-bit floats, activation checkpointing or compiled layers where asked."""
+"""Loading of the text LLM: which of it trains, LoRA, 8-bit floats, activation checkpointing and compiled layers as asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbi.errors import UserError
-from mtbi.llm import attention, back_end, fp8
+from mtbi.llm import attention, back_end, fp8, trained_layers
 from mtbi.llm.chat_format import resolve_llm
 from mtbi.llm.last_layer import decoder_layers
 from mtbi.llm.zero3_loading import loaded_weights_only
@@ -26,7 +26,7 @@ def load_llm(
     zero3: dict[str, Any] | None = None,
     longest_tokens: int | None = None,
 ) -> Any:
-    """The causal LLM, frozen except for LoRA, with one of our attention back ends.
+    """The causal LLM, frozen except for chosen layers and LoRA, with one of our attention back ends.
 
     With `zero3`, DeepSpeed's configuration, it is read straight into its partitions. `longest_tokens` is the longest dialogue
     in LLM positions, None = any length. Raises UserError for an LLM that cannot be found or computed in packed rows.
@@ -51,7 +51,7 @@ def load_llm(
     except (OSError, ValueError) as error:
         raise UserError(f"model.llm: cannot load {config.llm!r}: {error}") from error
     back_end.check_model(llm)
-    llm.requires_grad_(False)
+    trained_layers.set_trainable(llm, config.llm_trainable)
     add_lora(llm, config.llm_lora, "model.llm_lora")
     if config.llm_fp8:
         fp8.convert(llm, device)

@@ -1,6 +1,7 @@
 """The metrics of answers: one form of a text (`normalise`), comparisons of texts (`texts`), one record a metric (`records`)."""
 
 from mtbi.metrics.kinds import (
+    ADAPTED,
     CASCADE,
     NO_AUDIO,
     SCORERS,
@@ -21,6 +22,7 @@ from mtbi.metrics.repetition import is_repetitive
 from mtbi.metrics.texts import bleu, cer, chrf, exact_match, follows, rouge_l, wer, word_errors
 
 __all__ = [
+    "ADAPTED",
     "CASCADE",
     "METRICS",
     "NO_AUDIO",

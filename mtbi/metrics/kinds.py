@@ -19,6 +19,7 @@ from mtbi.metrics.texts import exact_match, wer, word_errors
 
 #: Who answered, and under which condition: the keys of a dialogue's answers.
 SPEECH, TEXT_LLM, CASCADE, SILENCE, NO_AUDIO, SHUFFLED = "speech LLM", "text LLM", "cascade", "silence", "no audio", "shuffled"
+ADAPTED = "adapted text LLM"  #: the LLM with what training changed of it, reading the transcript
 MIN_QUESTIONS = 10  #: a wording asked less often is never the worst one
 
 

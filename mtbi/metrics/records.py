@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from mtbi.metrics.kinds import (
+    ADAPTED,
     CASCADE,
     NO_AUDIO,
     SCORERS,
@@ -63,8 +64,12 @@ METRICS: tuple[Metric, ...] = (
         is_graded, lambda d: (is_correct(d, SPEECH), is_correct(d, TEXT_LLM)), ratio, "shown",
     ),
     accuracy_of(CASCADE, "cascade", "accuracy of the text LLM that reads a recogniser's transcript"),
+    accuracy_of(ADAPTED, "adapted_text", "accuracy of the trained LLM that reads the transcript, one in eight"),
     share_of(SPEECH, "share", "share", "scores as a share of the text LLM's own", "kept", shown=True),
     share_of(CASCADE, "cascade_share", "cascade share", "the same for the cascade", "cascade", shown=True),
+    share_of(
+        ADAPTED, "adapted_text_share", "adapted share", "the same for the trained LLM that reads the text", "adapted_text",
+    )._replace(higher_is_better=True),
     Metric(
         "agreement", "agreement", "answers that equal the text LLM's",
         lambda d: True, lambda d: (exact_match(d.answers[SPEECH], d.answers[TEXT_LLM]), 1), ratio, "shown",

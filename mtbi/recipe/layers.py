@@ -98,10 +98,26 @@ def check_together(recipe: Recipe) -> None:
         )
     if recipe.loss.ce == recipe.loss.kl == 0:
         raise UserError("loss.ce and loss.kl are both 0, so nothing would be learnt: give one of them a weight")
+    if recipe.model.llm_trainable != "none":
+        check_llm_training(recipe)
     if recipe.train.alignment_steps >= recipe.train.steps:
         raise UserError(
             f"train.alignment_steps ({recipe.train.alignment_steps}) leaves none of train.steps ({recipe.train.steps}) for "
             "imitation: set the first lower or the second higher"
+        )
+
+
+def check_llm_training(recipe: Recipe) -> None:
+    """Raises UserError where the LLM's own weights train and other values do not go with it."""
+    if not recipe.train.llm_learning_rate:
+        raise UserError(
+            f"model.llm_trainable is {recipe.model.llm_trainable!r}, but train.llm_learning_rate is 0: give the LLM's own "
+            "weights a learning rate, such as 2e-5. The adapter's (train.learning_rate) would destroy them"
+        )
+    if recipe.model.llm_fp8 and recipe.model.llm_trainable == "all":
+        raise UserError(
+            "model.llm_fp8 rounds the layers that are frozen, and with model.llm_trainable=all none is: set "
+            "model.llm_fp8=false, or train fewer layers"
         )
 
 

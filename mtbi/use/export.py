@@ -26,6 +26,7 @@ from mtbi.hf.processing import AUDIO_TOKEN, MtbiFeatureExtractor, MtbiProcessor
 from mtbi.llm.chat_format import TEMPLATE_VARIABLES, TODAY, fixed_clock, load_llm_tokenizer
 from mtbi.llm.control_tokens import APART
 from mtbi.llm.load import embedding_rms
+from mtbi.llm.trained_layers import NONE
 from mtbi.model.encoders.build import describe_encoder, encoder_facts
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.recipe import LoraConfig, Recipe
@@ -188,6 +189,8 @@ def card(run: TrainedRun, layout: str) -> str:
     table = run.folder / "evaluation" / run.checkpoint.name / "table.md"
     measured = table.read_text(encoding="utf-8") if table.is_file() else "Not measured: `mtbi evaluate` had not been run.\n"
     llm, *names = (path if path in bases else Path(path).name for path in (model.llm, *encoders))
+    layers = model.llm_trainable
+    changed = "" if layers == NONE else f"Layers of the text LLM were trained too, with their own weights: {layers}.\n"
     encoder = " and ".join(f"`{name}`" for name in names)
     return f"""---
 {front}---
@@ -197,7 +200,7 @@ def card(run: TrainedRun, layout: str) -> str:
 A speech LLM: the speech encoder {encoder} and a trained adapter (`{model.adapter.kind}`) give speech to the text LLM
 `{llm}`. It was trained by multi-task behaviour imitation with speech-text interleaving (arXiv 2505.18644)
 with mtbi {versions.installed("mtbi")}, `{run.checkpoint.name}` of {recipe.train.steps} steps; settings: `recipe.yaml`.
-The weights here are {LAYOUTS[layout].weights}.
+{changed}The weights here are {LAYOUTS[layout].weights}.
 
 {LAYOUTS[layout].usage}
 Speech is 16 kHz mono of at most {recipe.plan.max_audio_seconds:g} seconds; files of other rates are resampled. The model

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from use.test_text_llm import moved_run
 
 from mtbi.benchmark.answers import ConditionAsker
 from mtbi.benchmark.dialogues import from_shards
-from mtbi.metrics import SPEECH, TEXT_LLM
+from mtbi.metrics import ADAPTED, SPEECH, TEXT_LLM
 from mtbi.shards.read import Shards
 from mtbi.use.open_run import TrainedRun
 
@@ -30,3 +31,18 @@ def test_without_audio_the_text_around_it_stays(surrounded_folder: Path, untrain
     turn.controlled, turn.dialogue.max_new_tokens, turn.stored = True, 4, None
     asker.ask([turn])
     assert {"no audio", SPEECH} <= set(turn.dialogue.answers)
+
+
+def test_a_trained_llm_is_asked_beside_the_one_from_before(
+    surrounded_folder: Path, untrained_run: TrainedRun, tmp_path: Path
+) -> None:
+    turn = next(iter(from_shards("dev", Shards(str(surrounded_folder)), {}, 0)))
+    turn.controlled, turn.stored, turn.dialogue.answers = True, None, {}
+    ConditionAsker(untrained_run, controls=[]).ask([turn])
+    unchanged = dict(turn.dialogue.answers)
+    assert ADAPTED not in unchanged
+    turn.dialogue.answers = {}
+    run = moved_run(tmp_path, "model.llm_trainable=all", "train.llm_learning_rate=1e-5")
+    ConditionAsker(run, controls=[]).ask([turn])
+    assert turn.dialogue.answers[TEXT_LLM] == unchanged[TEXT_LLM]
+    assert turn.dialogue.answers[ADAPTED] != unchanged[TEXT_LLM]

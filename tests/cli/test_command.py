@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ import pytest
 import soundfile
 import torch
 
-from mtbi import recipe
+from mtbi import doctor, recipe
 from mtbi.cli import build_parser, main
 from mtbi.cli.arguments import parse
 from mtbi.corpus.importers import IMPORTERS
 from mtbi.corpus.text_style import STYLES
 from mtbi.engine import checkpoint
+from mtbi.engine.trained import CheckpointSize
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.use.layouts import LAYOUTS
 
@@ -207,6 +209,11 @@ def test_from_recordings_to_shards_and_a_plan(
     planned = capsys.readouterr().out
     assert "steps an epoch  1\n" in planned
     assert "utterances      2 of 2\n" in planned
+    assert "checkpoints     2.2 MB each (adapter 0.2 M; float32, with Adam's moments), up to 4 kept" in planned
+    layers = ["model.llm_trainable=last 1", "train.llm_learning_rate=1e-5"]
+    found = document(capsys, "plan", "demo", "data.shards=[shards]", *layers)
+    assert found["trained"].keys() == {"adapter", "LLM layers"}
+    assert found["checkpoint_bytes"] == 12 * sum(found["trained"].values())
     assert main(["data", "shard", "corpus/manifest.jsonl", "answers", "opus", "--audio", "opus"]) == 0
     assert b"OggS" in Path("opus/shard.00000.mds").read_bytes()
     assert b"fLaC" in Path("shards/shard.00000.mds").read_bytes()
@@ -283,6 +290,19 @@ def test_an_evaluation_as_json(shard_folder: Path, tmp_path: Path, capsys: pytes
     cells = json.loads((tmp_path / "evaluation" / "step-00000001" / "report.json").read_text())["cells"]
     assert found["cells"] == [cell for cell in cells if cell["tasks"] == "trained tasks" and cell["wording"] == "all"]
     assert len(found["cells"]) == 1
+
+
+def test_the_doctor_says_whether_checkpoints_fit_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finding(free: float) -> doctor.Finding:
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+        return doctor.checkpoints(tmp_path / "run", CheckpointSize({"LLM layers": 500_000_000}, kept=4))
+
+    found = finding(31e9)
+    assert (found.status, found.remedy) == (doctor.OK, "")
+    assert found.found.startswith("6.0 GB each (LLM layers 500.0 M; ")
+    assert finding(29e9).status == doctor.WARN
+    assert finding(5.9e9).status == doctor.FAIL
+    assert finding(5.9e9).remedy.startswith("5.9 GB are free: make room")
 
 
 def test_doctor_tasks_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,14 @@ SMALL = [
 def ds_config(stage: int) -> str:
     """The shipped DeepSpeed configuration of a ZeRO stage."""
     return str(REPOSITORY / "ds_configs" / f"zero{stage}.json")
+
+
+def all_split(command: list[str], folder: Path) -> list[str]:
+    """The command of a ZeRO-3 run that splits the smallest parameters too, as it splits all of a large model."""
+    config = json.loads(Path(ds_config(3)).read_text(encoding="utf-8"))
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (folder / "split.json").write_text(json.dumps(config), encoding="utf-8")
+    return [str(folder / "split.json") if argument == ds_config(3) else argument for argument in command]
 
 
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:

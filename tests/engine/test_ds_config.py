@@ -10,10 +10,8 @@ import torch
 from engine.conftest import REPOSITORY
 
 from mtbi import recipe as recipes
-from mtbi.engine.ds_config import micro_batch_count, parameter_groups, read_ds_config
+from mtbi.engine.ds_config import micro_batch_count, read_ds_config
 from mtbi.errors import UserError
-from mtbi.model.adapter import Output, build_adapter
-from mtbi.recipe import AdapterConfig, TrainConfig
 
 CONFIGS = REPOSITORY / "ds_configs"
 
@@ -40,22 +38,3 @@ def test_wrong_configurations_are_explained(tmp_path: Path) -> None:
         read_ds_config(path, recipe, 1, torch.float32)
     with pytest.raises(UserError, match=r"model\.compile needs each process's LLM whole"):
         read_ds_config(CONFIGS / "zero3.json", recipes.load("demo", ["model.compile=true"]), 1, torch.float32)
-
-
-@pytest.mark.parametrize("kind", ["mlp", "swiglu", "conv", "qformer", "transformer"])
-def test_each_part_has_its_learning_rate(kind: str) -> None:
-    adapter = build_adapter(AdapterConfig(kind, hidden=8), encoder_width=4, llm_hidden=8)
-    parameters = {f"adapter.{name}": value for name, value in adapter.named_parameters()}
-    parameters |= {"encoder.layer.weight": torch.nn.Parameter(torch.zeros(1)), "llm.lora": torch.nn.Parameter(torch.zeros(1))}
-    rates = {"learning_rate": 1e-3, "encoder_learning_rate": 1e-5, "hidden_learning_rate": 1e-4}
-    (output,) = (module for module in adapter.modules() if isinstance(module, Output))
-
-    groups = parameter_groups(parameters, TrainConfig(**rates))
-    shares = {id(parameter): group["rate_share"] for group in groups for parameter in group["params"]}
-    assert [group["rate_share"] for group in groups] == pytest.approx([1, 0.01, 0.1])
-    assert len(shares) == len(parameters)
-    for parameter in adapter.parameters():
-        is_output = any(parameter is own for own in output.parameters())
-        assert shares[id(parameter)] == pytest.approx(1 if is_output else 0.1)
-    # Without rates of their own, all are one group, as DeepSpeed's partitions of earlier versions were.
-    assert [group["rate_share"] for group in parameter_groups(parameters, TrainConfig(learning_rate=1e-3))] == [1]

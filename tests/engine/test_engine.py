@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine.conftest import all_split
 from safetensors.torch import load_file
 
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
@@ -18,10 +19,11 @@ def gradients(
 ) -> Callable[..., dict[str, torch.Tensor]]:
     """Gradients of one step for a number of processes, a ZeRO stage and rows in a micro-batch."""
 
-    def compute(processes: int, stage: int, rows: int, *overrides: str) -> dict[str, torch.Tensor]:
+    def compute(processes: int, stage: int, rows: int, *overrides: str, split: bool = False) -> dict[str, torch.Tensor]:
         out = tmp_path / f"{processes}-{stage}-{rows}.safetensors"
         fields = [f"plan.rows_per_micro_batch={rows}", "train.grad_clip=0", *overrides]
-        run([*launch(tmp_path / "run", *fields, processes=processes, stage=stage, script=SCRIPT), "--out", str(out)])
+        command = launch(tmp_path / "run", *fields, processes=processes, stage=stage, script=SCRIPT)
+        run([*(all_split(command, tmp_path) if split else command), "--out", str(out)])
         return load_file(out)
 
     return compute
@@ -44,3 +46,22 @@ def test_the_gradient_does_not_depend_on_the_split(gradients: Callable[..., dict
     alone = gradients(1, 2, 4, *fields)
     assert not torch.equal(alone["loss"], whole["loss"])
     assert_same(alone, gradients(2, 3, 1, *fields))
+
+
+@pytest.mark.slow
+def test_the_gradient_of_the_llms_own_weights_does_not_depend_on_the_split(
+    gradients: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    """Also with layers read straight into ZeRO-3's partitions, frozen layers below them, and recomputed activations."""
+    fields = ["model.llm_trainable=1-3", "train.llm_learning_rate=1e-5"]
+    whole = gradients(1, 2, 4, *fields)
+    trained = {name for name in whole if name.startswith("llm.")}
+    assert trained == {name for name in trained if ".layers.0." not in name and ".layers." in name} != set()
+    recomputed = [*fields, "model.activation_checkpointing=on"]
+    for processes, stage, rows, more, split in [
+        (2, 1, 2, fields, False),
+        (2, 3, 1, fields, True),
+        (2, 3, 1, recomputed, True),
+        (4, 3, 1, fields, False),
+    ]:
+        assert_same(whole, gradients(processes, stage, rows, *more, split=split))

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
-from transformers import LlamaConfig, WhisperConfig
+from transformers import LlamaConfig, Qwen3Config, WhisperConfig
 
 from mtbi import recipe as recipes
 from mtbi.engine import memory, step_time
@@ -64,6 +65,62 @@ def test_a_frozen_8b_model_fits_one_80_gb_card_and_needs_no_stage_3(real: Recipe
     assert "hpZ" in best.name
     assert best.recomputed
     assert memory.survey(real, sizes, 1, 16)[1] is None
+
+
+def test_what_trains_of_an_llm_has_gradients_copies_and_moments(real: Recipe) -> None:
+    """Of 8 billion parameters, all layers take 16 bytes each on one GPU, and the tables stay frozen."""
+    layers = replace(real, model=replace(real.model, llm_trainable="all"))
+    before, sizes = memory.sizes_of(real), memory.sizes_of(layers)
+    assert sizes.llm_trained == sizes.llm_layers - 4096 == 8_030_261_248 - 2 * 128_256 * 4096 - 4096  # without the final norm
+    assert (sizes.llm, sizes.trainable) == (before.llm, before.trainable + sizes.llm_trained)
+    one, frozen = by_name(layers, 1), by_name(real, 1)
+    for name in one:
+        assert frozen[name].frozen - one[name].frozen == pytest.approx(2e-9 * sizes.llm_trained)
+        assert one[name].trainable - frozen[name].trainable == pytest.approx(16e-9 * sizes.llm_trained)
+    eight = by_name(layers, 8)
+    assert eight["ZeRO-1"].trainable == pytest.approx(1e-9 * sizes.trainable * (2 + 2 + 12 / 8))
+    assert eight["ZeRO-2"].trainable == pytest.approx(1e-9 * sizes.trainable * (2 + 2 / 8 + 12 / 8))
+    assert eight["ZeRO-3"].trainable == pytest.approx(1e-9 * sizes.trainable * 16 / 8)
+    assert eight["ZeRO-3"].gathered == pytest.approx(1.5 * by_name(real, 8)["ZeRO-3"].gathered)
+    assert memory.checkpoint_of(layers, sizes).bytes == 12 * sizes.trainable
+    # With 8-bit floats, layers that train keep their 16 bits.
+    part = replace(real, model=replace(real.model, llm_trainable="last 8", llm_fp8=True))
+    trained = memory.sizes_of(part)
+    saved = frozen["ZeRO-1"].frozen - by_name(part, 1)["ZeRO-1"].frozen
+    assert saved == pytest.approx(1e-9 * (2 * trained.llm_trained + trained.llm_layers - trained.llm_trained))
+
+
+def test_what_else_a_run_holds_is_counted(real: Recipe) -> None:
+    more = replace(
+        real,
+        model=replace(real.model, new_tokens=["<a>", "<b>"]),
+        loss=replace(real.loss, later_tokens=2, alignment=0.5, alignment_tokens=1000),
+    )
+    sizes = memory.sizes_of(more)
+    assert (
+        sizes.trainable - memory.sizes_of(real).trainable == 2 * 2 * 4096 + 2 * 4096**2
+    )  # two tables of an LLM that is not tied
+    assert sizes.copied == 1001 * 4096
+    assert by_name(more, 1)["ZeRO-1"].frozen - by_name(real, 1)["ZeRO-1"].frozen == pytest.approx(4e-9 * sizes.copied)
+
+
+def test_the_shipped_recipe_that_trains_an_llm_fits_one_gpu(tmp_path: Path) -> None:
+    """With models of the same shape, as configurations only."""
+    Qwen3Config(
+        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+    ).save_pretrained(tmp_path / "qwen3")  # fmt: skip
+    WhisperConfig(
+        d_model=768, encoder_layers=12, encoder_attention_heads=12, encoder_ffn_dim=3072, decoder_layers=1,
+        decoder_attention_heads=12,
+    ).save_pretrained(tmp_path / "whisper")  # fmt: skip
+    models = [f"model.llm={tmp_path}/qwen3", f"model.encoder.path={tmp_path}/whisper"]
+    recipe = recipes.load("whisper-small_qwen3-0.6b_self-powered", models)
+    table = step_time.tabulate(recipe, [1], 24, 8)
+    assert table.sizes.llm_trained == 440_466_432
+    assert table.choices[0].best
+    assert set(table.checkpoint.parts) == {"adapter", "LLM layers"}
+    assert "checkpoints: 5.7 GB each (adapter " in step_time.render(table)
 
 
 def recomputing(recipe: Recipe, chosen: str) -> Recipe:

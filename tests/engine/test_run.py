@@ -20,6 +20,8 @@ from mtbi import train
 from mtbi.engine import checkpoint, guard
 from mtbi.engine.engine import Engine
 from mtbi.errors import UserError
+from mtbi.llm.load import load_llm
+from mtbi.recipe import ModelConfig
 from mtbi.use.open_run import find_checkpoint
 
 
@@ -87,6 +89,46 @@ def test_a_resumed_run_draws_the_same_masks_and_keeps_its_start(
     assert train_here(tmp_path / "resumed", *fields) == 0
     assert "train.start" not in capfd.readouterr().out
     assert same(checkpoint.folder_of(tmp_path / "whole", 4), checkpoint.folder_of(tmp_path / "resumed", 4))
+
+
+def test_steps_without_the_llm_leave_its_own_weights_alone_and_later_steps_train_them(
+    train_here: Callable[..., int], tmp_path: Path
+) -> None:
+    fields = ["model.llm_trainable=last 1", "train.llm_learning_rate=1e-4", "train.alignment_steps=2", "train.weight_decay=0.5"]
+    assert train_here(tmp_path, *fields, "train.steps=4", stop=2) == STOPPED
+    before = dict(load_llm(ModelConfig(), torch.float32, torch.device("cpu")).named_parameters())
+    first = checkpoint.load_trainable(checkpoint.folder_of(tmp_path, 2))
+    own = [name for name in first if name.startswith("llm.")]
+    assert len(own) == 9
+    assert all(torch.equal(first[name], before[name.removeprefix("llm.")]) for name in own)
+    assert train_here(tmp_path, *fields, "train.steps=4") == 0
+    last = checkpoint.load_trainable(checkpoint.folder_of(tmp_path, 4))
+    for name in own:
+        change = (last[name] - first[name]).abs().max()
+        assert 0 < change < 5e-4, name  # two steps of at most 1e-4, and weight decay
+
+
+def test_steps_smaller_than_a_bf16_digit_add_up_in_float32(train_here: Callable[..., int], tmp_path: Path) -> None:
+    fields = ["model.llm_trainable=last 1", "train.llm_learning_rate=1e-7", "precision=bf16", "train.warmup_steps=0"]
+    assert train_here(tmp_path, *fields, "train.steps=2", "plan.rows_per_step=1") == 0
+    before = dict(load_llm(ModelConfig(), torch.bfloat16, torch.device("cpu")).named_parameters())
+    after = checkpoint.load_trainable(checkpoint.folder_of(tmp_path, 2))
+    for name in (name for name in after if name.startswith("llm.") and "proj" in name):
+        first = before[name.removeprefix("llm.")]
+        assert (after[name].bfloat16() == first).float().mean() > 0.9, name  # too little to reach the next number in 16 bits
+        change = (after[name] - first.float()).abs()
+        assert (change > 0).float().mean() > 0.9, name
+        assert change.max() < 3e-7, name
+
+
+def test_a_run_does_not_go_on_with_other_trainable_parts(train_here: Callable[..., int], tmp_path: Path) -> None:
+    layers = ["model.llm_trainable=last 1", "train.llm_learning_rate=1e-4"]
+    assert train_here(tmp_path / "run", *layers, "train.steps=2", "plan.rows_per_step=1") == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(UserError, match=r"of another model \(the checkpoint trains LLM layers, and the recipe does not: 9 "):
+        train_here(tmp_path / "run", "train.steps=4", "plan.rows_per_step=1")
+    with pytest.raises(UserError, match=r"of another model \(the recipe trains LLM LoRA, and the checkpoint does not: "):
+        train_here(tmp_path / "copy", *layers, "model.llm_lora.rank=2", "train.steps=4", "plan.rows_per_step=1")
 
 
 @pytest.fixture

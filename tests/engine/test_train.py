@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.conftest import rank_environment
+from engine.conftest import all_split, rank_environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher import watchdog
@@ -20,6 +20,7 @@ from launcher.ranks import free_port
 from mtbi.engine import checkpoint
 from mtbi.engine.log import layout
 
+LAYERS = ["model.llm_trainable=last 2", "train.llm_learning_rate=1e-4"]
 MASKED = ["augment.time_masks=2", "augment.channel_masks=2"]
 ENOUGH = "train.steps=14"  # for a run to be still at work when it is killed after its fifth step, also on a slow machine
 
@@ -62,6 +63,7 @@ def kill_after(command: list[str], environment: dict[str, str], text: str, numbe
     [
         (1, ["model.encoder.trainable=true", "train.encoder_learning_rate=1e-5"]),
         (3, ["train.alignment_steps=7", *MASKED]),
+        (3, [*LAYERS, "train.alignment_steps=2", "model.activation_checkpointing=on"]),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
@@ -85,6 +87,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     [
         ["model.encoder.trainable=true", "loss.alignment=0.5"],
         ["model.llm_lora.rank=4", "model.activation_checkpointing=on", "train.alignment_steps=2"],
+        [*LAYERS, "model.llm_lora.rank=4", "train.llm_lora_learning_rate=1e-3"],
     ],
 )
 def test_zero_3_trains_encoders_and_low_rank_updates_as_zero_1_does(
@@ -118,6 +121,28 @@ def test_a_truncated_checkpoint_is_passed_over_and_fewer_processes_go_on(
         for step, (loss, position) in moved.items():
             assert position == whole[step][1]
             assert float(loss) == pytest.approx(float(whole[step][0]), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_trained_layers_of_the_llm_go_on_with_any_number_of_processes_and_any_stage(
+    launch: Launch, run: Run, tmp_path: Path
+) -> None:
+    fields = [*LAYERS, "train.min_learning_rate=1e-3", "train.learning_rate=1e-3"]  # the same rate in runs of any length
+    whole = losses(run(launch(tmp_path / "whole", *fields, processes=1, stage=2)))
+    moved = {}
+    for processes, stage, steps in [(4, 3, 2), (2, 1, 4), (3, 3, 6), (1, 2, 8)]:
+        command = launch(tmp_path / "moved", *fields, f"train.steps={steps}", processes=processes, stage=stage)
+        output = run(all_split(command, tmp_path))
+        moved |= losses(output)
+    assert re.search(r"^checkpoints: .* MB each \(adapter 0\.2 M, LLM layers 0\.4 M; ", output, re.MULTILINE)
+    assert {step: position for step, (_, position) in moved.items()} == {step: at for step, (_, at) in whole.items()}
+    assert {step: float(loss) for step, (loss, _) in moved.items()} == pytest.approx(
+        {step: float(loss) for step, (loss, _) in whole.items()}, rel=2e-3
+    )
+    one, other = final_weights(tmp_path / "whole"), final_weights(tmp_path / "moved")
+    assert sum(name.startswith("llm.") for name in one) == 18
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=2e-4, msg=name)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def settle_with(ranks: Ranks, failing: dict[int, Exception]) -> Any:
 
 
 def shared(ranks: Ranks, folder: Path) -> Any:
-    """The checkpoint that a process holds after the first process has chosen one of its folder."""
+    """The checkpoint that a process receives after the first process has chosen one of its folder."""
 
     def choose() -> agreement.Chosen | None:
         newest = checkpoint.newest(folder)
@@ -50,8 +50,20 @@ def shared(ranks: Ranks, folder: Path) -> Any:
     chosen = agreement.share(ranks, CPU, choose)
     if chosen is None:
         return None
-    snapshot = chosen[1]
-    return [chosen[0].name, snapshot.state, snapshot.trainable["w"].tolist(), snapshot.moments["w.exp_avg"].tolist()]
+    snapshot, delivery = chosen[1], agreement.Delivery(ranks, CPU)
+    assert snapshot.trainable["w"].is_meta == bool(ranks.rank)  # the others hold no copy
+    values = [delivery.get("w", snapshot.trainable["w"]), delivery.get("w.exp_avg", snapshot.moments["w.exp_avg"])]
+    delivery.compare()
+    return [chosen[0].name, snapshot.state, *(value.tolist() for value in values)]
+
+
+def arrived_otherwise(ranks: Ranks) -> None:
+    """A bit of what the second process received is another one."""
+    delivery = agreement.Delivery(ranks, CPU)
+    delivery.get("w", torch.ones(2) if ranks.rank == 0 else torch.empty(2, device="meta"))
+    if ranks.rank:
+        delivery.total.update(b"x")
+    delivery.compare()
 
 
 def begun(ranks: Ranks, shards: str, run_dir: Path, *overrides: str) -> Any:
@@ -92,6 +104,7 @@ def main() -> None:
         "other facts": lambda: agreement.compare(ranks, {"recipe": {"seed": ranks.rank}}),
         "other long facts": lambda: agreement.compare(ranks, {"data": {"words": f"{ranks.rank}" * 100}}),
         "a folder on each node": lambda: shared(ranks, own),
+        "other values arrived": lambda: arrived_otherwise(ranks),
         "no checkpoint": lambda: shared(ranks, Path(work) / "none"),
         "a damaged checkpoint": lambda: shared(ranks, Path(work) / "damaged"),
         "equal runs": lambda: begun(ranks, f"[{shards}]", own.with_name("run")),

@@ -11,11 +11,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtbi import recipe as recipes
+from mtbi.engine import memory
 from mtbi.engine.ds_config import read_ds_config
 from mtbi.errors import UserError
 from mtbi.hf.modeling import MtbiForConditionalGeneration
 from mtbi.llm import fp8
 from mtbi.llm.fp8 import Fp8Linear
+from mtbi.llm.last_layer import decoder_layers
+from mtbi.llm.load import load_llm
 from mtbi.model.speech_llm import build_speech_llm
 from mtbi.recipe import AdapterConfig, EncoderConfig, LoraConfig, LossConfig, ModelConfig
 from mtbi.use.export import export
@@ -264,3 +267,15 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
             read_ds_config(path, recipe, 1, torch.float32)
     with pytest.raises(UserError, match=r"3\.json: model\.llm_fp8 keeps each process's LLM whole: use ds_configs/zero1\.json"):
         read_ds_config(path, recipe, 1, torch.float32)
+
+
+def test_layers_that_train_keep_their_precision_and_the_frozen_ones_are_rounded():
+    config = ModelConfig(llm_fp8=True, llm_trainable="last 1")
+    llm = load_llm(config, torch.float32, CPU)
+    *frozen, trained = decoder_layers(llm)
+    assert not any(isinstance(module, Fp8Linear) for module in trained.modules())
+    assert all(any(isinstance(module, Fp8Linear) for module in layer.modules()) for layer in frozen)
+    llm(torch.arange(5)[None]).logits.sum().backward()
+    assert all(parameter.grad.any() for parameter in trained.parameters())
+    sizes = memory.sizes_of(replace(recipes.load("demo"), model=config))
+    assert 0 < fp8.size(llm) <= sizes.llm_layers - sizes.llm_trained

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtbi.llm import trained_layers
 from mtbi.model.flops import LLMSize
 
 
+@pytest.mark.parametrize("trainable", ["none", "all", "last 1"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_the_llms_matrix_products_are_counted(make_model, packed, kind):
+def test_the_llms_matrix_products_are_counted(make_model, packed, kind, trainable):
     model = make_model(kind)
+    trained_layers.set_trainable(model.llm, trainable)
     with FlopCounterMode(display=False) as heard:  # all that is not the LLM
         frames, _ = model.encode_speech(packed.waveforms, packed.waveform_lengths)
         frames.sum().backward()

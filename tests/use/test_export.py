@@ -47,9 +47,16 @@ WAV2VEC2 = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
 KINDS = {
     "demo": ["model.encoder.layer=3"],
     "whisper": ["model.llm_lora.rank=4", "model.encoder_lora.rank=2"],
-    "ultravox": ["model.adapter.kind=swiglu", "model.adapter.hidden=96", "model.llm_lora.rank=4"],
     "layers": ["model.encoder.layers=[0,-1]", "model.adapter.kind=clip-qformer", "model.adapter.queries=3"],
     "conformer": ["model.adapter.kind=conformer", "model.adapter.hidden=32", "model.adapter.heads=2"],
+    "ultravox": [
+        "model.adapter.kind=swiglu",
+        "model.adapter.hidden=96",
+        "model.llm_lora.rank=4",
+        "model.llm_trainable=last 2",
+        "train.llm_learning_rate=1e-5",
+    ],
+    "llm-layers": ["model.llm_trainable=0,2-3", "train.llm_learning_rate=1e-5"],
     "wav2vec2": [
         "model.encoder.trainable=true",
         "model.adapter.kind=qformer",
@@ -77,7 +84,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         torch.manual_seed(0)
         place, step = folder / f"{kind}-encoder", folder / kind / "step-00000001"
         overrides = [f"run_dir={folder / kind}", "plan.max_audio_seconds=5", *KINDS[kind]]
-        if kind not in ("demo", "silence"):
+        if kind not in ("demo", "silence", "llm-layers"):
             encoder = (
                 WhisperModel(WhisperConfig(**WHISPER)) if kind != "wav2vec2" else Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC2))
             )
@@ -293,6 +300,15 @@ def test_one_command_writes_the_folder_with_its_card(make: Make, tmp_path: Path,
     capsys.readouterr()
     assert main(command) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_trained_layers_of_the_llm_are_in_the_export_and_on_its_card(make: Make, tmp_path: Path) -> None:
+    run = make("llm-layers")
+    export(run, tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name.split(".")[3] for name in saved if name.startswith("llm.")} == {"0", "2", "3"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Layers of the text LLM were trained too, with their own weights: 0,2-3.\nThe weights here" in card
 
 
 def test_new_tokens_are_refused(untrained_run, tmp_path):

@@ -71,11 +71,16 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    """Frozen encoder + trainable adapter + frozen LLM."""
+    """Encoder + adapter + LLM: the adapter trains, the others as far as asked for."""
 
     llm: str = setting("demo", "Hugging Face name or folder of a causal LLM with a chat template; `demo` is the shipped one")
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    llm_trainable: str = setting(
+        "none",
+        "LLM layers whose own weights train: `none`, `all`, `last 4`, or numbers such as 0-3,30; embeddings and output layer "
+        "stay frozen",
+    )
     llm_lora: LoraConfig = field(default_factory=LoraConfig)
     encoder_lora: LoraConfig = field(default_factory=LoraConfig)
     llm_fp8: bool = setting(

@@ -36,9 +36,15 @@ class TrainConfig:
     steps: int = setting(1000, "global steps", minimum=1)
     learning_rate: float = setting(1e-3, "peak learning rate")
     encoder_learning_rate: float = setting(0.0, "peak learning rate of a trained encoder's own weights; 0 = learning_rate")
+    encoder_lora_learning_rate: float = setting(
+        0.0, "peak learning rate of the encoder's LoRA; 0 = that of its own weights (encoder_learning_rate)"
+    )
     hidden_learning_rate: float = setting(
         0.0, "peak learning rate of the adapter's layers below its output layer; 0 = learning_rate"
     )
+    llm_learning_rate: float = setting(0.0, "peak learning rate of the LLM's own weights; needed with model.llm_trainable")
+    llm_lora_learning_rate: float = setting(0.0, "peak learning rate of the LLM's LoRA; 0 = learning_rate")
+    new_tokens_learning_rate: float = setting(0.0, "peak learning rate of new tokens' rows; 0 = learning_rate")
     min_learning_rate: float = setting(0.0, "learning rate at the end of the cosine")
     alignment_steps: int = setting(0, "first steps, which train on the alignment loss alone: the LLM is not run")
     alignment_learning_rate: float = setting(0.0, "peak learning rate of these steps, for all parts; 0 = learning_rate")
