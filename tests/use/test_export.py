@@ -56,7 +56,7 @@ KINDS = {
         "model.llm_trainable=last 2",
         "train.llm_learning_rate=1e-5",
     ],
-    "llm-layers": ["model.llm_trainable=0,2-3", "train.llm_learning_rate=1e-5"],
+    "llm-layers": ["model.encoder.layer=3", "model.llm_trainable=0,2-3", "train.llm_learning_rate=1e-5"],
     "wav2vec2": [
         "model.encoder.trainable=true",
         "model.adapter.kind=qformer",
