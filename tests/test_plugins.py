@@ -23,7 +23,8 @@ from mtbi.engine.checkpoint import Snapshot
 from mtbi.engine.log import Metrics
 from mtbi.errors import UserError
 from mtbi.model.adapter import KINDS
-from mtbi.model.encoders.build import describe_encoder, empty_encoder, encoder_facts
+from mtbi.model.encoders.build import build_encoder, describe_encoder, empty_encoder, encoder_facts
+from mtbi.model.encoders.protocol import Taps, taps_of
 from mtbi.model.flops import LLMSize
 from mtbi.model.frame_counts import FrameGeometry
 from mtbi.model.speech_llm import build_speech_llm
@@ -153,6 +154,18 @@ def test_an_installed_encoder_may_describe_itself(monkeypatch: pytest.MonkeyPatc
     assert describe_encoder(config) == {"model_type": "plugin:bands", "layer": -1}
     assert isinstance(empty_encoder(describe_encoder(config)), example.Bands)
     assert encoder_facts(config).output_name == "plugin:bands layer -1"
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_encoder_may_give_several_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cpu = recipes.load("demo", [*MODEL, "model.encoder.layers=[0,4]"]).model.encoder, torch.device("cpu")
+    with pytest.raises(UserError, match=r"model\.encoder\.layers: 'plugin:bands' has no `output_layers`"):
+        build_encoder(config, torch.float32, cpu)
+    import mtbi_example.encoder as example
+
+    monkeypatch.setattr(example.Bands, "output_layers", (0, 4), raising=False)
+    encoder = build_encoder(config, torch.float32, cpu)
+    assert taps_of(encoder) == {"": Taps((0, 4), example.BANDS // 2)}
 
 
 @pytest.mark.usefixtures("installed")

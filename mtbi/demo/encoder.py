@@ -23,7 +23,7 @@ from torch.nn import functional
 from mtbi.corpus.ctc_aligner import CtcAligner
 from mtbi.demo.world import DIGITS
 from mtbi.model.encoders.build import MINIATURE
-from mtbi.model.encoders.pretrained import heard_layers, keep_layers
+from mtbi.model.encoders.pretrained import keep_layers, output_layers
 from mtbi.model.encoders.protocol import (
     SAMPLE_RATE,
     Architecture,
@@ -105,12 +105,12 @@ class DemoEncoder(SpeechEncoder):
 
     takes_lora = False  # torch's fused transformer layer reads the base weights and skips a low-rank update
 
-    def __init__(self, config: DemoEncoderConfig, heard: Sequence[int] = ()) -> None:
-        """The output are the hidden layers `heard`, each after the final norm; without any it is the last one."""
+    def __init__(self, config: DemoEncoderConfig, chosen: Sequence[int] = ()) -> None:
+        """The output are the hidden layers `chosen`, each after the final norm; without any it is the last one."""
         super().__init__()
         self.config = config
-        self.heard_layers = tuple(heard) or (config.layers,)
-        self.width = config.width * len(self.heard_layers)
+        self.output_layers = tuple(chosen) or (config.layers,)
+        self.width = config.width * len(self.output_layers)
         width, channels = config.width, config.channels
         with torch.device("cpu"):  # torchaudio computes its filters, which a model without memory cannot
             self.features = DigitLogMel(config.mels)
@@ -143,14 +143,14 @@ class DemoEncoder(SpeechEncoder):
         hidden = (hidden * mask[..., None]).transpose(1, 2)
         hidden = hidden + functional.gelu(self.position(hidden)) * mask[:, None]
         hidden = hidden.transpose(1, 2)
-        if len(self.heard_layers) == 1 and len(self.layers.layers):
+        if len(self.output_layers) == 1 and len(self.layers.layers):
             return self.norm(self.layers(hidden, src_key_padding_mask=~mask)) * mask[..., None], frames
-        heard = [hidden] if 0 in self.heard_layers else []
+        states = [hidden] if 0 in self.output_layers else []
         for number, layer in enumerate(self.layers.layers, 1):
             hidden = layer(hidden, src_key_padding_mask=~mask)
-            if number in self.heard_layers:
-                heard.append(hidden)
-        return torch.cat([self.norm(state) for state in heard], 2) * mask[..., None], frames
+            if number in self.output_layers:
+                states.append(hidden)
+        return torch.cat([self.norm(state) for state in states], 2) * mask[..., None], frames
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`(clips, samples)` at 16 kHz and lengths in samples to features `(clips, frames, width)` and lengths in frames."""
@@ -167,9 +167,9 @@ class DemoEncoder(SpeechEncoder):
         save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str = PACKAGED_FOLDER, heard: Sequence[int] = ()) -> DemoEncoder:
-        """Read what `save` wrote, as float32 in evaluation mode. `heard` is as in the constructor."""
-        encoder = cls(DemoEncoderConfig(**read_sizes(folder)), heard)
+    def from_pretrained(cls, folder: Path | str = PACKAGED_FOLDER, chosen: Sequence[int] = ()) -> DemoEncoder:
+        """Read what `save` wrote, as float32 in evaluation mode. `chosen` is as in the constructor."""
+        encoder = cls(DemoEncoderConfig(**read_sizes(folder)), chosen)
         encoder.load_state_dict({name: value.float() for name, value in load_file(Path(folder) / "model.safetensors").items()})
         return encoder.eval()
 
@@ -197,8 +197,8 @@ class DemoFamily:
 
     def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
         """Parameters in `dtype`; the filters, and so the features, stay in float32."""
-        heard = heard_layers(DemoEncoderConfig(**read_sizes()).layers, config)
-        encoder = DemoEncoder.from_pretrained(heard=heard)
+        chosen = output_layers(DemoEncoderConfig(**read_sizes()).layers, config)
+        encoder = DemoEncoder.from_pretrained(chosen=chosen)
         encoder.layers.layers = keep_layers(encoder.layers.layers, config)
         for parameter in encoder.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -207,13 +207,15 @@ class DemoFamily:
     def describe(self, config: EncoderConfig, /) -> Architecture:
         """The sizes of the shipped encoder."""
         sizes = read_sizes()
-        heard = heard_layers(sizes["layers"], config)
-        return sizes | {"model_type": MINIATURE, "layers": heard[-1]} | ({"heard_layers": list(heard)} if config.layers else {})
+        chosen = output_layers(sizes["layers"], config)
+        return (
+            sizes | {"model_type": MINIATURE, "layers": chosen[-1]} | ({"output_layers": list(chosen)} if config.layers else {})
+        )
 
     def empty(self, architecture: Architecture, /) -> nn.Module:
         """Random weights."""
-        sizes = {name: value for name, value in architecture.items() if name not in ("model_type", "heard_layers")}
-        return DemoEncoder(DemoEncoderConfig(**sizes), architecture.get("heard_layers", ()))
+        sizes = {name: value for name, value in architecture.items() if name not in ("model_type", "output_layers")}
+        return DemoEncoder(DemoEncoderConfig(**sizes), architecture.get("output_layers", ()))
 
 
 class DemoAligner(CtcAligner):

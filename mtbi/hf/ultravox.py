@@ -23,7 +23,7 @@ PROCESSING = "ultravox_processing"
 def parts(model: SpeechLLMModule) -> tuple[Whisper, GatedMlp, Any]:
     """Encoder, adapter and LLM. Raises UserError where the model has another encoder or adapter than Ultravox."""
     if model.adapter.mix:
-        raise UserError("the Ultravox layout is for adapters that hear one layer; this run has model.encoder.layers")
+        raise UserError("the Ultravox layout is for encoders that give one layer; this run has model.encoder.layers")
     encoder, adapter = model.encoder, model.adapter.kind
     if not isinstance(encoder, Whisper):
         raise UserError("the Ultravox layout is for Whisper encoders; this run has another one")

@@ -219,8 +219,8 @@ class Conformer(nn.Module):
             layerdrop=0.0,
             conv_depthwise_kernel_size=self.KERNEL,
             position_embeddings_type=None,  # encoder frames and the convolution tell places apart
-            attn_implementation="eager",  # type: ignore[call-arg]  # transformers 5 masks nothing where none is named
         )
+        blocks._attn_implementation = "eager"  # transformers 5 masks nothing where no implementation is named
         self.stack = config.stack
         self.norm = nn.LayerNorm(config.stack * width)
         self.enter = nn.Linear(config.stack * width, hidden)
@@ -278,7 +278,8 @@ class Adapter(nn.Module):
         if masked_frames is not None and masked_channels is not None:
             features = masked(features, lengths, masked_frames, masked_channels)
         frames = self.kind(features, frame_mask(lengths, features.shape[1])[..., None])
-        lengths = -(-lengths // (self.stack or lengths)) * self.queries
+        windows_of_clip = -(-lengths // self.stack) if self.stack else torch.ones_like(lengths)
+        lengths = windows_of_clip * self.queries
         return frames * frame_mask(lengths, frames.shape[1])[..., None], lengths
 
 

@@ -1,6 +1,6 @@
 """One sequence of features from several hidden layers of an encoder: their sum, with trained weights (`model.encoder.layers`).
 
-Layers of a speech encoder know different things: low ones the voice, high ones the words. The weighted sum is that of SUPERB
+Low layers of a speech encoder tell more about the voice, high ones about the words. The weighted sum is that of SUPERB
 (Yang et al. 2021, arXiv 2105.01051). The weights are the softmax of trained scores, which begin equal.
 """
 

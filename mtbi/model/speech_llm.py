@@ -64,7 +64,7 @@ class SpeechLLMModule(nn.Module):
         return out._replace(means=out.means | self.layer_weights()) if self.training else out
 
     def layer_weights(self) -> dict[str, Tensor]:
-        """The weight of each encoder layer in the last call, as `LossOutput.means` has it; none where one layer is heard."""
+        """The weight of each encoder layer in the last call, as `LossOutput.means` has it; none for a single layer."""
         weights: dict[str, Tensor] = self.adapter.mix.weights if self.adapter.mix else {}
         return {name: torch.stack([weight, torch.ones_like(weight)]) for name, weight in weights.items()}
 

@@ -66,7 +66,7 @@ def check_room(
     free = shutil.disk_usage(next(parent for parent in Path(out).absolute().parents if parent.exists())).free
     if needed > free:
         raise UserError(
-            f"{out}: the encoder's output takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free. Hear fewer "
+            f"{out}: the encoder's output takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free. Name fewer "
             "layers (model.encoder.layers), choose another disk, or train on the shards with audio."
         )
     return needed

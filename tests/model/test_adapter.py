@@ -6,6 +6,7 @@ import torch
 
 from mtbi.demo.encoder import DEMO_STAGES
 from mtbi.errors import UserError
+from mtbi.model import adapter as adapters
 from mtbi.model.adapter import build_adapter
 from mtbi.model.frame_counts import FrameGeometry, adapter_queries, adapter_stack
 from mtbi.recipe import AdapterConfig, ModelConfig
@@ -17,6 +18,10 @@ KINDS = [
     AdapterConfig("clip-qformer", queries=5, heads=2),
     AdapterConfig("conformer", 3, heads=2),
 ]
+
+
+def test_every_shipped_kind_is_tested_here() -> None:
+    assert [config.kind for config in KINDS] == list(adapters.KINDS)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)

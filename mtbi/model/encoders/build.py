@@ -123,16 +123,16 @@ def build_encoder(
 ) -> nn.Module:
     """A pretrained encoder: `forward(waveforms (clips, samples), lengths (clips,))` to features and lengths, and `width`.
 
-    Layers above the highest that is heard are dropped. Raises UserError for a family that is not supported, and for an
+    Layers above the highest output layer are dropped. Raises UserError for a family that is not supported, and for an
     installed encoder whose outputs are not those of its stages.
     """
     family = family_of(config, trust_remote_code)
     encoder = family.build(config, dtype).to(device)
     if isinstance(family, InstalledFamily):
         check_frames(encoder, family.stages(config)[0], config.path, device)
-        if config.layers and not hasattr(encoder, "heard_layers"):
+        if config.layers and not hasattr(encoder, "output_layers"):
             raise UserError(
-                f"model.encoder.layers: {config.path!r} has no `heard_layers`, so it gives one layer only (docs/plugins.md)"
+                f"model.encoder.layers: {config.path!r} has no `output_layers`, so it gives one layer only (docs/plugins.md)"
             )
     return encoder
 

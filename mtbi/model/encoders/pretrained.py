@@ -43,14 +43,14 @@ class PretrainedFamily:
     def settings_with_layers(self, config: EncoderConfig, field: str) -> Architecture:
         """The configuration as JSON holds it, with the number of layers, in `field`, that the recipe keeps.
 
-        `heard_layers` is added where the adapter hears several.
+        `output_layers` is added where the recipe names several.
         """
         settings = self.settings(config)
         values = settings.to_dict()
         for name in ("_name_or_path", "dtype", "torch_dtype"):  # they belong to one machine, or to one run
             values.pop(name, None)
-        heard = heard_layers(getattr(settings, field), config)
-        return values | {field: heard[-1]} | ({"heard_layers": list(heard)} if config.layers else {})
+        chosen = output_layers(getattr(settings, field), config)
+        return values | {field: chosen[-1]} | ({"output_layers": list(chosen)} if config.layers else {})
 
 
 def read_settings(path: str, trust_remote_code: bool = False) -> Any:
@@ -68,17 +68,17 @@ def from_architecture(architecture: Architecture) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return CONFIG_MAPPING[architecture["model_type"]](
-        **{name: value for name, value in architecture.items() if name not in ("model_type", "heard_layers")}
+        **{name: value for name, value in architecture.items() if name not in ("model_type", "output_layers")}
     )
 
 
 def keep_layers(layers: Any, config: EncoderConfig) -> nn.ModuleList:
-    """The layers up to the highest that the adapter hears."""
-    return layers[: heard_layers(len(layers), config)[-1]]
+    """The layers up to the highest output layer."""
+    return layers[: output_layers(len(layers), config)[-1]]
 
 
-def heard_layers(available: int, config: EncoderConfig) -> tuple[int, ...]:
-    """The numbers of the hidden layers that the adapter hears, the lowest first. Raises UserError where there are fewer.
+def output_layers(available: int, config: EncoderConfig) -> tuple[int, ...]:
+    """The numbers of the hidden layers that the adapter gets, the lowest first. Raises UserError where there are fewer.
 
     `config.layers` counts in the layers up to `config.layer`.
     """

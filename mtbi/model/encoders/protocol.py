@@ -43,7 +43,7 @@ class EncoderPlugin(Protocol):
         - `forward(waveforms, lengths)`: float32 `(clips, samples)` at 16 kHz and `(clips,)` lengths in samples to features
           `(clips, frames, width)`, zero beyond a clip's end, and `(clips,)` lengths in frames;
         - `width`;
-        - `heard_layers`, where `config.layers` is set: the numbers of the hidden layers side by side in the features.
+        - `output_layers`, where `config.layers` is set: the numbers of the hidden layers side by side in the features.
         """
         ...
 
@@ -78,7 +78,7 @@ class SpeechEncoder(nn.Module):
     """Base class of the shipped encoders. Installed ones need not have it: they get what it does by default."""
 
     width: int  #: size of a feature vector
-    heard_layers: tuple[int, ...]  #: the hidden layers that stand side by side in it, the lowest first
+    output_layers: tuple[int, ...]  #: the hidden layers that stand side by side in it, the lowest first
     takes_lora: bool = True  #: whether low-rank updates of its linear layers have an effect
 
     def set_trainable(self, config: EncoderConfig) -> None:
@@ -97,7 +97,7 @@ class ComputedFeatures(nn.Module):
 def taps_of(encoder: Any) -> dict[str, Taps]:
     """The layers in an encoder's output, by the encoder's name in `beside` (empty for the first), in the order of its width."""
     own: dict[str, Taps] | None = getattr(encoder, "taps", None)
-    layers = getattr(encoder, "heard_layers", (0,))
+    layers = getattr(encoder, "output_layers", (0,))
     return own or {"": Taps(tuple(layers), encoder.width // len(layers))}
 
 

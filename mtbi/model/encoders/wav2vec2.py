@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtbi.model.encoders.pretrained import PretrainedFamily, from_architecture, heard_layers, keep_layers
+from mtbi.model.encoders.pretrained import PretrainedFamily, from_architecture, keep_layers, output_layers
 from mtbi.model.encoders.protocol import Architecture, SpeechEncoder, Stages, count_frames, frame_mask, min_samples
 from mtbi.recipe import EncoderConfig
 
@@ -34,16 +34,16 @@ class MaskedGroupNorm(nn.GroupNorm):
 class Convolutional(SpeechEncoder):
     """The encoder behind its convolutions. Padding is masked, so each clip is encoded as if it were alone."""
 
-    def __init__(self, model: Any, normalise: bool, heard: Sequence[int] = ()) -> None:
+    def __init__(self, model: Any, normalise: bool, chosen: Sequence[int] = ()) -> None:
         """`normalise` says whether each clip is scaled to mean 0 and variance 1 first.
 
-        The output are the hidden layers `heard`, each as if it were the last one; without any it is the last one.
+        The output are the hidden layers `chosen`, each as if it were the last one; without any it is the last one.
         """
         super().__init__()
         self.model: Any = model
         self.normalise = normalise
-        self.heard_layers = tuple(heard) or (len(model.encoder.layers),)
-        self.width: int = model.config.hidden_size * len(self.heard_layers)
+        self.output_layers = tuple(chosen) or (len(model.encoder.layers),)
+        self.width: int = model.config.hidden_size * len(self.output_layers)
         self.stages = stages_of(model.config)
         first = model.feature_extractor.conv_layers[0]
         if model.config.feat_extract_norm == "group":
@@ -70,24 +70,24 @@ class Convolutional(SpeechEncoder):
         return hidden * frame_mask(frames, hidden.shape[1])[..., None], frames
 
     def hidden_layers(self, waveforms: Tensor, mask: Tensor) -> Tensor:
-        """The layers that are heard, side by side: `(clips, frames, width)`. `mask` `(clips, samples)` is 1 on the clips.
+        """The output layers, side by side: `(clips, frames, width)`. `mask` `(clips, samples)` is 1 on the clips.
 
         They are read where the layers above them begin. Models of the `stable` kind normalise the last layer's output only, the
         others each layer's.
         """
-        *below, _ = self.heard_layers  # the highest is the model's own output
-        heard: list[Tensor] = []
+        *below, _ = self.output_layers  # the highest is the model's own output
+        states: list[Tensor] = []
         with ExitStack() as hooks:
             for number in below:
                 layer = self.model.encoder.layers[number]
                 hook = layer.register_forward_pre_hook(
-                    lambda _, given, named: heard.append(first_of(given, named)), with_kwargs=True
+                    lambda _, given, named: states.append(first_of(given, named)), with_kwargs=True
                 )
                 hooks.callback(hook.remove)
             last = self.model(waveforms, attention_mask=mask).last_hidden_state
         if self.model.config.do_stable_layer_norm:
-            heard = [self.model.encoder.layer_norm(state) for state in heard]
-        return torch.cat([*heard, last], 2)
+            states = [self.model.encoder.layer_norm(state) for state in states]
+        return torch.cat([*states, last], 2)
 
 
 def first_of(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
@@ -103,11 +103,11 @@ class Wav2Vec2Family(PretrainedFamily):
         return stages_of(self.settings(config)), None
 
     def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
-        """Layers above the highest that is heard are dropped, the final norm of a family that has one stays."""
+        """Layers above the highest output layer are dropped, the final norm of a family that has one stays."""
         model = self.load(config, dtype)
-        heard = heard_layers(len(model.encoder.layers), config)
+        chosen = output_layers(len(model.encoder.layers), config)
         model.encoder.layers = keep_layers(model.encoder.layers, config)
-        return Convolutional(model, reads_normalised(config.path), heard)
+        return Convolutional(model, reads_normalised(config.path), chosen)
 
     def describe(self, config: EncoderConfig, /) -> Architecture:
         """The model's own configuration, and `normalise`."""
@@ -119,7 +119,7 @@ class Wav2Vec2Family(PretrainedFamily):
 
         sizes = {name: value for name, value in architecture.items() if name != "normalise"}
         model = AutoModel.from_config(from_architecture(sizes))
-        return Convolutional(model, architecture.get("normalise", True), architecture.get("heard_layers", ()))
+        return Convolutional(model, architecture.get("normalise", True), architecture.get("output_layers", ()))
 
 
 def stages_of(settings: Any) -> Stages:

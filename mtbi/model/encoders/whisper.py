@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtbi.errors import UserError
-from mtbi.model.encoders.pretrained import PretrainedFamily, from_architecture, heard_layers, keep_layers
+from mtbi.model.encoders.pretrained import PretrainedFamily, from_architecture, keep_layers, output_layers
 from mtbi.model.encoders.protocol import (
     SAMPLE_RATE,
     Architecture,
@@ -60,13 +60,13 @@ class LogMel(ComputedFeatures):
 class Whisper(SpeechEncoder):
     """The encoder with its features. Padding is masked in every layer, so each clip is encoded as if it were alone."""
 
-    def __init__(self, encoder: Any, filters: Tensor, heard: Sequence[int] = ()) -> None:
-        """The output are the hidden layers `heard`, each after the final norm; without any it is the last one."""
+    def __init__(self, encoder: Any, filters: Tensor, chosen: Sequence[int] = ()) -> None:
+        """The output are the hidden layers `chosen`, each after the final norm; without any it is the last one."""
         super().__init__()
-        self.heard_layers = tuple(heard) or (len(encoder.layers),)
+        self.output_layers = tuple(chosen) or (len(encoder.layers),)
         self.encoder: Any = encoder
         self.features = LogMel(filters)
-        self.width: int = encoder.config.d_model * len(self.heard_layers)
+        self.width: int = encoder.config.d_model * len(self.output_layers)
         self.max_frames: int = encoder.config.max_source_positions
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,13 +88,13 @@ class Whisper(SpeechEncoder):
         mask = frame_mask(frames, hidden.shape[1])
         unseen = hidden.new_zeros(len(mask), 1, 1, mask.shape[1]).masked_fill(~mask[:, None, None], -torch.inf)
         unseen = unseen.expand(-1, -1, mask.shape[1], -1)
-        heard = [hidden] if 0 in self.heard_layers else []
+        states = [hidden] if 0 in self.output_layers else []
         for number, layer in enumerate(self.encoder.layers, 1):
             out = layer(hidden, attention_mask=unseen, layer_head_mask=None)  # the head mask is required by transformers 4
             hidden = out[0] if isinstance(out, tuple) else out
-            if number in self.heard_layers:
-                heard.append(hidden)
-        return torch.cat([self.encoder.layer_norm(state) for state in heard], 2) * mask[..., None], frames
+            if number in self.output_layers:
+                states.append(hidden)
+        return torch.cat([self.encoder.layer_norm(state) for state in states], 2) * mask[..., None], frames
 
     def set_trainable(self, config: EncoderConfig) -> None:
         """The sinusoidal positions never train: they are constants."""
@@ -110,11 +110,11 @@ class WhisperFamily(PretrainedFamily):
         return WHISPER_STAGES, self.settings(config).max_source_positions * 2 * HOP_SAMPLES
 
     def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
-        """Layers above the highest that is heard are dropped, the final norm stays."""
+        """Layers above the highest output layer are dropped, the final norm stays."""
         encoder = self.load(config, dtype).encoder
-        heard = heard_layers(len(encoder.layers), config)
+        chosen = output_layers(len(encoder.layers), config)
         encoder.layers = keep_layers(encoder.layers, config)
-        return Whisper(encoder, mel_filters(encoder.config.num_mel_bins, config.path), heard)
+        return Whisper(encoder, mel_filters(encoder.config.num_mel_bins, config.path), chosen)
 
     def describe(self, config: EncoderConfig, /) -> Architecture:
         """Whisper's own configuration."""
@@ -126,7 +126,7 @@ class WhisperFamily(PretrainedFamily):
 
         sizes = from_architecture(architecture)
         filters = torch.zeros(FFT_SAMPLES // 2 + 1, sizes.num_mel_bins)
-        return Whisper(WhisperEncoder(sizes), filters, architecture.get("heard_layers", ()))
+        return Whisper(WhisperEncoder(sizes), filters, architecture.get("output_layers", ()))
 
 
 def mel_filters(mels: int, path: str = "") -> Tensor:

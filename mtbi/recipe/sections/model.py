@@ -19,7 +19,7 @@ class EncoderConfig:
     layer: int = setting(-1, "which hidden layer feeds the adapter: 0 = input of the first layer, -1 = the last", minimum=None)
     layers: list[int] | str = setting(
         [],
-        "several hidden layers to hear, by number or `all`, of those up to `layer`: their sum with trained weights",
+        "several hidden layers up to `layer`, by number, or `all`: the adapter gets their sum with trained weights",
         minimum=None,
         choices=("all",),
     )

@@ -14,7 +14,8 @@ from mtbi.batches.plan import Plan, Row
 from mtbi.demo.encoder import DemoAligner
 from mtbi.errors import UserError
 from mtbi.model.frame_counts import FrameGeometry
-from mtbi.recipe import Recipe
+from mtbi.model.speech_llm import build_speech_llm
+from mtbi.recipe import AdapterConfig, Recipe
 from mtbi.shards.read import Shards
 from mtbi.use.conversation import Conversation
 from mtbi.use.open_run import TrainedRun
@@ -49,8 +50,20 @@ def test_what_cannot_be_aligned_is_an_error(seconds: float, transcript: str, rea
 def test_a_mix_is_what_training_cuts(run: TrainedRun, shard_folder: Path, small_recipe: Recipe, cut: str) -> None:
     shards = Shards(str(shard_folder))
     recipe = replace(small_recipe, interleave=replace(small_recipe.interleave, cut=cut, share=1.0))
-    plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
-    mixer = Mixer(replace(run, recipe=recipe))
+    compare_with_training(replace(run, recipe=recipe), shards, recipe)
+
+
+def test_queries_of_whole_clips_read_each_span_alone(run: TrainedRun, shard_folder: Path, small_recipe: Recipe) -> None:
+    model = replace(small_recipe.model, adapter=AdapterConfig("clip-qformer", queries=3))
+    recipe = replace(small_recipe, model=model, interleave=replace(small_recipe.interleave, cut="encode", share=1.0))
+    built = build_speech_llm(model, recipe.loss, torch.float32, torch.device("cpu")).eval()
+    unused = replace(recipe, interleave=replace(recipe.interleave, cut="slice", share=0.0))  # of a run without interleaving
+    compare_with_training(replace(run, recipe=unused, model=built), Shards(str(shard_folder)), recipe)
+
+
+def compare_with_training(run: TrainedRun, shards: Shards, recipe: Recipe) -> None:
+    """The mixes of a run are the spans that training builds by a recipe."""
+    plan, mixer = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model)), Mixer(run)
     groups = [group for step in islice(plan.steps(), 6) for row in step.rows for group in row.groups if group.segments]
     assert len(groups) > 5
     for group in groups[:6]:

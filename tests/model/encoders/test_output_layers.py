@@ -1,4 +1,4 @@
-"""The hidden layers that an adapter hears: each is what the encoder gives with that layer alone."""
+"""Several output layers of an encoder: each is what the encoder gives with that layer alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_each_layer_is_what_the_encoder_gives_with_that_layer_alone(kind: str, s
     waveforms, lengths = clips([16_000, 3_000, 9_000])
     config = EncoderConfig(path, layers=[-1, 0, 1])
     built = build_encoder(config, torch.float32, CPU).eval()
-    numbers = built.heard_layers
+    numbers = built.output_layers
     assert numbers[:2] == (0, 1)
     with torch.no_grad():
         features = built(waveforms, lengths)[0]
@@ -35,7 +35,7 @@ def test_each_layer_is_what_the_encoder_gives_with_that_layer_alone(kind: str, s
         torch.testing.assert_close(layer, alone, rtol=1e-5, atol=1e-5)
     torch.manual_seed(0)
     again = empty_encoder(describe_encoder(config)).eval()
-    assert (again.width, again.heard_layers) == (built.width, numbers)
+    assert (again.width, again.output_layers) == (built.width, numbers)
     assert taps_of(shape_of_encoder(config)) == taps_of(built) == {"": Taps(numbers, built.width // len(numbers))}
 
 
@@ -44,6 +44,6 @@ def test_names_and_mistakes() -> None:
         with pytest.raises(UserError, match=message):
             build_encoder(EncoderConfig("demo", layers=layers), torch.float32, CPU)
     everything = build_encoder(EncoderConfig("demo", layer=2, layers="all"), torch.float32, CPU)
-    assert everything.heard_layers == (0, 1, 2)
+    assert everything.output_layers == (0, 1, 2)
     names = {encoder_facts(EncoderConfig("demo", layers=layers)).output_name for layers in ([], [0, 3], "all")}
     assert len(names) == 3
