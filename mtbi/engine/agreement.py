@@ -175,8 +175,8 @@ def share(ranks: Ranks, device: torch.device, choose: Callable[[], Chosen | None
         return None
     path, state, *shapes = header[0]
     if not done.value:
-        absent = ({key: torch.empty(shape, device="meta") for key, shape in part.items()} for part in shapes)
-        done = Attempt((Path(path), Snapshot(*absent, state)))
+        trainable, moments = ({key: torch.empty(shape, device="meta") for key, shape in part.items()} for part in shapes)
+        done = Attempt((Path(path), Snapshot(trainable, moments, state)))
     folder, snapshot = done.get()  # type: ignore[misc]
     received = {"step": snapshot.state.get("step"), "state": snapshot.state}
     compare(ranks, {"checkpoint": {"checkpoint": folder.name, **received}})
