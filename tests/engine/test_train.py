@@ -128,9 +128,9 @@ def test_trained_layers_of_the_llm_go_on_with_any_number_of_processes_and_any_st
     launch: Launch, run: Run, tmp_path: Path
 ) -> None:
     fields = [*LAYERS, "train.min_learning_rate=1e-3", "train.learning_rate=1e-3"]  # the same rate in runs of any length
-    whole = losses(run(launch(tmp_path / "whole", *fields, processes=1, stage=2)))
+    whole = losses(run(launch(tmp_path / "whole", *fields, "train.steps=4", processes=0, stage=2)))
     moved = {}
-    for processes, stage, steps in [(4, 3, 2), (2, 1, 4), (3, 3, 6), (1, 2, 8)]:
+    for processes, stage, steps in [(2, 3, 2), (3, 1, 4)]:
         command = launch(tmp_path / "moved", *fields, f"train.steps={steps}", processes=processes, stage=stage)
         output = run(all_split(command, tmp_path))
         moved |= losses(output)

@@ -96,7 +96,7 @@ class ModelConfig:
         "recompute the LLM's activations in the backward pass: `on`, `off`, `auto` (where GPU memory needs it)",
         choices=("auto", "on", "off"),
     )
-    compile: bool = setting(False, "compile the frozen LLM's layers (torch.compile); no faster on CPUs; not with ZeRO-3")
+    compile: bool = setting(False, "compile the LLM's layers (torch.compile); no faster on CPUs; not with ZeRO-3")
     trust_remote_code: bool = setting(
         False, "run Python code that comes with the LLM or encoder; leave off unless you have read it"
     )
