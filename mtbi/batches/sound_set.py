@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from mtbi import object_store
 from mtbi.audio import codec, sound_files
 from mtbi.audio.codec import SAMPLE_RATE
 from mtbi.audio.segments import AudioSegment
@@ -89,6 +90,8 @@ def files_of(field: str, path: Path) -> list[tuple[str, Path]]:
         entries = [entry for entry in read_manifest(path) if entry.audio]
         if segment := next((entry for entry in entries if entry.start_s is not None), None):
             raise UserError(f"{field}: {path}: {segment.id} is a segment of a longer file; name whole files here.")
+        if remote := next((entry for entry in entries if object_store.is_remote(entry.audio)), None):
+            raise UserError(f"{field}: {path}: {remote.audio} is on object storage; download it, and name files here.")
         return [(entry.audio, path.parent / entry.audio) for entry in entries]
     if not path.exists():
         raise UserError(f"{field}: there is no {path}; name a folder with sound files, or a manifest.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mtbi import object_store
 from mtbi.answers.store import StoredAnswer
 from mtbi.answers.task_library import Task
 from mtbi.audio import codec, members
@@ -237,7 +238,9 @@ def item_dialogue(
 
 
 def locate(folder: Path, audio: str, where: str) -> Path:
-    """The file of a recording. Raises UserError where it is missing."""
+    """The file of a recording. Raises UserError where it is missing, and for an address."""
+    if object_store.is_remote(audio):
+        raise UserError(f"{where}: the recording {audio} is on object storage; download it, and give the path of the file")
     paths = [folder / audio, folder / "audios" / audio, folder.parent / "audios" / audio]
     existing = next((path for path in paths if Path(members.file_of(path)).is_file()), None)
     if existing is None:

@@ -97,3 +97,9 @@ def test_segments_of_longer_files_are_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / "noise.jsonl", [Utterance("part", "x.wav", "", start_s=1.0, duration_s=2.0)])
     with pytest.raises(UserError, match="part is a segment of a longer file; name whole files here"):
         SoundSet.of("augment.noise", [str(tmp_path / "noise.jsonl")])
+
+
+def test_recordings_on_object_storage_are_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "noise.jsonl", [Utterance("far", "s3://bucket/noise.wav", "")])
+    with pytest.raises(UserError, match="s3://bucket/noise.wav is on object storage; download it"):
+        SoundSet.of("augment.noise", [str(tmp_path / "noise.jsonl")])
