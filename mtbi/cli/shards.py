@@ -65,16 +65,26 @@ def run_encode(options: Options) -> None:
     import torch
 
     from mtbi import recipe as recipes
+    from mtbi.llm import precision
+    from mtbi.model import by_length
     from mtbi.model.encoders.build import build_encoder, encoder_facts
     from mtbi.shards import features
     from mtbi.shards.open_shards import open_shards
 
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
+    dtype = precision.of(recipe.precision, device)  # the features of training without stored ones
+    encoder = build_encoder(recipe.model.encoder, dtype, device, recipe.model.trust_remote_code).eval()
     name = encoder_facts(recipe.model.encoder, recipe.model.trust_remote_code).output_name
     shards = open_shards(options.shards, recipe)
-    written = features.write(shards, lambda waves, lengths: encoder(waves.to(device), lengths.to(device)), name, options.out)
+
+    def encode(waves: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if device.type == "cpu":
+            return encoder(waves, lengths)
+        return by_length.encode(encoder, waves.to(device), lengths.to(device), lengths.tolist())
+
+    batch_size = features.GPU_BATCH if device.type == "cuda" else features.CPU_BATCH
+    written = features.write(shards, encode, name, options.out, batch_size)
     print(f"{options.out}: the encoder's output for {written} utterances")
 
 

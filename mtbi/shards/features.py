@@ -6,8 +6,10 @@ the encoder's share of every step. They need whole utterances (`interleave.cut=s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +24,10 @@ from mtbi.errors import UserError
 from mtbi.recipe import Recipe
 from mtbi.shards.index import INDEX_NAME, TABLES, Index, write_index
 from mtbi.shards.read import Shards
-from mtbi.shards.record import COLUMNS
+from mtbi.shards.record import COLUMNS, StoredUtterance
 from mtbi.shards.write import finish, partial_folder, refuse_filled
 
+CPU_BATCH, GPU_BATCH = 16, 64  #: utterances that are encoded together
 SILENT_SAMPLES = 1600  # encoded for an utterance without sound, and not stored
 
 Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -45,8 +48,20 @@ def check(index: Index, recipe: Recipe, output_name: str, encoder_trains: bool) 
         raise UserError("data.shards: hold an encoder's output, so spans can only be sliced: set interleave.cut=slice")
 
 
+def read_ahead(source: Shards, batch_size: int) -> Iterator[list[tuple[dict[str, Any], StoredUtterance]]]:
+    """All records (`Shards.record`) in batches. Threads decode the next batch while this one is in use."""
+    parts = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    with ThreadPoolExecutor() as pool:
+        following = pool.map(source.record, parts[0]) if parts else iter(())
+        for part in [*parts[1:], range(0)]:
+            batch, following = list(following), pool.map(source.record, part)
+            yield batch
+
+
 @torch.no_grad()
-def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int = 16, shard_bytes: int = 1 << 26) -> int:
+def write(
+    source: Shards, encoder: Encoder, name: str, out: str, batch_size: int = CPU_BATCH, shard_bytes: int = 1 << 26
+) -> int:
     """Encode every utterance of `source` into new shards in the local folder `out`; returns how many there are.
 
     Raises UserError where `source` holds features already, or `out` is not empty.
@@ -57,12 +72,12 @@ def write(source: Shards, encoder: Encoder, name: str, out: str, batch_size: int
     partial = partial_folder(out)
     width = 0
     with mds.part("streaming:MDSWriter")(out=str(partial), columns=COLUMNS, hashes=["xxh64"], size_limit=shard_bytes) as writer:
-        for start in tqdm(range(0, len(source), batch_size), desc="features", unit="batch", disable=None):
-            records = [source.record(number) for number in range(start, min(start + batch_size, len(source)))]
+        batches = read_ahead(source, batch_size)
+        for records in tqdm(batches, total=-(-len(source) // batch_size), desc="features", unit="batch", disable=None):
             # Text alone has no samples: silence is encoded in their place, and not stored.
             waves = [torch.from_numpy(u.waveform) if len(u.waveform) else torch.zeros(SILENT_SAMPLES) for _, u in records]
             hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
-            for (columns, utterance), frames, length in zip(records, hidden.cpu(), lengths.tolist(), strict=True):
+            for (columns, utterance), frames, length in zip(records, hidden.float().cpu(), lengths.tolist(), strict=True):
                 if not len(utterance.waveform):
                     writer.write(columns)
                     continue
