@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from mtbi.llm.kernels import Sequences
 
 #: Scores that a second call of dense attention must save: about what a call costs on two CPU cores.
 WORTH_A_CALL = 10_000
+BLOCK = 128  #: slots of a block of FlexAttention's mask
 PADDING_PIECE = 64  #: slots of a sequence of padding, at most: what it computes is not read
 Columns = tuple[Tensor, Tensor, Tensor]  #: `group`, `branch` and `position_ids`, each (rows, tokens)
 
@@ -76,7 +77,7 @@ class Packing:
         masks: dict = self.__dict__.setdefault("_blocks", {})
         if window not in masks:
             group, branch, position = self.columns
-            rows, tokens = self.shape
+            tokens = self.shape[1]
 
             def attends(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 key_branch, query_branch = branch[row, key], branch[row, query]
@@ -84,8 +85,41 @@ class Packing:
                 allowed &= (key_branch == 0) | (key_branch == query_branch)
                 return allowed if window is None else allowed & (position[row, query] - position[row, key] < window)
 
-            masks[window] = create_block_mask(attends, rows, None, tokens, tokens, group.device)
+            some, of_some, every, of_every = (sent(torch.from_numpy(part), self.device) for part in self._key_blocks(window))
+            masks[window] = BlockMask.from_kv_blocks(some, of_some, every, of_every, BLOCK, attends, (tokens, tokens))
         return masks[window]
+
+    def _key_blocks(self, window: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Which blocks of keys each block of queries attends to: some of their pairs, then all of them.
+
+        Each as numbers `(rows, 1, blocks)`, and indices `(rows, 1, blocks, blocks)` of which the first so many count. A query
+        attends to at most two ranges of slots: its own branch up to itself, and the prefix, of both what is in the window.
+        """
+        group, branch, position = (column.numpy() for column in self.layout)
+        rows, tokens = self.shape
+        slot = np.arange(tokens)
+        new_group = np.diff(group, axis=1, prepend=-2) != 0
+        new_branch = new_group | (np.diff(branch, axis=1, prepend=-1) != 0)
+        own, start = (np.maximum.accumulate(np.where(new, slot, 0), axis=1) for new in (new_branch, new_group))
+        prefix_end = np.maximum.accumulate(np.where(new_group, slot, np.where(branch == 0, slot + 1, 0)), axis=1)
+        prefix_end[(branch == 0) | (group < 0)] = 0  # the own range is the prefix
+        own_end = np.where(group < 0, 0, slot + 1)
+        if window is not None:
+            own, start = np.maximum(own, slot - window + 1), np.maximum(start, start + position - window + 1)
+        begins = np.arange(0, tokens, BLOCK)
+        pairs = sum(
+            np.clip(np.minimum(stop[..., None], begins + BLOCK) - np.maximum(first[..., None], begins), 0, None)
+            for first, stop in ((own, own_end), (start, prefix_end))
+        )
+        whole = np.zeros((rows, len(begins) * BLOCK, len(begins)), np.int64)
+        whole[:, :tokens] = pairs
+        count = whole.reshape(rows, 1, len(begins), BLOCK, len(begins)).sum(3)
+        full = count == BLOCK * BLOCK
+        some, every = (
+            (chosen.sum(-1, dtype=np.int32), np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32))
+            for chosen in ((count > 0) & ~full, full)
+        )
+        return *some, *every
 
     @cached_property
     def longest_reach(self) -> int:

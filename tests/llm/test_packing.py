@@ -6,6 +6,7 @@ from itertools import groupby
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from mtbi.batches.batch import Batch
 from mtbi.llm.packing import PADDING_PIECE, Packing
@@ -55,3 +56,18 @@ def test_the_columns_on_the_host_give_the_same(packed: Batch) -> None:
     assert known.longest_reach == own.longest_reach == int(packed.position_ids.max()) + 1
     assert known.segments.longest == own.segments.longest
     assert known.segments.starts.device.type == "meta"
+
+
+@pytest.mark.parametrize("window", [None, 400, 150, 9, 1])
+def test_block_masks_are_those_that_flex_attention_finds_itself(pack_rows, window: int | None) -> None:
+    long = [(320 * 150, [40, 200]), (320 * 300, []), (900, [6, 5, 4]), (320 * 20, [130])]
+    for batch in (pack_rows([long, [], [(320 * 260, [300])]], 1000), pack_rows([[(900, [6])], []], 40)):
+        packing = Packing(batch.group, batch.branch, batch.position_ids)
+        made = packing.blocks(window)
+        rows, tokens = packing.shape
+        expected = create_block_mask(made.mask_mod, rows, None, tokens, tokens, "cpu")
+        assert made.seq_lengths == expected.seq_lengths
+        assert torch.equal(made.to_dense(), expected.to_dense())
+        for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks", "kv_indices", "q_indices"):
+            assert torch.equal(getattr(made, name), getattr(expected, name)), name
+        assert bool(made.full_kv_num_blocks.any()) == (tokens > 100 and window in (None, 400))
