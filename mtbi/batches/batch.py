@@ -66,7 +66,9 @@ class Batch:
         none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
         shape = (1, NO_TOKENS)
         zero = {name: getattr(self, name).new_zeros(shape) for name in ("token_ids", "position_ids", "branch")}
-        return replace(self, **none, **zero, group=self.group.new_full(shape, -1))
+        alone = replace(self, **none, **zero, group=self.group.new_full(shape, -1))
+        alone.on_host = self.on_host.clips_alone() if self.on_host else None
+        return alone
 
 
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")

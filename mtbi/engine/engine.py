@@ -180,7 +180,7 @@ class Engine:
         total = Sums(self.device)
         for micro_batch in step.micro_batches:
             batch = micro_batch.to(self.device)
-            batch = replace(batch, target_task=torch.zeros_like(batch.target_task))
+            batch.target_task = torch.zeros_like(batch.target_task)
             total.add(self.ds(batch), failed=step.loader.failure is not None)
         self.ds.train()
         return total.exchange()

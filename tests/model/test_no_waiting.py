@@ -36,6 +36,7 @@ def step(model: SpeechLLMModule, batch: Batch) -> Sums:
 def test_a_micro_batch_asks_the_gpu_for_no_value(make_model: Make, packed: Batch, kind: str, back_end: str) -> None:
     model = make_model(kind, back_end).to(META)
     total = step(model, packed.to(META))
+    step(model, packed.to(META).clips_alone())
     assert {mean.device for mean in total.means.values()} == {META}
     assert all(parameter.grad is not None for parameter in model.trainable_parameters().values())
 
