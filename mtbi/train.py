@@ -102,7 +102,7 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
     with Loader(
         data.shards, data.plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, recipe.data.workers,
         recipe.data.prefetch, progress.position, recipe.data.unreadable == "skip", report_activity,
-        data.augmentation,
+        data.augmentation, device,
     ) as loader:  # fmt: skip
         for step in loader:
             if progress.step >= config.steps or stopped:
@@ -122,13 +122,13 @@ def train(recipe: Recipe, ds_config: str, ranks: Ranks, stop_flag: StopFlag) -> 
             # 5.2 Restore the newest good checkpoint if the loss or the gradient shows that training went wrong.
             if number == config.alignment_steps + 1:
                 guard.forget()  # this step has another loss than those before it
-            rollback_reason = guard.judge(sums, step.micro_batch_count)
+            rollback_reason = guard.judge(sums)
             progress.guard = guard.to_state()
             if rollback_reason:
                 checkpointer.roll_back(progress, rollback_reason)
 
             # 5.3 Log.
-            metrics.skipped(number, sums.skipped, step.micro_batch_count, guard.spikes)
+            metrics.skipped(number, sums.skipped, step.micro_batch_count * ranks.world, guard.spikes)
             rate = learning_rate(number - 1, config)
             metrics.step(number, step.step, sums, step.data_wait_seconds, rate, config.log_every_steps)
             if message := progress.too_many_unreadable(recipe.data, len(data.shards)):

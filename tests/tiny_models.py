@@ -103,7 +103,7 @@ def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, seed: int = 5) ->
     for builder, groups in zip(builders, rows, strict=True):
         for number, (samples, branches) in enumerate(groups):
             put_group(builder, number, samples, branches, seed)
-    count = sum(len(builder.targets) for builder in builders)
+    count = sum(len(ids) for builder in builders for ids, *_ in builder.targets)
     index = SimpleNamespace(encoded="", feature_width=0, top_k=4)
     clip_columns = clip_tensors(clips, index) | spoken_tensors(spoken)
     batch = Batch(**token_tensors(builders, tokens), **clip_columns, **target_tensors(builders, index))
@@ -127,9 +127,9 @@ def put_group(builder: RowBuilder, number: int, samples: int, branches: list[int
     for branch, length in enumerate(branches):
         content = torch.Generator().manual_seed(1000 * samples + 10 * branch + length)
         text = torch.randint(3, VOCABULARY, (length + 1,), generator=content).tolist()
-        start = builder.base + len(builder.tokens)
+        start = builder.base + builder.used
         builder.put(text[:-1], number, branch + 1, 3 + frames)
-        builder.targets.extend((start + i, text[i + 1], 1.0, branch % 3, 0) for i in range(length // 2, length))
+        builder.targets.append((text[length // 2 + 1 :], start + length // 2, 1.0, branch % 3, 0))
 
 
 ROWS = [[(900, [6, 5, 4]), (320, [4])], [(2000, [8, 3]), (500, []), (640, [5, 5])]]

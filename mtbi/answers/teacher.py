@@ -160,6 +160,7 @@ def load_llm(config: ModelConfig, dtype: torch.dtype, device: torch.device | str
             dtype=dtype,
             attn_implementation=attention.DENSE,
             trust_remote_code=config.trust_remote_code,
+            device_map=None if torch.device(device).type == "cpu" else device,  # straight to a GPU
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.llm: no language model can be read from {config.llm!r}: {error}") from error

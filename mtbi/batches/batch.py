@@ -49,22 +49,27 @@ class Batch:
     target_source: Tensor  #: (targets,) int64; index into the plan's list of folders of shards
     teacher_ids: Tensor  #: (targets, k) int64; the teacher's likeliest tokens, k = 0 where none are stored
     teacher_logprobs: Tensor  #: (targets, k) float32; their natural-log probabilities; -inf marks unused columns
+    #: The same batch in host memory, where it came from there: the host need not fetch what it knows. `replace` drops it.
+    on_host: Batch | None = field(default=None, init=False, repr=False, compare=False)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
+        moved = Batch(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors().items()})
+        moved.on_host = self if self.group.device.type == "cpu" else self.on_host
+        return moved
 
-    def emptied(self) -> Batch:
-        """A batch of the same shape with no group, no sound slot and no target: its loss is 0 and so is its gradient."""
-        blank = {name: torch.zeros_like(getattr(self, name)) for name in ("waveforms", "features", "spoken_lengths")}
-        return replace(self.clips_alone(*self.token_ids.shape), **blank)
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
-    def clips_alone(self, rows: int = 1, tokens: int = NO_TOKENS) -> Batch:
-        """The clips with rows of padding. In the one short row the LLM computes next to nothing."""
+    def clips_alone(self) -> Batch:
+        """The clips with one short row of padding, in which the LLM computes next to nothing."""
         none = {name: getattr(self, name)[:0] for name in (*AUDIO_FIELDS, *TARGET_FIELDS)}
-        shape = (rows, tokens)
+        shape = (1, NO_TOKENS)
         zero = {name: getattr(self, name).new_zeros(shape) for name in ("token_ids", "position_ids", "branch")}
-        return replace(self, **none, **zero, group=self.group.new_full(shape, -1))
+        alone = replace(self, **none, **zero, group=self.group.new_full(shape, -1))
+        alone.on_host = self.on_host.clips_alone() if self.on_host else None
+        return alone
 
 
 AUDIO_FIELDS = ("audio_slot", "audio_clip", "audio_frame")
@@ -87,27 +92,23 @@ class RowBuilder:
     spoken: list[np.ndarray]  #: the tokens said in each clip (tokens,)
     base: int  #: flat position of the row's first slot
     owners: list[tuple[Group, int]] = field(default_factory=list)  #: of the batch: each clip's group, and its number in it
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    branches: list[int] = field(default_factory=list)
-    audio: list[tuple[int, int, int]] = field(default_factory=list)  #: (slot, clip, frame)
-    targets: list[tuple[int, int, float, int, int]] = field(default_factory=list)  #: (slot, token, weight, task, source)
+    used: int = 0  #: slots of the row so far
+    tokens: list[tuple[np.ndarray, int, int, int]] = field(default_factory=list)  #: (ids, group, branch, first position)
+    audio: list[tuple[int, int, int, int]] = field(default_factory=list)  #: (frames, first slot, clip, first frame)
+    #: (ids, first slot, weight, task, source)
+    targets: list[tuple[Sequence[int], int, float, int, int]] = field(default_factory=list)
     teacher_ids: list[np.ndarray] = field(default_factory=list)
     teacher_logprobs: list[np.ndarray] = field(default_factory=list)
 
-    def put(self, ids: list[int] | np.ndarray, group: int, branch: int, position: int) -> None:
+    def put(self, ids: Sequence[int] | np.ndarray, group: int, branch: int, position: int) -> None:
         """Append text tokens."""
-        self.tokens.extend(int(i) for i in ids)
-        self.positions.extend(range(position, position + len(ids)))
-        self.groups.extend([group] * len(ids))
-        self.branches.extend([branch] * len(ids))
+        self.tokens.append((np.asarray(ids, np.int64), group, branch, position))
+        self.used += len(ids)
 
     def put_sound(self, clip: int, first: int, stop: int, group: int, branch: int, position: int) -> None:
         """Append slots for adapter frames `first` to `stop` of a clip."""
-        slot = self.base + len(self.tokens)
-        self.audio.extend((slot + offset, clip, first + offset) for offset in range(stop - first))
-        self.put([0] * (stop - first), group, branch, position)
+        self.audio.append((stop - first, self.base + self.used, clip, first))
+        self.put(np.zeros(stop - first, np.int64), group, branch, position)
 
     def add_clip(self, sound: np.ndarray, spoken_ids: np.ndarray) -> int:
         """Add a clip, `(samples,)` or `(frames, width)`, and its tokens to the batch. Returns its number."""
@@ -161,7 +162,7 @@ class RowBuilder:
 
         Raises ValueError where they do not take the positions that the plan counted: index and shards disagree.
         """
-        start, source = len(self.tokens), self.plan.index.source_of(group.utterance)
+        start, source = self.used, self.plan.index.source_of(group.utterance)
         prefix, prompt_first = self.plan.index.prefix_ids, self.plan.index.prompt_first
         clips = len(self.clips)
         spans = self.cut_utterance(group, stored)
@@ -174,8 +175,8 @@ class RowBuilder:
                 self.put(answer.before_speech_ids, number, branch, position)
                 position = self.put_speech(spans, number, branch, position + len(answer.before_speech_ids))
             self.put_answer(answer, source, number, branch, position)
-        if len(self.tokens) - start != group.tokens:
-            taken = len(self.tokens) - start
+        if self.used - start != group.tokens:
+            taken = self.used - start
             raise ValueError(f"utterance {group.utterance} takes {taken} slots, the plan says {group.tokens}")
 
     def put_answer(self, answer: StoredAnswer, source: int, group: int, branch: int, position: int) -> None:
@@ -183,17 +184,26 @@ class RowBuilder:
         prompt, ids = answer.after_speech_ids, answer.answer_ids
         task = self.plan.index.tasks.index(answer.task)
         weight = float(self.plan.task_weights[task])
-        first_target = self.base + len(self.tokens) + len(prompt) - 1
+        first_target = self.base + self.used + len(prompt) - 1
         self.put([*prompt, *ids[:-1]], group, branch, position)  # the last token is predicted and never an input
-        self.targets.extend((first_target + offset, token, weight, task, source) for offset, token in enumerate(ids))
+        self.targets.append((ids, first_target, weight, task, source))
         topk_ids, topk_logprobs = pad_teacher(answer.topk_ids, answer.topk_logprobs, self.plan.index.top_k)
         self.teacher_ids.append(topk_ids)
         self.teacher_logprobs.append(topk_logprobs)
 
 
-def column(records: list[tuple], field_number: int, dtype: torch.dtype) -> Tensor:
-    """One field of a list of records as a tensor `(records,)`."""
-    return torch.tensor([record[field_number] for record in records], dtype=dtype)
+def spread(records: Sequence[tuple], number: int, counts: Sequence[int], rising: bool, dtype: type) -> Tensor:
+    """Field `number` of each record, as often as `counts` says, in one tensor. A `rising` one grows by 1 each time."""
+    times = np.array(counts, np.int64)
+    values: np.ndarray = np.repeat(np.array([record[number] for record in records], dtype), times)
+    if rising:
+        values += np.arange(len(values)) - np.repeat(np.cumsum(times) - times, times)
+    return torch.from_numpy(values)
+
+
+def joined(arrays: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
+    """Token ids one after another, int64."""
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *arrays], dtype=np.int64, casting="unsafe"))
 
 
 def stack(arrays: list[np.ndarray], shortest: int, dtype: torch.dtype) -> Tensor:
@@ -237,11 +247,11 @@ def token_tensors(builders: list[RowBuilder], width: int) -> dict[str, Tensor]:
     token_ids, position_ids = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     groups, branches = torch.full(shape, -1, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
     for row, builder in enumerate(builders):
-        used = len(builder.tokens)
-        token_ids[row, :used] = torch.tensor(builder.tokens)
-        position_ids[row, :used] = torch.tensor(builder.positions)
-        groups[row, :used] = torch.tensor(builder.groups, dtype=torch.int32)
-        branches[row, :used] = torch.tensor(builder.branches, dtype=torch.int32)
+        inside, counts = slice(builder.used), [len(ids) for ids, *_ in builder.tokens]
+        token_ids[row, inside] = joined([ids for ids, *_ in builder.tokens])
+        groups[row, inside] = spread(builder.tokens, 1, counts, False, np.int32)
+        branches[row, inside] = spread(builder.tokens, 2, counts, False, np.int32)
+        position_ids[row, inside] = spread(builder.tokens, 3, counts, True, np.int64)
     return {"token_ids": token_ids, "position_ids": position_ids, "group": groups, "branch": branches}
 
 
@@ -276,15 +286,16 @@ def target_tensors(builders: list[RowBuilder], index: Index) -> dict[str, Tensor
     ids = [answer for builder in builders for answer in builder.teacher_ids]
     logprobs = [answer for builder in builders for answer in builder.teacher_logprobs]
     none = torch.zeros(0, index.top_k)
+    frames, tokens = [count for count, *_ in audio], [len(own) for own, *_ in targets]
     return {
-        "audio_slot": column(audio, 0, torch.int64),
-        "audio_clip": column(audio, 1, torch.int64),
-        "audio_frame": column(audio, 2, torch.int64),
-        "target_slot": column(targets, 0, torch.int64),
-        "target_ids": column(targets, 1, torch.int64),
-        "target_weight": column(targets, 2, torch.float32),
-        "target_task": column(targets, 3, torch.int64),
-        "target_source": column(targets, 4, torch.int64),
+        "audio_slot": spread(audio, 1, frames, True, np.int64),
+        "audio_clip": spread(audio, 2, frames, False, np.int64),
+        "audio_frame": spread(audio, 3, frames, True, np.int64),
+        "target_slot": spread(targets, 1, tokens, True, np.int64),
+        "target_ids": joined([own for own, *_ in targets]),
+        "target_weight": spread(targets, 2, tokens, False, np.float32),
+        "target_task": spread(targets, 3, tokens, False, np.int64),
+        "target_source": spread(targets, 4, tokens, False, np.int64),
         "teacher_ids": torch.from_numpy(np.concatenate(ids)).long() if ids else none.long(),
         "teacher_logprobs": torch.from_numpy(np.concatenate(logprobs)).float() if logprobs else none,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def without(batch: Batch, dropped: Tensor) -> Batch:
         row, slot = flat // width, flat % width
         return row * new_width + slots[row, slot]
 
-    columns = {
+    columns: dict[str, Any] = {
         "token_ids": moved(batch.token_ids, 0),
         "position_ids": moved(batch.position_ids - missing_before(batch, kept), 0),
         "group": moved(batch.group, -1),

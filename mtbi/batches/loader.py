@@ -13,9 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import torch
+
 from mtbi.batches.augment import Augmentation
 from mtbi.batches.batch import Batch, build
 from mtbi.batches.plan import Plan, Position, Row, Step
+from mtbi.batches.transfer import PackedBatch
 from mtbi.errors import DamagedError
 from mtbi.shards.read import Shards
 from mtbi.shards.record import StoredUtterance
@@ -42,7 +45,7 @@ class LoadedStep:
 
     step: Step
     loader: Loader
-    micro_batch_count: int  #: of this process, the same on every process
+    micro_batch_count: int  #: of this process, the same on every process; without those that are empty on all
     futures: list[Future[tuple[Batch, int]]] = field(default_factory=list)  #: batches, and utterances left out of each
     data_wait_seconds: float = 0.0  #: spent waiting for batches so far
     unreadable: int = 0  #: utterances left out of this process's micro-batches so far
@@ -79,17 +82,24 @@ class LoadedStep:
             self.loader.doing("waiting for data")
             while len(self.futures) <= index:
                 self.loader.submit_next()
-            try:
-                batch, left_out = self.futures[index].result()
-                self.unreadable, self.loader.unreadable = self.unreadable + left_out, self.loader.unreadable + left_out
-            except Exception as error:
-                self.loader.failure = error  # an empty batch follows, so that all processes end together
-                batch = build([Row()] * self.loader.rows_per_micro_batch, self.loader.shards.__getitem__, self.loader.plan)
+            batch = self._batch(index)
             self.loader.waiting -= 1
             self.loader.top_up()
             self.loader.doing("computing")
             self.data_wait_seconds += time.perf_counter() - began
             yield batch
+
+    def _batch(self, index: int) -> Batch:
+        """Micro-batch `index`. After a failure it is empty, and none is waited for: all processes end after the same step."""
+        loader = self.loader
+        if loader.failure is None:
+            try:
+                batch, left_out = self.futures[index].result()
+                self.unreadable, loader.unreadable = self.unreadable + left_out, loader.unreadable + left_out
+                return batch
+            except Exception as error:
+                loader.failure = error
+        return build([Row()] * loader.rows_per_micro_batch, loader.shards.__getitem__, loader.plan)
 
 
 class Loader:
@@ -99,7 +109,8 @@ class Loader:
     raised in the iteration on all of them. A micro-batch that cannot be fetched or decoded is empty; `failure` is its error.
     With `skip_unreadable`, utterances that are lost or damaged for good (DamagedError) are left out and counted. A store that
     refuses access or does not answer is still a `failure`. `doing` is called with the current activity, for a watchdog.
-    Only a loader for training has an `augmentation`.
+    Only a loader for training has an `augmentation`. For a GPU as the `device`, the threads also pack the micro-batches for the
+    way there (`mtbi.batches.transfer`).
     """
 
     def __init__(
@@ -115,6 +126,7 @@ class Loader:
         skip_unreadable: bool = False,
         doing: Callable[[str], None] = lambda activity: None,
         augmentation: Augmentation | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.shards, self.plan, self.rank, self.world = shards, plan, rank, world
         self.rows_per_micro_batch, self.prefetch = rows_per_micro_batch, max(1, prefetch)
@@ -122,7 +134,8 @@ class Loader:
         self.unreadable = 0  #: utterances left out of the micro-batches that were handed out
         self.failure: Exception | None = None  #: why a micro-batch of the step that is being computed is empty
         self.waiting = 0  #: micro-batches submitted and not yet handed out
-        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode")
+        self._gpu = device if device and device.type == "cuda" else None
+        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="mtbi-decode", initializer=self._begin_thread)
         self._planned: queue.Queue[Step | Exception] = queue.Queue(maxsize=PLANNED_STEPS)
         self._stopped = threading.Event()
         self._planner = threading.Thread(target=self._plan_ahead, args=(position,), name="mtbi-plan", daemon=True)
@@ -154,6 +167,7 @@ class Loader:
             raise step
         rows_per_step = self.plan.config.rows_per_step
         parts = rows_of(step.rows, rows_per_step, self.rank, self.world, self.rows_per_micro_batch)
+        parts = parts[: max(1, -(-len(step.rows) // (self.world * self.rows_per_micro_batch)))]
         loaded = LoadedStep(step, self, len(parts))
         self._loaded.append(loaded)
         self._parts.extend((loaded, rows) for rows in parts)
@@ -165,6 +179,11 @@ class Loader:
         loaded, rows = self._parts.popleft()
         loaded.futures.append(self._pool.submit(self._build, rows))
         self.waiting += 1
+
+    def _begin_thread(self) -> None:
+        """Page-locked memory belongs to a GPU, and each thread has a current one: without this, the first of the machine."""
+        if self._gpu:
+            torch.cuda.set_device(self._gpu)
 
     def _build(self, rows: list[Row]) -> tuple[Batch, int]:
         """A micro-batch, and how many utterances are left out of it."""
@@ -181,7 +200,8 @@ class Loader:
                 log.warning("utterance %d left out: %s", utterance, error)
                 return None
 
-        return build(rows, read, self.plan, self.augmentation), left_out
+        batch = build(rows, read, self.plan, self.augmentation)
+        return PackedBatch.of(batch) if self._gpu else batch, left_out
 
     def top_up(self) -> None:
         """Keep `prefetch` micro-batches in the making, as far as steps are planned: no finished batch waits for the planner."""

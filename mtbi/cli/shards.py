@@ -74,6 +74,8 @@ def run_encode(options: Options) -> None:
 
     from mtbi import files
     from mtbi import recipe as recipes
+    from mtbi.llm import precision
+    from mtbi.model import by_length
     from mtbi.model.encoders.build import build_encoder, encoder_facts
     from mtbi.model.frame_counts import FrameGeometry
     from mtbi.shards import features
@@ -82,21 +84,23 @@ def run_encode(options: Options) -> None:
 
     recipe = recipes.load(options.recipe, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder: Any = build_encoder(recipe.model.encoder, torch.float32, device, recipe.model.trust_remote_code).eval()
+    dtype = precision.of(recipe.precision, device)  # the features of training without stored ones
+    encoder: Any = build_encoder(recipe.model.encoder, dtype, device, recipe.model.trust_remote_code).eval()
     name = encoder_facts(recipe.model.encoder, recipe.model.trust_remote_code).output_name
     shards = open_shards(options.shards, recipe)
     part = chosen_slice(options)
     frames = FrameGeometry.from_config(recipe.model).encoder_frames
     size = features.check_room(shards.index, options.out, frames, encoder.width, part)
     print(f"the encoder's output has {encoder.width} channels and will take about {size / 1e9:.3g} GB", flush=True)
-    written = features.write(
-        shards,
-        lambda waves, lengths: encoder(waves.to(device), lengths.to(device)),
-        name,
-        options.out,
-        part=part,
-        made_from=files.digest(shards.folders[0].local / INDEX_NAME) if part else "",
-    )
+
+    def encode(waves: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if device.type == "cpu":
+            return encoder(waves, lengths)
+        return by_length.encode(encoder, waves.to(device), lengths.to(device), lengths.tolist())
+
+    batch_size = features.GPU_BATCH if device.type == "cuda" else features.CPU_BATCH
+    made_from = files.digest(shards.folders[0].local / INDEX_NAME) if part else ""
+    written = features.write(shards, encode, name, options.out, batch_size, part=part, made_from=made_from)
     print(f"{options.out}: the encoder's output for {written} utterances{f' of {part}' if part else ''}")
 
 

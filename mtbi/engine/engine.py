@@ -110,6 +110,9 @@ class Engine:
         if self.stage == 3:
             zero3.use_frozen_linear()
         self.optimizer_steps = 0
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  #: whether the loss of the micro-batch is
+        for parameter in self.parameters.values():
+            parameter.register_hook(self._without_bad_loss)
         self._make_moments()
         if snapshot:
             self.restore(snapshot)
@@ -127,37 +130,50 @@ class Engine:
         gradient is the same however the rows are split: the denominator comes from the plan, and the factor `scale` undoes
         DeepSpeed's mean over processes.
 
-        All processes skip a micro-batch if one of them finds a loss that is not finite, or if none has a target. If every
-        micro-batch is skipped, no weight changes, not even by weight decay. If a process has no data (`failed`), no weight
-        changes either, and the run must end after this step. Dropout depends on the seed, `number` and the rows alone
-        (`mtbi.engine.seeding`).
+        A micro-batch whose loss is not finite adds nothing to the sums and to the gradient. The host does not wait for the
+        device to find this out. The processes exchange what they met once, before the update. If nothing was left, no weight
+        changes, not even by weight decay. If a process has no data (`failed`), no weight changes either, and the run must end
+        after this step. Dropout depends on the seed, `number` and the rows alone (`mtbi.engine.seeding`).
         """
         alignment_alone = number < self.recipe.train.alignment_steps
         for group in self.optimizer.param_groups:
             share = group["alignment_share" if alignment_alone else "rate_share"]
             group["lr"] = learning_rate(number, self.recipe.train) * share
         scale = self.world / step.weight_total if step.weight_total else 0.0
-        total, used = Sums(self.device), 0
+        total = Sums(self.device)
         for index, micro_batch in enumerate(step.micro_batches):
             batch, last = micro_batch.to(self.device), index == step.micro_batch_count - 1
             seed_micro_batch(self.recipe.seed, number, step.first_row(index))
             out = self.ds(batch, alignment_alone)
             failed = step.loader.failure is not None
-            counts = total.add(out, stop and index == 0, step.unreadable if last else 0, failed)
-            if total.failed:
-                return total.result(0.0)  # with gradients of earlier micro-batches left over: the run ends now
-            if last and used and not counts:  # earlier micro-batches count, so an empty one closes the step
-                out, counts = self.ds(batch.emptied(), alignment_alone), True
-            if counts:
-                used += 1
-                self.ds.set_gradient_accumulation_boundary(last)
-                self.ds.backward(out.loss * scale, scale_wrt_gas=False)
+            self.finite = total.add(out, stop and last, step.unreadable if last else 0, failed)
+            self.ds.set_gradient_accumulation_boundary(last)
+            self.ds.backward(out.loss * scale, scale_wrt_gas=False)
+            if not last:
                 self.ds.step()
-        norm = 0.0
-        if used:
-            self.optimizer_steps += 1
-            norm = float(self.ds.get_global_grad_norm())
-        return total.result(norm)
+        sums = total.exchange()
+        if sums.failed:
+            return sums  # with gradients left over: the run ends now
+        if not sums.weight:
+            self._discard_gradients()
+            return sums
+        self.ds.step()
+        self.optimizer_steps += 1
+        return sums.with_gradient(float(self.ds.get_global_grad_norm()))
+
+    def _without_bad_loss(self, gradient: Tensor) -> Tensor:
+        """A parameter's gradient of a micro-batch, or zeros if the loss is not finite. A factor of 0 would leave NaN."""
+        return torch.where(self.finite, gradient, 0)
+
+    def _discard_gradients(self) -> None:
+        """End a step without an update, as DeepSpeed's optimizers do after an overflow."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for name in ("averaged_gradients", "all_grad_tensors"):
+            getattr(self.optimizer, name, {}).clear()
+        if self.stage != 3:
+            self.optimizer.micro_step_id = -1
+        self.ds.set_gradient_accumulation_boundary(False)
+        self.ds.step()  # counts the micro-batch
 
     @torch.no_grad()
     def evaluate_step(self, step: LoadedStep) -> StepSums:
@@ -166,12 +182,10 @@ class Engine:
         total = Sums(self.device)
         for micro_batch in step.micro_batches:
             batch = micro_batch.to(self.device)
-            batch = replace(batch, target_task=torch.zeros_like(batch.target_task))
+            batch.target_task = torch.zeros_like(batch.target_task)
             total.add(self.ds(batch), failed=step.loader.failure is not None)
-            if total.failed:
-                break
         self.ds.train()
-        return total.result(0.0)
+        return total.exchange()
 
     def snapshot(self, state: dict[str, Any], keep: bool = True) -> Snapshot:
         """Trainable parameters and moments in float32, whole, on the CPU. All processes must call it together.

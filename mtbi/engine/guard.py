@@ -34,9 +34,9 @@ class Guard:
         """Forget the earlier losses."""
         self.losses.clear()
 
-    def judge(self, sums: StepSums, micro_batch_count: int) -> str:
-        """The reason to restore the newest good checkpoint, or "". `micro_batch_count` is that of one process."""
-        empty, skipped = not sums.weight, sums.skipped == micro_batch_count
+    def judge(self, sums: StepSums) -> str:
+        """The reason to restore the newest good checkpoint, or ""."""
+        empty = not sums.weight
         loss = sums.loss / sums.weight if sums.weight else math.nan
         spike = self._is_spike(loss)
         self.spikes += spike
@@ -48,7 +48,7 @@ class Guard:
             reason = "the gradient is not finite"
         elif self.bad_steps >= self.config.max_bad_steps:
             high = f"the loss was more than {self.config.spike_factor:g} times as high as before"
-            fault = high if spike else "the loss was not finite" if skipped else "there was no target to learn from"
+            fault = high if spike else "the loss was not finite" if sums.skipped else "there was no target to learn from"
             reason = f"{fault} in {self.bad_steps} steps in a row"
         else:
             return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class StepSums:
 
     loss: float  #: weight * loss of every target
     weight: float  #: of every target that counted
-    skipped: int  #: micro-batches left out because a loss was not finite
+    skipped: int  #: micro-batches of all processes left out because their loss was not finite
     stop: bool  #: some process was asked to stop
     unreadable: int  #: utterances of the step left out as lost or damaged
     failed: bool  #: some process had no data, so that no weight was changed
@@ -32,47 +32,42 @@ class StepSums:
     means: Means  #: everything to log, float64 on the CPU; `loss` is among them
     gradient_norm: float  #: before clipping
 
+    def with_gradient(self, norm: float) -> StepSums:
+        """The same sums, of a step whose gradient has this norm before clipping."""
+        return replace(self, gradient_norm=norm, lost=not math.isfinite(norm))
+
 
 class Sums:
-    """Adds up a step's results: one small all-reduce a micro-batch."""
+    """Adds up a step's results on the device. The processes exchange them once, and only then the host waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.skipped = device, 0
         self.means: Means = {}
-        self.flags = dict.fromkeys(("stop", "bad", "unreadable", "failed"), 0.0)  #: summed over processes and micro-batches
+        self.bad = torch.zeros((), dtype=torch.float64, device=device)  #: micro-batches whose loss is not finite
+        self.flags = dict.fromkeys(("stop", "unreadable", "failed"), 0.0)
 
-    @property
-    def failed(self) -> bool:
-        """Some process had no data."""
-        return self.flags["failed"] > 0
-
-    def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0, failed: bool = False) -> bool:
-        """Returns whether the micro-batch counts: its loss is finite on all processes, and some process has a target.
+    def add(self, out: LossOutput, stop: bool = False, unreadable: int = 0, failed: bool = False) -> Tensor:
+        """Add a micro-batch, unless its loss is not finite. Returns whether it is, () bool on the device.
 
         The names in `out.means` must be the same on all processes and in all micro-batches.
         """
+        finite = torch.isfinite(out.loss.detach())
+        self.bad = self.bad + ~finite
+        means = {name: torch.where(finite, mean.double().nan_to_num(0.0, 0.0, 0.0), 0.0) for name, mean in out.means.items()}
+        self.means = add(self.means, means)
+        for name, count in {"stop": stop, "unreadable": unreadable, "failed": failed}.items():
+            self.flags[name] += float(count)
+        return finite
+
+    def exchange(self) -> StepSums:
+        """The sums over all processes as numbers, without a gradient. All processes must call it together."""
         import deepspeed.comm as dist
 
-        bad = not bool(torch.isfinite(out.loss.detach()))
-        flags = torch.tensor([float(stop), float(bad), float(unreadable), float(failed)], dtype=torch.float64)
-        values = torch.cat([mean.double().flatten() for mean in out.means.values()])
-        shared = torch.cat([flags.to(values.device), values.nan_to_num(0.0, 0.0, 0.0)])
+        flags = torch.tensor([*self.flags.values()], dtype=torch.float64, device=self.bad.device)
+        shared = torch.cat([flags, self.bad[None], *(mean.flatten() for mean in self.means.values())])
         dist.all_reduce(shared)
-        flags, values = shared[: len(flags)], shared[len(flags) :]
-        everywhere = dict(zip(self.flags, flags.tolist(), strict=True))
-        self.flags = {name: self.flags[name] + count for name, count in everywhere.items()}
-        if everywhere["bad"]:
-            self.skipped += 1
-            values = torch.zeros_like(values)
-        parts = values.split([mean.numel() for mean in out.means.values()])
-        means = {name: part.view_as(mean) for (name, mean), part in zip(out.means.items(), parts, strict=True)}
-        self.means = add(self.means, means)
-        return bool(means["loss"][1] > 0)
-
-    def result(self, gradient_norm: float) -> StepSums:
-        """The sums as numbers."""
-        means = {name: mean.cpu() for name, mean in self.means.items()}
+        shared = shared.cpu()
+        stop, unreadable, failed, bad = shared[:4].tolist()
+        parts = shared[4:].split([mean.numel() for mean in self.means.values()])
+        means = {name: part.view_as(mean) for (name, mean), part in zip(self.means.items(), parts, strict=True)}
         loss, weight = means["loss"].tolist() if means else (0.0, 0.0)
-        lost = not math.isfinite(gradient_norm)
-        stop, unreadable = self.flags["stop"] > 0, int(self.flags["unreadable"])
-        return StepSums(loss, weight, self.skipped, stop, unreadable, self.failed, lost, means, gradient_norm)
+        return StepSums(loss, weight, int(bad), stop > 0, int(unreadable), failed > 0, False, means, 0.0)

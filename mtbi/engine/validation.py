@@ -51,7 +51,9 @@ class Evaluation:
         means: Means = {"loss": torch.zeros(2), "task_agreement": torch.zeros(2, 1)}
         utterances = 0
         rows, data = self.recipe.plan.rows_per_micro_batch, self.recipe.data
-        with Loader(self.shards, self.plan, self.ranks.rank, self.ranks.world, rows, data.workers, data.prefetch) as loader:
+        with Loader(
+            self.shards, self.plan, self.ranks.rank, self.ranks.world, rows, data.workers, data.prefetch, device=engine.device
+        ) as loader:
             for loaded in takewhile(lambda step: step.position.epoch == 0, loader):
                 report_activity()
                 sums = engine.evaluate_step(loaded)

@@ -6,7 +6,7 @@ attention sinks (gpt-oss) included:
 - `dense` is scaled-dot-product attention with a mask, one group after the other. Where it saves enough, the prefix has a causal
   call of its own.
 - `flash` is two variable-length kernel calls: every prefix and every branch causally on itself, and every branch on its prefix.
-  Their results are merged by their log-sum-exp.
+  Their results are merged by their log-sum-exp. Padding is a sequence too, so that rows are computed as they lie in memory.
 - `flex` is PyTorch's FlexAttention (arXiv 2412.05496): one compiled kernel over whole rows, which skips masked blocks.
 
 The packing is passed as the forward keyword `packing`. Without one (generation) the back ends are transformers' own `sdpa`,
@@ -16,127 +16,25 @@ with sinks added. On CPUs the key heads are not repeated, which would take most 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, cached_property
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from mtbi.errors import UserError
 from mtbi.llm import kernels
-from mtbi.llm.kernels import Sequences
+from mtbi.llm.packing import Packing
 
 #: Names in transformers. No name contains "flash": transformers 5 would look for a kernel of its own.
 DENSE, FLASH, FLEX = "mtbi_dense", "mtbi_varlen", "mtbi_flex"
-#: Scores that a second call of dense attention must save: about what a call costs on two CPU cores.
-WORTH_A_CALL = 10_000
 #: Arguments of attention calls that do not change the result. Others are refused if they have a value.
 NEUTRAL = {"position_ids", "cache_position", "use_cache", "return_dict", "is_causal"}
 NEUTRAL |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 
 _attend = functional.scaled_dot_product_attention
-
-
-class AttentionCall(NamedTuple):
-    """One call of dense attention: a group's next `queries` queries on the group's first `keys` keys."""
-
-    queries: int
-    keys: int
-    mask: Tensor | None  #: (queries, keys) added to the scores: 0 where a query attends to a key, else -inf; None = causal
-
-
-class Stretch(NamedTuple):
-    """Neighbouring slots of a row: a group, or padding, which has no calls."""
-
-    size: int
-    calls: list[AttentionCall]
-
-
-class Packing:
-    """The positions of groups and branches in a batch. Masks are made on first use and kept for the whole batch."""
-
-    def __init__(self, group: Tensor, branch: Tensor, position_ids: Tensor, read: Tensor | None = None) -> None:
-        """`group`, `branch` and `position_ids` are `(rows, tokens)`, as in `mtbi.batches.batch.Batch`.
-
-        `read` holds the flat positions (n,) whose last hidden state is used (`mtbi.llm.last_layer`); None = all.
-        """
-        self.read = read
-        rows, tokens = group.shape
-        self.shape = (rows, tokens)
-        self.layout = (group, branch, position_ids)
-        self.slots = (group.flatten() >= 0).nonzero()[:, 0]  #: (real tokens,) flat positions that are not padding
-        row = self.slots // tokens
-        self.group = row * tokens + group.flatten()[self.slots]  #: (real tokens,) number of the group in the batch
-        self.branch = branch.flatten()[self.slots].long()
-        self.position = position_ids.flatten()[self.slots]
-
-    def stretches(self, window: int | None, dtype: torch.dtype) -> list[list[Stretch]]:
-        """The stretches of each row, left to right. `window` is the reach of a sliding window in positions, None = none."""
-        known: dict = self.__dict__.setdefault("_stretches", {})
-        if (window, dtype) not in known:
-            known[window, dtype] = [_stretches(*row, window, dtype) for row in zip(*self.layout, strict=True)]
-        return known[window, dtype]
-
-    def blocks(self, window: int | None) -> BlockMask:
-        """The mask of whole rows for FlexAttention. A padding slot attends to nothing."""
-        masks: dict = self.__dict__.setdefault("_blocks", {})
-        if window not in masks:
-            group, branch, position = self.layout
-            rows, tokens = self.shape
-
-            def attends(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                key_branch, query_branch = branch[row, key], branch[row, query]
-                allowed = (group[row, query] == group[row, key]) & (group[row, key] >= 0) & (key <= query)
-                allowed &= (key_branch == 0) | (key_branch == query_branch)
-                return allowed if window is None else allowed & (position[row, query] - position[row, key] < window)
-
-            masks[window] = create_block_mask(attends, rows, None, tokens, tokens, group.device)
-        return masks[window]
-
-    @cached_property
-    def longest_reach(self) -> int:
-        """The largest position plus one: a sliding window of this size hides nothing."""
-        return int(self.position.max()) + 1 if len(self.position) else 1
-
-    @cached_property
-    def segments(self) -> Sequences:
-        """Every prefix and every branch as a sequence of real tokens."""
-        pairs = torch.stack([self.group, self.branch])
-        return Sequences.of(pairs.unique_consecutive(dim=1, return_counts=True)[1])
-
-    @cached_property
-    def crossing(self) -> tuple[Tensor, Sequences, Tensor, Sequences]:
-        """Branches on their prefixes: query tokens, their sequences (one a group), key tokens, their sequences."""
-        _, number, sizes = self.group.unique_consecutive(return_inverse=True, return_counts=True)
-        in_prefix = torch.zeros_like(sizes).index_add_(0, number, (self.branch == 0).long())
-        both = (in_prefix > 0) & (in_prefix < sizes)
-        queries = ((self.branch > 0) & both[number]).nonzero()[:, 0]
-        keys = ((self.branch == 0) & both[number]).nonzero()[:, 0]
-        return queries, Sequences.of((sizes - in_prefix)[both]), keys, Sequences.of(in_prefix[both])
-
-
-def _stretches(group: Tensor, branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[Stretch]:
-    """The stretches of a row, from its columns (tokens,)."""
-    numbers, sizes = (column.tolist() for column in group.unique_consecutive(return_counts=True))
-    columns = zip(numbers, sizes, branch.split(sizes), position.split(sizes), strict=True)
-    return [Stretch(size, _calls(own, at, window, dtype) if number >= 0 else []) for number, size, own, at in columns]
-
-
-def _calls(branch: Tensor, position: Tensor, window: int | None, dtype: torch.dtype) -> list[AttentionCall]:
-    """The calls for a group, from its columns (size,)."""
-    size, prefix = len(branch), int((branch == 0).sum())
-    allowed = (branch == 0) | (branch == branch[:, None])
-    allowed &= torch.ones(size, size, dtype=torch.bool, device=branch.device).tril()
-    if window is not None:
-        allowed &= position[:, None] - position < window
-    mask = torch.zeros(size, size, dtype=dtype, device=branch.device).masked_fill_(~allowed, -torch.inf)
-    if prefix == size and window is None:
-        return [AttentionCall(size, size, None)]
-    if window is not None or prefix * (size - prefix // 2) < WORTH_A_CALL:
-        return [AttentionCall(size, size, mask)]
-    return [AttentionCall(prefix, prefix, None), AttentionCall(size - prefix, size, mask[prefix:])]
 
 
 def dense_attention(
@@ -200,11 +98,8 @@ def flash_attention(
             f"({packing.longest_reach} tokens); use model.attention=flex or dense"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    tokens = (_flat(states)[packing.slots] for states in (query, key, value))
-    out = SharedPrefixAttention.apply(*tokens, packing, scale, sinks)
-    rows, count = packing.shape
-    whole = out.new_zeros(rows * count, *out.shape[1:]).index_copy(0, packing.slots, out)
-    return whole.unflatten(0, (rows, count))
+    out = SharedPrefixAttention.apply(*(_flat(states) for states in (query, key, value)), packing, scale, sinks)
+    return out.unflatten(0, packing.shape)
 
 
 def flexible_attention(
@@ -241,11 +136,8 @@ class SharedPrefixAttention(torch.autograd.Function):
     def forward(
         ctx, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, sinks: Tensor | None = None
     ) -> Tensor:
-        """(real tokens, heads, head size) each; keys and values may have fewer heads. `sinks` (heads,) have no gradient."""
+        """(slots, heads, head size) each; keys and values may have fewer heads. `sinks` (heads,) have no gradient."""
         segments = packing.segments
-        if not len(query):
-            ctx.save_for_backward(query, key, value)
-            return torch.zeros_like(query)
         out, lse = kernels.forward(query, key, value, segments, segments, True, scale)
         queries, query_sequences, keys, key_sequences = packing.crossing
         if len(queries):
@@ -268,8 +160,6 @@ class SharedPrefixAttention(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         """Gradients of query, key and value."""
         [grad] = grads
-        if len(ctx.saved_tensors) == 3:
-            return *(torch.zeros_like(saved) for saved in ctx.saved_tensors), None, None, None
         query, key, value, out, lse = ctx.saved_tensors
         segments, grad = ctx.packing.segments, grad.contiguous()
         dq, dk, dv = kernels.backward(grad, query, key, value, out, lse, segments, segments, True, ctx.scale)

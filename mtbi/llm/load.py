@@ -28,7 +28,9 @@ def load_llm(
 ) -> Any:
     """The causal LLM, frozen except for chosen layers and LoRA, with one of our attention back ends.
 
-    With `zero3`, DeepSpeed's configuration, it is read straight into its partitions. `longest_tokens` is the longest dialogue
+    It is read straight to a GPU: the processes of a node share the file's pages in memory, and none has a copy of its own. An
+    LLM of 8-bit floats is read to the host, because it may not fit into the GPU's memory before it is converted. With `zero3`,
+    DeepSpeed's configuration, it is read straight into its partitions. `longest_tokens` is the longest dialogue
     in LLM positions, None = any length. Raises UserError for an LLM that cannot be found or computed in packed rows.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -43,10 +45,15 @@ def load_llm(
         from transformers.integrations import HfDeepSpeedConfig
 
         partitioning = HfDeepSpeedConfig(zero3)  # transformers and peft use it for as long as this object exists
+    straight = device if device.type == "cuda" and not partitioning and not config.llm_fp8 else None
     try:
         with loaded_weights_only() if partitioning else nullcontext():
             llm: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation=back_end.NAMES[chosen], trust_remote_code=config.trust_remote_code
+                path,
+                dtype=dtype,
+                attn_implementation=back_end.NAMES[chosen],
+                trust_remote_code=config.trust_remote_code,
+                device_map=straight,
             )
     except (OSError, ValueError) as error:
         raise UserError(f"model.llm: cannot load {config.llm!r}: {error}") from error

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from mtbi.llm.packing import sent
+
 MOST_CALLS = 4
 #: Padding in samples that costs as much as one more call. A GPU computes padding quickly and launches kernels slowly.
 GPU_CALL_SAMPLES, CPU_CALL_SAMPLES = 160_000, 16_000
@@ -34,16 +36,17 @@ def split(lengths: list[int], call_samples: int = GPU_CALL_SAMPLES) -> list[list
     return [order[first:stop] for first, stop in pairwise((*begins, len(order)))]
 
 
-def encode(encoder: nn.Module, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def encode(encoder: nn.Module, waveforms: Tensor, lengths: Tensor, samples: list[int] | None = None) -> tuple[Tensor, Tensor]:
     """What `encoder(waveforms, lengths)` returns, computed in several calls where that saves padding.
 
-    `(clips, samples)` and `(clips,)` lengths in samples to `(clips, frames, width)` and `(clips,)` lengths in frames.
+    `(clips, samples)` and `(clips,)` lengths in samples to `(clips, frames, width)` and `(clips,)` lengths in frames. `samples`
+    are the lengths as the host knows them. Without them the host fetches them, for which it waits.
     """
-    samples = lengths.tolist()
+    samples = samples or lengths.tolist()
     groups = split(samples, CPU_CALL_SAMPLES if waveforms.device.type == "cpu" else GPU_CALL_SAMPLES)
     if len(groups) == 1:
         return encoder(waveforms, lengths)
-    indices = [torch.tensor(group, device=lengths.device) for group in groups]
+    indices = [sent(torch.tensor(group), lengths.device) for group in groups]
     parts = [
         encoder(waveforms[index, : samples[group[0]]], lengths[index]) for index, group in zip(indices, groups, strict=True)
     ]

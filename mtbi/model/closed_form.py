@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,14 +115,15 @@ class OutputRegression:
     def hidden(self, spoken: Sequence[Spoken]) -> list[Tensor]:
         """The regression's input `(frames, inputs)` float64 for each utterance."""
         seen: list[Tensor] = []
-        clips = clip_tensors([utterance.sound for utterance in spoken], self.index)
+        columns = clip_tensors([utterance.sound for utterance in spoken], self.index)
+        clips: dict[str, Any] = {name: column.to(self.mean.device) for name, column in columns.items()}
         hook = self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         parts = (self.model.encoder, self.model.adapter)
         training = [part.training for part in parts]
         for part in parts:
             part.eval()
         try:
-            _, counts = self.model.encode_clips(**{name: clip.to(self.mean.device) for name, clip in clips.items()})
+            _, counts = self.model.encode_clips(**clips)
         finally:
             hook.remove()
             for part, mode in zip(parts, training, strict=True):

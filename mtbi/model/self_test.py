@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtbi.batches.batch import RowBuilder
+from mtbi.batches.batch import RowBuilder, token_tensors
 from mtbi.errors import UserError
 from mtbi.llm import fp8
-from mtbi.llm.attention import Packing
 from mtbi.llm.last_layer import decoder_of
+from mtbi.llm.packing import Packing
 from mtbi.model.speech_llm import NO_MASK_SHAPE
 
 #: The packed row: for each group the tokens of its prefix, and of each of its branches.
@@ -55,9 +55,8 @@ def differences(llm: Any, device: torch.device | None = None) -> tuple[float, fl
     """
     device = device or llm.get_input_embeddings().weight.device
     builder = row(llm.get_input_embeddings().num_embeddings)
-    ids, positions, group, branch = (
-        torch.tensor(column, device=device) for column in (builder.tokens, builder.positions, builder.groups, builder.branches)
-    )
+    columns = token_tensors([builder], builder.used)
+    ids, positions, group, branch = (columns[name][0].to(device) for name in ("token_ids", "position_ids", "group", "branch"))
     answers = (branch > 0).nonzero()[:, 0]
     modes, decoder = {module: module.training for module in llm.modules()}, decoder_of(llm)  # LoRA's modules may differ
     llm.eval()
@@ -86,7 +85,7 @@ def row(vocabulary: int) -> RowBuilder:
     builder = RowBuilder(plan, clips=[], spoken=[], base=0)
     for number, (prefix, branches) in enumerate(GROUPS):
         for branch, length in enumerate((prefix, *branches)):
-            ids = [7919 * (len(builder.tokens) + token + 1) % vocabulary for token in range(length)]
+            ids = [7919 * (builder.used + token + 1) % vocabulary for token in range(length)]
             builder.put(ids, number, branch, prefix if branch else 0)
     return builder
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mtbi.batches.batch import Batch
 from mtbi.batches.compact import without
-from mtbi.llm import attention
 from mtbi.llm.last_layer import LastLayer, decoder_of
 from mtbi.llm.load import add_lora, embedding_rms, load_llm
+from mtbi.llm.packing import Columns, Packing
 from mtbi.model import by_length
 from mtbi.model.adapter import Adapter, build_adapter
 from mtbi.model.encoders.build import build_encoder, check_lora, set_trainable
@@ -56,6 +56,7 @@ class SpeechLLMModule(nn.Module):
             batch.feature_lengths,
             batch.masked_frames,
             batch.masked_channels,
+            batch.on_host.waveform_lengths.tolist() if batch.on_host else None,
         )
         aligned = self.alignment(frames, counts, batch, self.embed) if self.alignment else None
         out = self.imitate(frames, batch.clips_alone() if alignment_alone else batch)
@@ -86,7 +87,7 @@ class SpeechLLMModule(nn.Module):
             attention_mask=flat.new_zeros(NO_MASK_SHAPE),
             position_ids=batch.position_ids,
             use_cache=False,
-            packing=attention.Packing(batch.group, batch.branch, batch.position_ids, read),
+            packing=Packing(*columns(batch), read, columns(batch.on_host) if batch.on_host else None),
         ).last_hidden_state
         out = self.head(hidden.flatten(0, 1)[batch.target_slot], batch)
         return LossOutput(out.loss, out.means | means)
@@ -99,15 +100,17 @@ class SpeechLLMModule(nn.Module):
         feature_lengths: Tensor,
         masked_frames: Tensor,
         masked_channels: Tensor,
+        samples: list[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Adapter frames and their numbers, of a batch's clips: stored features where it has some, else waveforms.
 
-        What the masks hide is hidden from the adapter (`mtbi.model.masking`).
+        What the masks hide is hidden from the adapter (`mtbi.model.masking`). `samples` are the `waveform_lengths`, where the
+        host knows them.
         """
         if features.numel():  # the same on all ranks: shards hold either audio or features
             features, lengths = features.to(self.dtype), feature_lengths
         else:
-            features, lengths = self.speech_features(waveforms, waveform_lengths)
+            features, lengths = self.speech_features(waveforms, waveform_lengths, samples)
         return self.adapter(features, lengths, masked_frames, masked_channels)
 
     def encode_speech(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,14 +119,14 @@ class SpeechLLMModule(nn.Module):
         """
         return self.adapter(*self.speech_features(waveforms, lengths))
 
-    def speech_features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def speech_features(self, waveforms: Tensor, lengths: Tensor, samples: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """The encoder's output `(clips, frames, width)` and lengths (clips,) in frames, of clips as in `encode_speech`."""
         lengths = lengths.clamp(min=1)
         if self.encoder_trains:  # all ranks must call it equally often
             features, frames = self.encoder(waveforms, lengths)
         else:
             with torch.no_grad():
-                features, frames = by_length.encode(self.encoder, waveforms, lengths)
+                features, frames = by_length.encode(self.encoder, waveforms, lengths, samples)
         return features.to(self.dtype), frames
 
     def encode_waveform(self, wave: np.ndarray) -> Tensor:
@@ -157,6 +160,11 @@ class SpeechLLMModule(nn.Module):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters in the optimizer and in checkpoints, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def columns(batch: Batch) -> Columns:
+    """What says where a batch's groups and branches lie."""
+    return batch.group, batch.branch, batch.position_ids
 
 
 def build_speech_llm(

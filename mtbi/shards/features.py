@@ -8,8 +8,10 @@ that the weights of their sum still train. They need whole utterances (`interlea
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ from mtbi.recipe import Recipe
 from mtbi.shards.index import Index, save_rows
 from mtbi.shards.output import ShardOutput
 from mtbi.shards.read import Shards
+from mtbi.shards.record import StoredUtterance
 
+CPU_BATCH, GPU_BATCH = 16, 64  #: utterances that are encoded together
 SILENT_SAMPLES = 1600  # encoded for an utterance without sound, and not stored
 
 Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -44,6 +48,16 @@ def check(index: Index, recipe: Recipe, output_name: str, encoder_trains: bool) 
         raise UserError("data.shards: hold an encoder's output, so the encoder cannot be trained; use the shards with audio")
     if recipe.interleave.share and recipe.interleave.cut != "slice":
         raise UserError("data.shards: hold an encoder's output, so spans can only be sliced: set interleave.cut=slice")
+
+
+def read_ahead(source: Shards, numbers: range, batch_size: int) -> Iterator[list[tuple[dict[str, Any], StoredUtterance]]]:
+    """Records (`Shards.record`) by number, in batches. Threads decode the next batch while this one is in use."""
+    parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    with ThreadPoolExecutor() as pool:
+        following = pool.map(source.record, parts[0]) if parts else iter(())
+        for part in [*parts[1:], range(0)]:
+            batch, following = list(following), pool.map(source.record, part)
+            yield batch
 
 
 def check_room(
@@ -78,7 +92,7 @@ def write(
     encoder: Encoder,
     name: str,
     out: str,
-    batch_size: int = 16,
+    batch_size: int = CPU_BATCH,
     shard_bytes: int = 1 << 26,
     part: ManifestSlice | None = None,
     made_from: str = "",
@@ -109,12 +123,12 @@ def write_features(
     """Encode utterances of `source` into shards in the folder `local`. Returns the width of their features."""
     width = source.index.feature_width
     with output.shards(local, shard_bytes) as write_record:
-        for start in tqdm(numbers[::batch_size], desc="features", unit="batch", disable=None):
-            records = [source.record(number) for number in range(start, min(start + batch_size, numbers.stop))]
+        batches = read_ahead(source, numbers, batch_size)
+        for records in tqdm(batches, total=-(-len(numbers) // batch_size), desc="features", unit="batch", disable=None):
             # Text alone has no samples: silence is encoded in their place, and not stored.
             waves = [torch.from_numpy(u.waveform) if len(u.waveform) else torch.zeros(SILENT_SAMPLES) for _, u in records]
             hidden, lengths = encoder(pad_sequence(waves, True), torch.tensor([len(wave) for wave in waves]))
-            for (columns, utterance), frames, length in zip(records, hidden.cpu(), lengths.tolist(), strict=True):
+            for (columns, utterance), frames, length in zip(records, hidden.float().cpu(), lengths.tolist(), strict=True):
                 if not len(utterance.waveform):
                     write_record(columns)
                     continue

@@ -112,17 +112,13 @@ def test_each_clip_has_the_tokens_that_are_said_in_it(
         assert sum(map(len, said)) == heard + whole  # a digit is one token
 
 
-def test_emptied_keeps_the_shape_and_drops_the_content(shard_folder: Path, small_recipe: Recipe) -> None:
+def test_clips_alone_drops_all_but_the_clips(shard_folder: Path, small_recipe: Recipe) -> None:
     found, plan = make(shard_folder, small_recipe)
     batch = build(next(plan.steps()).rows, found.__getitem__, plan)
-    empty = batch.emptied()
-    assert empty.token_ids.shape == batch.token_ids.shape
-    assert len(empty.target_ids) == len(empty.audio_slot) == 0
-    assert (empty.group == -1).all()
-    assert not empty.spoken_lengths.any()
     assert len(batch.target_ids) > 0
     alone = batch.clips_alone()
     assert alone.token_ids.shape == (1, 8)
+    assert (alone.group == -1).all()
     assert torch.equal(alone.waveforms, batch.waveforms)
     assert torch.equal(alone.spoken_ids, batch.spoken_ids)
     assert len(alone.target_ids) == len(alone.audio_slot) == 0

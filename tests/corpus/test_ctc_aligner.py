@@ -21,6 +21,7 @@ from transformers import (
 
 from mtbi.audio import codec
 from mtbi.corpus.align import align
+from mtbi.corpus.aligner import Clip
 from mtbi.corpus.ctc_aligner import HuggingFaceAligner, word_frames
 from mtbi.corpus.manifest import Utterance, read_manifest
 from mtbi.errors import UserError
@@ -100,6 +101,36 @@ def test_transformers_model_on_real_speech(ctc_folder: Path, speech: Path) -> No
         assert starts == [0.0, *ends[:-1]]
         assert ends[-1] == pytest.approx(before.duration_s, abs=1e-3)
         assert all(start < end for start, end in zip(starts, ends, strict=True))
+
+
+def test_batches_give_what_single_clips_give(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
+    Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), pad_token="<pad>", word_delimiter_token="|").save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    masking = Wav2Vec2Config(**SIZES, feat_extract_norm="layer", do_stable_layer_norm=True)
+    Wav2Vec2ForCTC(masking).save_pretrained(tmp_path)
+    aligner = HuggingFaceAligner(str(tmp_path), device="cpu")
+    assert aligner.batch_seconds == 0
+    generator = np.random.default_rng(0)
+    clips = [
+        Clip(generator.standard_normal(samples).astype(np.float32) * 0.1, words)
+        for samples, words in [(9000, ["no"]), (23_000, ["one", "two"]), (100, ["a"]), (16_000, ["1"]), (20_000, ["off"])]
+    ]
+    single = aligner.align(clips)
+    aligner.batch_seconds = 3  # two or three of them
+    waves = [clip.wave for clip in clips]
+    for (one, _), (other, _) in zip(aligner.all_emissions(waves), map(aligner.emissions, waves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert aligner.align(clips) == single
+    assert [alignment.spans is None for alignment in single] == [False, False, True, True, False]
+
+
+def test_scores_that_are_not_finite_are_no_alignment(ctc_folder: Path) -> None:
+    aligner = HuggingFaceAligner(str(ctc_folder), device="cpu")
+    (alignment,) = aligner.align([Clip(np.full(8000, np.nan, np.float32), ["one"])])
+    assert alignment.spans is None
+    assert "not finite" in alignment.reason
 
 
 def test_a_moment_of_sound_is_too_short_for_a_word(ctc_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +67,20 @@ def test_the_gradient_of_the_llms_own_weights_does_not_depend_on_the_split(
         (4, 3, 1, fields, False),
     ]:
         assert_same(whole, gradients(processes, stage, rows, *more, split=split))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_loss_that_is_not_finite_changes_nothing(
+    launch: Callable[..., list[str]], run: Callable[..., str], tmp_path: Path, stage: int
+) -> None:
+    output = run(launch(tmp_path / "run", stage=stage, script=str(Path(__file__).with_name("bad_losses.py"))))
+    found = [json.loads(text) for text in re.findall(r'\{"micro-batches".*?\}', output)]
+    expected = {
+        "micro-batches": [2, 2, 2],
+        "all bad": [4, 0.0, False, True, 1],
+        "as without it": True,
+        "micro-batch 0 of one process": [1, True, True],
+        "micro-batch 1 of one process": [1, True, True],
+    }
+    assert found == [expected] * 2

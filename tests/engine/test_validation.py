@@ -17,7 +17,7 @@ from mtbi.batches.loader import LoadedStep
 from mtbi.corpus.manifest import Utterance
 from mtbi.engine import validation as module
 from mtbi.engine.log import Metrics
-from mtbi.engine.sums import StepSums, Sums
+from mtbi.engine.sums import StepSums
 from mtbi.engine.validation import Evaluation
 from mtbi.errors import UserError
 from mtbi.llm.chat_format import ChatFormat
@@ -116,11 +116,11 @@ def test_an_evaluation_hears_the_sound_as_it_is(chat: ChatFormat, shard_folder: 
     class Listening:
         """In place of the engine: it keeps the batches that an evaluation gives it."""
 
-        model = None
+        model, device = None, CPU
 
         def evaluate_step(self, step: LoadedStep) -> StepSums:
             seen.extend(step.micro_batches)
-            return Sums(CPU).result(0.0)
+            return StepSums(0.0, 0.0, 0, False, 0, False, False, {}, 0.0)
 
     metrics = Metrics(recipe, ["repeat"], False, 1, LLMSize(1000, 800, 300), CPU)
     make(recipe, chat, Shards(str(shard_folder))).run(Listening(), metrics, 1)  # type: ignore[arg-type]

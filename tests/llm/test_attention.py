@@ -11,7 +11,8 @@ from torch import Tensor
 from mtbi.batches.batch import Batch
 from mtbi.errors import UserError
 from mtbi.llm import attention
-from mtbi.llm.attention import Packing
+from mtbi.llm import packing as packing_module
+from mtbi.llm.packing import Packing
 
 BACK_ENDS = [attention.DENSE, attention.FLASH]  # FLEX, which trains on GPUs only, has tests of its own
 
@@ -102,7 +103,7 @@ def test_a_branch_and_a_group_do_not_leak_into_others(make_model, packed, back_e
 def test_dense_gives_the_same_in_one_call_a_group_and_in_two(make_model, packed, kind, monkeypatch):
     found = []
     for worth in (0, 10**9):
-        monkeypatch.setattr(attention, "WORTH_A_CALL", worth)
+        monkeypatch.setattr(packing_module, "WORTH_A_CALL", worth)
         packing = Packing(packed.group, packed.branch, packed.position_ids)
         counts = [len(stretch.calls) for row in packing.stretches(None, torch.float32) for stretch in row if stretch.calls]
         assert counts == ([2, 2, 2, 1, 2] if worth == 0 else [1] * 5)  # one group has no branch
@@ -158,7 +159,7 @@ def test_kernel_on_a_gpu_equals_the_reference(pack_rows):
     results = []
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         packing = Packing(*(tensor.to(device) for tensor in (batch.group, batch.branch, batch.position_ids)))
-        inputs = [state.bfloat16().to(device, dtype)[packing.slots].requires_grad_() for state in states]
+        inputs = [state.bfloat16().to(device, dtype).requires_grad_() for state in states]
         out = attention.SharedPrefixAttention.apply(*inputs, packing, 0.125)
         out.backward(torch.ones_like(out))
         results.append([tensor.float().cpu() for tensor in (out, *(state.grad for state in inputs))])

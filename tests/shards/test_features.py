@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,3 +108,22 @@ def test_features_of_another_encoder_or_use_are_refused(shard_folder: Path, enco
         features.write(Shards(str(encoded)), torch.nn.Identity(), "x", str(encoded.parent / "again"))
     with pytest.raises(UserError, match="not empty"):
         features.write(Shards(str(shard_folder)), torch.nn.Identity(), "x", str(encoded))
+
+
+def test_records_are_read_ahead_in_their_order(shard_folder: Path) -> None:
+    shards = Shards(str(shard_folder))
+    batches = list(features.read_ahead(shards, 7))
+    assert [len(batch) for batch in batches] == [7] * 8 + [4]
+    assert [utterance.id for batch in batches for _, utterance in batch] == [
+        one.id for one in map(shards.__getitem__, range(60))
+    ]
+
+
+def test_half_precision_is_stored_too(shard_folder: Path, tmp_path: Path) -> None:
+    recipe, out = recipes.load("demo"), tmp_path / "half"
+    encoder = build_encoder(recipe.model.encoder, torch.bfloat16, torch.device("cpu")).eval()
+    features.write(Shards(str(shard_folder)), encoder, encoder_facts(recipe.model.encoder).output_name, str(out))
+    stored = Shards(str(out))[0].features
+    assert stored is not None
+    assert stored.dtype == np.float16
+    assert np.isfinite(stored).all()

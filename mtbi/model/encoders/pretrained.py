@@ -28,14 +28,17 @@ class PretrainedFamily:
         settings.apply_spec_augment, settings.layerdrop = False, 0.0
         return settings
 
-    def load(self, config: EncoderConfig, dtype: torch.dtype) -> Any:
-        """The model with its weights, in evaluation mode. Raises UserError where it cannot be read."""
+    def load(self, config: EncoderConfig, dtype: torch.dtype, model_class: Any = None, **options: Any) -> Any:
+        """The model with its weights, in evaluation mode. Raises UserError where it cannot be read.
+
+        `model_class` is a class of transformers, None = the configuration's own. `options` are those of its `from_pretrained`.
+        """
         from transformers import AutoModel
 
         settings = self.settings(config)
         try:
-            return AutoModel.from_pretrained(
-                config.path, config=settings, dtype=dtype, trust_remote_code=self.trust_remote_code
+            return (model_class or AutoModel).from_pretrained(
+                config.path, config=settings, dtype=dtype, trust_remote_code=self.trust_remote_code, **options
             )
         except (OSError, ValueError) as error:
             raise UserError(f"model.encoder.path: cannot load {config.path!r}: {error}") from error

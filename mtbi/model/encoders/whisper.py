@@ -110,8 +110,15 @@ class WhisperFamily(PretrainedFamily):
         return WHISPER_STAGES, self.settings(config).max_source_positions * 2 * HOP_SAMPLES
 
     def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
-        """Layers above the highest output layer are dropped, the final norm stays."""
-        encoder = self.load(config, dtype).encoder
+        """Layers above the highest output layer are dropped, the final norm stays. The decoder's weights are not read."""
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        class EncoderOfWhisper(WhisperEncoder):
+            """It leaves a decoder in the file, and does not report it."""
+
+            _keys_to_ignore_on_load_unexpected: Any = (r"^(model\.)?decoder\.", r"^proj_out\.")
+
+        encoder = self.load(config, dtype, EncoderOfWhisper, key_mapping={r"^(model\.)?encoder\.": ""})
         chosen = output_layers(len(encoder.layers), config)
         encoder.layers = keep_layers(encoder.layers, config)
         return Whisper(encoder, mel_filters(encoder.config.num_mel_bins, config.path), chosen)

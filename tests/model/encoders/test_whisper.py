@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import WhisperFeatureExtractor
+from transformers import AutoModel, WhisperFeatureExtractor
 
 from mtbi.errors import UserError
 from mtbi.model.encoders.build import build_encoder
@@ -38,3 +39,16 @@ def test_whisper_at_full_length_is_transformers_whisper(saved, clips):
         torch.testing.assert_close(encoder(waveforms, lengths)[0], expected, rtol=1e-5, atol=1e-5)
         with pytest.raises(UserError, match="at most 3 seconds"):
             encoder(*clips([48_001]))
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_the_decoder_is_not_read(saved, layer, caplog):
+    path = saved("whisper")
+    whole = AutoModel.from_pretrained(path).encoder.state_dict()
+    with caplog.at_level(logging.WARNING):
+        encoder = build_encoder(EncoderConfig(path, layer=layer), torch.float32, CPU).encoder
+    own = encoder.state_dict()
+    assert own
+    assert all(torch.equal(value, whole[name]) for name, value in own.items())
+    assert not any("decoder" in name for name in own)
+    assert "decoder" not in caplog.text
