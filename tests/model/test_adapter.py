@@ -79,3 +79,24 @@ def test_queries_of_a_clip_tell_an_order_from_its_reverse() -> None:
     adapter = build_adapter(AdapterConfig("clip-qformer", queries=5, heads=2), 24, 32).eval()
     features, lengths = torch.randn(1, 11, 24), torch.tensor([11])
     assert not torch.allclose(adapter(features, lengths)[0], adapter(features.flip(1), lengths)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_every_kind_learns(config: AdapterConfig) -> None:
+    torch.manual_seed(0)
+    adapter = build_adapter(config, encoder_width=24, llm_hidden=32)
+    voice, wanted = torch.randn(24), torch.randn(32)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=3e-3)
+
+    def loss_of_new_clips() -> torch.Tensor:
+        """The squared distance from an embedding whose sign is that of the voice, where 1 is that of silence."""
+        signs, lengths = torch.randint(0, 2, (16, 1)) * 2.0 - 1, torch.randint(4, 12, (16,))
+        frames, counts = adapter(torch.randn(16, 11, 24) + signs[..., None] * voice, lengths)
+        return (frames.sum(1) / counts[:, None] - signs * wanted).square().mean() / wanted.square().mean()
+
+    untrained = loss_of_new_clips().item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss_of_new_clips().backward()
+        optimizer.step()
+    assert loss_of_new_clips().item() < 0.5 < untrained
