@@ -101,5 +101,5 @@ def test_segments_of_longer_files_are_refused(tmp_path: Path) -> None:
 
 def test_recordings_on_object_storage_are_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / "noise.jsonl", [Utterance("far", "s3://bucket/noise.wav", "")])
-    with pytest.raises(UserError, match="s3://bucket/noise.wav is on object storage; download it"):
+    with pytest.raises(UserError, match=r"s3://bucket/noise\.wav is on object storage; download it"):
         SoundSet.of("augment.noise", [str(tmp_path / "noise.jsonl")])
