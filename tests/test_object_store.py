@@ -71,7 +71,7 @@ def test_processes_with_one_cache_fetch_each_object_once(
             readers = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(processes)]
             assert len({reader.communicate(timeout=240)[0] for reader in readers}) == 1
             counts.append(requests.requests)
-    assert counts[0] > 10
+    assert counts[0] >= 8
     assert counts[1] == counts[0]
 
 

@@ -51,7 +51,7 @@ class ShardOutput:
             return None
         whole = read_json(self.out, INDEX_NAME)
         if whole is not None and whole.get(MADE_FROM) != self.facts[MADE_FROM]:
-            raise UserError(used(self.out, "other shards"))
+            raise used(self.out, "other shards")
         if not self.remote and (others := self.other_divisions()):
             raise UserError(f"{self.out}: holds {others[0]}, a part of another division; delete it, or choose another folder.")
         record = read_json(self.address, INDEX_NAME)
