@@ -34,7 +34,7 @@ def numbers(choice: str, layers: int) -> list[int]:
     else:
         chosen = []
     if not chosen:
-        raise UserError(f"model.llm_trainable is {choice!r}: write `none`, `all`, `last 4`, or numbers of layers such as 0-3,30")
+        raise UserError(f"model.llm_trainable is {choice!r}: write `none`, `all`, `last 4`, or numbers such as 0-3,30")
     if chosen[0] < 0 or chosen[-1] >= layers:
         raise UserError(f"model.llm_trainable is {choice!r}, but the LLM has {layers} layers, numbered from 0")
     return chosen
