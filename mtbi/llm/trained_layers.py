@@ -16,7 +16,6 @@ from mtbi.llm.last_layer import decoder_layers
 from mtbi.recipe import ModelConfig
 
 NONE, ALL = "none", "all"
-FIELD = "model.llm_trainable"
 
 
 def numbers(choice: str, layers: int) -> list[int]:
@@ -35,9 +34,9 @@ def numbers(choice: str, layers: int) -> list[int]:
     else:
         chosen = []
     if not chosen:
-        raise UserError(f"{FIELD} is {choice!r}: write `none`, `all`, `last 4`, or numbers of layers such as 0-3,30")
+        raise UserError(f"model.llm_trainable is {choice!r}: write `none`, `all`, `last 4`, or numbers such as 0-3,30")
     if chosen[0] < 0 or chosen[-1] >= layers:
-        raise UserError(f"{FIELD} is {choice!r}, but the LLM has {layers} layers, numbered from 0")
+        raise UserError(f"model.llm_trainable is {choice!r}, but the LLM has {layers} layers, numbered from 0")
     return chosen
 
 
