@@ -144,13 +144,11 @@ def test_packed_dialogues_have_the_gradient_of_single_ones(talks: Shards, small_
     apart = []
     for group in groups:
         for number in group.branches:
-            answer = talks[group.utterance].behaviours[number]
             tokens = group.tokens - sum(
                 sum(len(turn.prompt_ids) + len(turn.answer_ids) for turn in talks[group.utterance].behaviours[other].turns) - 1
                 for other in group.branches
                 if other != number
             )
-            assert len(answer.turns) <= 3
             apart.append(gradient([Row((replace(group, branches=(number,), tokens=tokens),))]))
     for together, *single in zip(packed, *apart, strict=True):
         torch.testing.assert_close(together, torch.stack(single).sum(0), rtol=1e-3, atol=1e-5)
