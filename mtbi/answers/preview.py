@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from textwrap import indent
 
 from mtbi import metrics
 from mtbi.answers import filters
-from mtbi.answers.ask import ask as answers_of
-from mtbi.answers.ask import given_answer
+from mtbi.answers.ask import ask_dialogues, given_answer
 from mtbi.answers.questions import chosen_tasks, draw_questions
 from mtbi.answers.teacher import build_teacher
 from mtbi.corpus import rendering
@@ -29,10 +29,14 @@ class PreviewedAnswer:
     prompt: str
     answer: str
     remarks: tuple[str, ...]  #: faults of the answer
+    further: Sequence[tuple[str, str]] = ()  #: prompt and answer of each further turn
 
     def __str__(self) -> str:
         remarks = "".join(f"\n  ! {remark}" for remark in self.remarks)
-        return f"{self.task}: {self.prompt}{' (held out)' if self.heldout else ''}\n{indent(self.answer, '    ')}{remarks}"
+        later = "".join(f"\n  then: {prompt}\n{indent(answer.strip(), '    ')}" for prompt, answer in self.further)
+        return (
+            f"{self.task}: {self.prompt}{' (held out)' if self.heldout else ''}\n{indent(self.answer, '    ')}{remarks}{later}"
+        )
 
 
 def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = False) -> list[PreviewedAnswer]:
@@ -53,11 +57,12 @@ def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = F
     questions = draw_questions(Utterance("", "", sentence), list(chosen.values()), config, chat, recipe.seed)
     teacher = build_teacher(recipe.model, config, recipe.precision)
     assert teacher
-    given = ((question, given_answer(question, chat)) for question in questions if question.given is not None)
-    asked = [question for question in questions if question.source == "llm"]
+    given = ((question, given_answer(question, chat)) for question in questions if question.is_given)
+    asked = [question for question in questions if question.source != "gold" and not question.is_given]
     previews = {}
-    for question, answer in chain(given, answers_of(asked, config, teacher, chat)):
+    for question, answer in chain(given, ask_dialogues(asked, config, teacher, chat)):
         text = chat.decode(answer.ids).strip()
+        later = [(one.prompt, chat.decode(turn.ids)) for one, turn in zip(question.follow_ups, answer.further, strict=True)]
         remarks = [f"cut off after {len(answer.ids)} tokens (max_new_tokens)"] if answer.truncated else []
         rule = filters.reason(filters.CheckedAnswer(sentence, text, False), set(filters.RULES) - set(question.unfiltered))
         if rule:
@@ -65,7 +70,7 @@ def ask(sentence: str, recipe: Recipe, tasks: list[str], every_wording: bool = F
         form = chosen[question.task].form
         if form and not metrics.follows(text, form):
             remarks.append(f"not in the form that the task asks for: {form}")
-        preview = PreviewedAnswer(question.task, question.heldout, question.prompt, text, tuple(remarks))
+        preview = PreviewedAnswer(question.task, question.heldout, question.prompt, text, tuple(remarks), later)
         previews[question.task, question.wording] = preview
     order = list(chosen)
     return [previews[key] for key in sorted(previews, key=lambda key: (order.index(key[0]), key[1]))]

@@ -18,8 +18,18 @@ from mtbi.recipe import BehaviourConfig
 
 
 @dataclass(frozen=True)
+class FollowUp:
+    """A further prompt of a dialogue."""
+
+    prompt: str
+    ids: list[int]  #: from after the end token of the answer before it to its own answer
+    gold: str | None  #: the right answer, where the corpus knows one
+    supervised: bool  #: its answer is learnt
+
+
+@dataclass(frozen=True)
 class Question:
-    """One prompt about one transcript."""
+    """One prompt about one transcript, and the further prompts after its answer."""
 
     utterance: str  #: id
     task: str
@@ -34,11 +44,22 @@ class Question:
     max_new_tokens: int
     source: str = "llm"  #: of the answer: one of `task_library.SOURCES`
     unfiltered: tuple[str, ...] = ()  #: rules of `behaviour.filter` that do not apply
+    follow_ups: tuple[FollowUp, ...] = ()  #: in order
+    supervised: bool = True  #: the answer to `prompt` is learnt
 
     @property
-    def given(self) -> str | None:
-        """The answer that the LLM is not asked for; None where there is none."""
-        return self.gold if self.source == "gold" else self.transcript if self.source == "transcript" else None
+    def given(self) -> tuple[str, ...]:
+        """The answers of the first turns that the LLM is not asked for. Gold answers are given to all turns or to none."""
+        if self.source == "transcript":
+            return (self.transcript,)
+        golds = (self.gold, *(follow_up.gold for follow_up in self.follow_ups)) if self.source == "gold" else ()
+        known = tuple(gold for gold in golds if gold is not None)
+        return known if len(known) == len(golds) else ()
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the LLM is asked for no answer of the dialogue."""
+        return len(self.given) > len(self.follow_ups)
 
     @property
     def read(self) -> str:
@@ -72,7 +93,9 @@ def fields_in(tasks: Iterable[Task], config: BehaviourConfig, utterances: Iterab
 
     Other braces in wordings are text.
     """
-    wordings = (task.wordings[number] for task in tasks for number in task.choices(config.wordings))
+    tasks = list(tasks)
+    wordings = [task.wordings[number] for task in tasks for number in task.choices(config.wordings)]
+    wordings += [wording for task in tasks for wordings in task.follow_ups for wording in wordings]
     wanted = set().union(*map(rendering.names_in, wordings))
     found: set[str] = set()
     for utterance in utterances:
@@ -111,6 +134,36 @@ def count_lacking(
     return counts
 
 
+def follow_up_wordings(utterance: Utterance, task: Task, lacking: Collection[str]) -> list[list[str]] | None:
+    """The wordings of each follow-up of a task, without those that name one of the fields that the utterance lacks.
+
+    The manifest's follow-ups come in the place of the task's. None where a follow-up has no wording left. Raises UserError
+    where neither manifest nor task has the prompt of a follow-up.
+    """
+    own, wordings = utterance.follow_ups.get(task.name, []), [list(texts) for texts in task.follow_ups]
+    if own and any("prompt" not in turn for turn in own[len(wordings) :]):
+        raise UserError(
+            f"utterance {utterance.id!r}: a follow-up of {task.name!r} has no prompt; write `prompt` into the manifest, or "
+            "`follow_ups` into the task library"
+        )
+    if own:
+        wordings = [[turn["prompt"]] if "prompt" in turn else wordings[number] for number, turn in enumerate(own)]
+    left = [[text for text in texts if rendering.names_in(text).isdisjoint(lacking)] for texts in wordings]
+    return left if all(left) else None
+
+
+def draw_follow_ups(
+    utterance: Utterance, task: Task, wordings: list[list[str]], values: dict[str, str], chat: ChatFormat, rng: random.Random
+) -> tuple[FollowUp, ...]:
+    """The follow-ups of a question, each in one of its wordings `follow_up_wordings`."""
+    own = utterance.follow_ups.get(task.name) or [{} for _ in wordings]
+    prompts = [rendering.fill(rng.choice(texts), values) for texts in wordings]
+    return tuple(
+        FollowUp(prompt, chat.turn_ids(prompt), turn.get("answer"), task.supervised == "all" or number == len(prompts))
+        for number, (prompt, turn) in enumerate(zip(prompts, own, strict=True), start=1)
+    )
+
+
 def draw_questions(
     utterance: Utterance,
     tasks: list[Task],
@@ -126,8 +179,10 @@ def draw_questions(
     """
     around = rendering.read_by_llm(config.reads).around(utterance)
     values = {name: value for name, value in values_of(utterance).items() if name in fields} if fields else {}
-    choices = {task.name: askable(task, config, set(fields) - values.keys()) for task in tasks}
-    tasks = [task for task in tasks if choices[task.name]]
+    lacking = set(fields) - values.keys()
+    choices = {task.name: askable(task, config, lacking) for task in tasks}
+    later = {task.name: follow_up_wordings(utterance, task, lacking) for task in tasks}
+    tasks = [task for task in tasks if choices[task.name] and later[task.name] is not None]
     rng = random.Random(hashlib.sha256(f"{seed} {utterance.id}".encode()).digest())
     chosen = rng.sample(tasks, min(config.per_utterance or len(tasks), len(tasks)))
     questions = []
@@ -136,6 +191,8 @@ def draw_questions(
         for wording in rng.sample(numbers, min(config.wordings_per_task, len(numbers))):
             prompt = rendering.fill(task.wordings[wording], values)
             lead, suffix = chat.around_speech(prompt, config.prompt_first)
+            draw = random.Random(hashlib.sha256(f"{seed} {utterance.id} {task.name} {wording}".encode()).digest())
+            follow_ups = draw_follow_ups(utterance, task, later[task.name] or [], values, chat, draw)
             questions.append(
                 Question(
                     utterance.id,
@@ -151,6 +208,8 @@ def draw_questions(
                     task.max_new_tokens or config.max_new_tokens,
                     "gold" if config.answers == "gold" else task.answers,
                     task.unfiltered,
+                    follow_ups,
+                    task.supervised == "all" or not follow_ups,
                 )
             )
     return questions

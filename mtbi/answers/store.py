@@ -12,7 +12,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from mtbi import files
 from mtbi.answers.questions import Question
 from mtbi.answers.teacher import Answer
+from mtbi.answers.turns import StoredTurn, dialogue_turns, pad_teacher, turn_records
 from mtbi.corpus import rendering
 from mtbi.corpus.manifest import ManifestSlice, Utterance
 from mtbi.errors import UserError
@@ -35,14 +36,14 @@ SETTINGS_FILE = "behaviour.json"
 #: Every question was answered. It holds the `digest_of` the utterances; folders of earlier versions have an empty file.
 DONE_FILE = "done"
 #: What is not stored of a question.
-NOT_STORED = {"transcript", "around", "max_new_tokens", "source", "unfiltered"}
+NOT_STORED = {"transcript", "around", "max_new_tokens", "source", "unfiltered", "follow_ups"}
 #: Settings of answers whose folder does not record them: it was made by an earlier version.
 FORMER_SETTINGS = {"answers": "llm", "temperature": 0.0, "prompt_first": False, "reads": rendering.READS}
 
 
 @dataclass
 class StoredAnswer:
-    """One prompt about one transcript and the text LLM's answer."""
+    """One prompt about one transcript, the text LLM's answer, and the further turns of the dialogue."""
 
     task: str
     wording: int  #: number among the task's wordings
@@ -56,6 +57,24 @@ class StoredAnswer:
     topk_ids: np.ndarray  #: (answer tokens, k) int32
     topk_logprobs: np.ndarray  #: (answer tokens, k) float16
     gold: str | None = None  #: the right answer, where the corpus knows one
+    supervised: bool = True  #: the answer is learnt; else it only stands in the context of later ones
+    further: list[StoredTurn] = field(default_factory=list)  #: in order; the last one is supervised
+
+    @property
+    def turns(self) -> list[StoredTurn]:
+        """All turns of the dialogue, in order."""
+        first = StoredTurn(
+            self.prompt,
+            self.after_speech_ids,
+            self.answer,
+            self.answer_ids,
+            self.truncated,
+            self.topk_ids,
+            self.topk_logprobs,
+            self.gold,
+            self.supervised,
+        )
+        return [first, *self.further]
 
 
 def settings_record(config: BehaviourConfig, chat: ChatFormat) -> dict[str, object]:
@@ -171,26 +190,34 @@ def next_chunk(out: Path) -> int:
     return 1 + max((int(path.stem.split("-")[1]) for path in out.glob("chunk-*.jsonl")), default=-1)
 
 
-def write_chunk(out: Path, number: int, pairs: list[tuple[Question, Answer]], texts: list[str], left_out: list[str]) -> None:
-    """Write a chunk of answers, all with or all without likeliest tokens. Its `.jsonl` is written last and makes it count.
+def write_chunk(
+    out: Path, number: int, pairs: list[tuple[Question, Answer]], texts: list[list[str]], left_out: list[str]
+) -> None:
+    """Write a chunk of dialogues. Its `.jsonl` is written last and makes it count.
 
-    `left_out` holds the reason for which each answer is kept out of training; empty for those that are not.
+    `texts` holds the answers of all turns of each. `left_out` holds the reason for which each dialogue is kept out of training;
+    empty for those that are not.
     """
     stem = out / f"chunk-{number:06d}"
-    ends = np.cumsum([len(answer.ids) for _, answer in pairs])
-    k = max(answer.topk_ids.shape[1] for _, answer in pairs)
+    turns = [turn for _, answer in pairs for turn in answer.turns]
+    k = max(turn.topk_ids.shape[1] for turn in turns)
+    padded = [pad_teacher(turn.topk_ids, turn.topk_logprobs, k) for turn in turns]
     tensors = {
-        "ends": ends.astype(np.int64),
-        "ids": np.concatenate([np.array(answer.ids, np.int32) for _, answer in pairs]),
-        "topk_ids": np.concatenate([answer.topk_ids.reshape(len(answer.ids), k) for _, answer in pairs]),
-        "topk_logprobs": np.concatenate([answer.topk_logprobs.reshape(len(answer.ids), k) for _, answer in pairs]),
+        "ends": np.cumsum([sum(len(turn.ids) for turn in answer.turns) for _, answer in pairs]).astype(np.int64),
+        "ids": np.concatenate([np.array(turn.ids, np.int32) for turn in turns]),
+        "topk_ids": np.concatenate([ids for ids, _ in padded]),
+        "topk_logprobs": np.concatenate([logprobs for _, logprobs in padded]),
     }
     with files.whole(stem.with_suffix(".safetensors")) as temporary:
         save_file(tensors, temporary)
     records = []
-    for (question, answer), text, reason in zip(pairs, texts, left_out, strict=True):
+    for (question, answer), (text, *later), reason in zip(pairs, texts, left_out, strict=True):
         record = asdict(question) | {"answer": text, "truncated": answer.truncated, "about": digest(question.read)}
+        if question.supervised:
+            del record["supervised"]
         records.append({key: value for key, value in record.items() if key not in NOT_STORED})
+        if question.follow_ups:
+            records[-1]["further"] = turn_records(question, answer, later)
         if reason:
             records[-1]["left_out"] = reason
     files.write_text(stem.with_suffix(".jsonl"), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
@@ -282,6 +309,7 @@ class AnswerStore:
                 raise other_transcript(self.folder, utterance)
             ends, chunk = self._chunk(path)
             span = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+            first, further = dialogue_turns(record, chunk, span)
             answers.append(
                 StoredAnswer(
                     record["task"],
@@ -291,11 +319,13 @@ class AnswerStore:
                     record.get("lead_ids", []),
                     record["prompt_ids"],
                     record["answer"],
-                    chunk.get_slice("ids")[span].tolist(),
+                    first.answer_ids,
                     record["truncated"],
-                    chunk.get_slice("topk_ids")[span],
-                    chunk.get_slice("topk_logprobs")[span],
+                    first.topk_ids,
+                    first.topk_logprobs,
                     record["gold"],
+                    record.get("supervised", True),
+                    further,
                 )
             )
         return sorted(answers, key=lambda answer: (answer.task, answer.wording))

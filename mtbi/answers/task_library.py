@@ -11,6 +11,8 @@ tasks:
     variables: {language: [German, French]}           # optional: fills {language} in every wording
     answers: transcript                               # optional: llm (default), gold or transcript
     unfiltered: [truncated]                           # optional: rules of behaviour.filter that are not for this task
+    follow_ups: [["And in a word?", "Shorter."]]      # optional: further prompts after the answer, each in some wordings
+    supervised: all                                   # optional: answers to learn from: all (default) or the last
 constraints:                                          # optional: appended to a wording, they ask for a form of the answer
   capitals:
     train: ["Answer in capital letters."]
@@ -18,7 +20,8 @@ constraints:                                          # optional: appended to a 
     tasks: [summary]                                  # optional: tasks that it applies to (default: all of the file)
 
 Other names in braces are fields of the utterance's line in the manifest (`mtbi.answers.questions.fields_in`).
-A task under a constraint is a task of its own, `summary/capitals`. It is chosen by name or pattern (`*/capitals`) only.
+A task under a constraint is a task of its own, `summary/capitals`. It is chosen by name or pattern (`*/capitals`) only, and
+has no follow-ups.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from mtbi.text_units import nfc
 
 LIBRARY = Path(__file__).parent / "library"
 SOURCES = ("llm", "gold", "transcript")  #: of answers
+SUPERVISED = ("all", "last")  #: answers of a dialogue that are learnt
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Task:
     variables: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     answers: str = "llm"  #: `llm`, `gold` = the corpus's right ones, `transcript` = the transcript itself
     unfiltered: tuple[str, ...] = ()  #: rules of `behaviour.filter` that do not apply
+    follow_ups: tuple[tuple[str, ...], ...] = ()  #: the wordings of each further prompt, variables filled
+    supervised: str = "all"  #: answers of a dialogue with follow-ups that are learnt: `all`, or the `last`
 
     @cached_property
     def wordings(self) -> tuple[str, ...]:
@@ -131,7 +137,9 @@ def parse_task(where: str, name: str, entry: object) -> Task:
     if not isinstance(given, dict) or not all(isinstance(values, list) and values for values in given.values()):
         raise UserError(f"{where}: task {name!r}: variables must look like {{language: [German, French]}}")
     variables = {str(key): tuple(nfc(str(value)) for value in values) for key, values in given.items()}
-    settings = {key: entry[key] for key in ("form", "scorer", "max_new_tokens", "answers") if key in entry}
+    if entry.get("supervised", "all") not in SUPERVISED:
+        raise UserError(f"{where}: task {name!r}: supervised {entry['supervised']!r} is not one of {', '.join(SUPERVISED)}")
+    settings = {key: entry[key] for key in ("form", "scorer", "max_new_tokens", "answers", "supervised") if key in entry}
     task = Task(
         str(name),
         str(entry.get("description", "")),
@@ -141,12 +149,26 @@ def parse_task(where: str, name: str, entry: object) -> Task:
         unfiltered=tuple(entry.get("unfiltered", ())),
         **settings,
     )
+    follow_ups = parse_follow_ups(where, task.name, entry.get("follow_ups", []))
+    task = replace(task, follow_ups=tuple(task.expand(wordings) for wordings in follow_ups))
     twice = sorted({text for text in task.wordings if task.wordings.count(text) > 1})
     if twice:
         raise UserError(
             f"{where}: task {name!r} has the wording {twice[0]!r} twice; held-out wordings must differ from training ones"
         )
     return task
+
+
+def parse_follow_ups(where: str, name: str, entry: object) -> list[tuple[str, ...]]:
+    """The wordings of each follow-up of a task. A single text is one wording. Raises UserError for anything else."""
+    entries = [[each] if isinstance(each, str) else each for each in entry] if isinstance(entry, list) else [None]
+    for wordings in entries:
+        texts = wordings if isinstance(wordings, list) else []
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(
+                f"{where}: task {name!r}: follow_ups must be a list of further prompts, each a text or a list of wordings"
+            )
+    return [tuple(map(nfc, wordings)) for wordings in entries if wordings]
 
 
 def load(libraries: list[str]) -> dict[str, Task]:
@@ -194,6 +216,8 @@ def constrained(where: str, tasks: dict[str, Task], entries: object) -> dict[str
                 heldout=tuple(map(" ".join, new)),
                 form=constraint.form,
                 scorer=constraint.scorer,
+                follow_ups=(),
+                supervised="all",
                 answers="llm",  # neither the transcript nor the corpus's right answer follows the constraint
             )
     return tasks_under_constraints

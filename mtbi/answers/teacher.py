@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,12 @@ class Answer:
     truncated: bool  #: cut off at the longest length
     topk_ids: np.ndarray  #: (tokens, k) int32
     topk_logprobs: np.ndarray  #: (tokens, k) float16, natural logarithm
+    further: list[Answer] = field(default_factory=list)  #: the answers to the follow-ups, in order
+
+    @property
+    def turns(self) -> list[Answer]:
+        """All answers of the dialogue, in order."""
+        return [self, *self.further]
 
 
 class Teacher(Protocol):

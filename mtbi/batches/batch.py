@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 
 from mtbi.answers.store import StoredAnswer
+from mtbi.answers.turns import pad_teacher
 from mtbi.batches import interleave
 from mtbi.batches.augment import Augmentation, Mask
 from mtbi.batches.plan import Group, Plan, Row
 from mtbi.shards.index import Index
-from mtbi.shards.record import StoredUtterance, pad_teacher
+from mtbi.shards.record import StoredUtterance
 
 NO_TOKENS = 8  # width of a row without content
 
 
 @dataclass
 class Batch:
-    """Rows of packed groups. A group is one prefix (system + audio) and K branches (prompt + answer) that share it.
+    """Rows of packed groups. A group is one prefix (system + audio) and K branches (prompts and answers) that share it.
 
     A token attends to the earlier tokens of its group in the prefix (branch 0) and in its own branch. The tokens of a group
-    are contiguous: the prefix, then branch 1, 2, …. The positions of each branch start after the prefix.
+    are contiguous: the prefix, then branch 1, 2, …. The positions of each branch start after the prefix. In a branch of several
+    turns each answer predicts its targets with the earlier turns before it.
     """
 
     token_ids: Tensor  #: (rows, tokens) int64; 0 at audio slots and padding
@@ -180,16 +182,21 @@ class RowBuilder:
             raise ValueError(f"utterance {group.utterance} takes {taken} slots, the plan says {group.tokens}")
 
     def put_answer(self, answer: StoredAnswer, source: int, group: int, branch: int, position: int) -> None:
-        """Append what follows the speech, and the answer's targets."""
-        prompt, ids = answer.after_speech_ids, answer.answer_ids
+        """Append what follows the speech, turn after turn, and the targets of each supervised answer."""
         task = self.plan.index.tasks.index(answer.task)
         weight = float(self.plan.task_weights[task])
-        first_target = self.base + self.used + len(prompt) - 1
-        self.put([*prompt, *ids[:-1]], group, branch, position)  # the last token is predicted and never an input
-        self.targets.append((ids, first_target, weight, task, source))
-        topk_ids, topk_logprobs = pad_teacher(answer.topk_ids, answer.topk_logprobs, self.plan.index.top_k)
-        self.teacher_ids.append(topk_ids)
-        self.teacher_logprobs.append(topk_logprobs)
+        turns = answer.turns
+        for turn in turns:
+            first_target = self.base + self.used + len(turn.prompt_ids) - 1
+            ids = turn.answer_ids
+            tokens = [*turn.prompt_ids, *ids]
+            self.put(tokens[:-1] if turn is turns[-1] else tokens, group, branch, position)  # the last is never an input
+            position += len(tokens)
+            if turn.supervised:
+                self.targets.append((ids, first_target, weight, task, source))
+                topk_ids, topk_logprobs = pad_teacher(turn.topk_ids, turn.topk_logprobs, self.plan.index.top_k)
+                self.teacher_ids.append(topk_ids)
+                self.teacher_logprobs.append(topk_logprobs)
 
 
 def spread(records: Sequence[tuple], number: int, counts: Sequence[int], rising: bool, dtype: type) -> Tensor:

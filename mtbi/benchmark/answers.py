@@ -81,10 +81,12 @@ class ConditionAsker:
 
     def prompt(self, turn: Turn, source: str, speech: Piece) -> list[Piece]:
         """The dialogue up to the answer, with `speech` (a waveform or token ids) in the place of the speech."""
-        lead, suffix = self.run.chat.around_speech(turn.dialogue.prompt, turn.dialogue.prompt_first)
+        dialogue = turn.dialogue
+        first = dialogue.history[0][0] if dialogue.history else dialogue.prompt
+        lead, suffix = self.run.chat.around_speech(first, dialogue.prompt_first)
         around = turn.read if source in READ else turn.heard
         before = [*self.run.chat.prefix_ids, *lead, *around.before]
-        return [torch.tensor(before), speech, torch.tensor([*around.after, *suffix])]
+        return [torch.tensor(before), speech, torch.tensor([*around.after, *suffix, *turn.history_ids])]
 
     def limit(self, dialogue: Dialogue) -> int:
         """The longest answer to a dialogue, in tokens.

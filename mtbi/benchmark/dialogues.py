@@ -13,6 +13,7 @@ import numpy as np
 from mtbi import object_store
 from mtbi.answers.store import StoredAnswer
 from mtbi.answers.task_library import Task
+from mtbi.answers.turns import StoredTurn
 from mtbi.audio import codec, members
 from mtbi.audio.segments import AudioSegment
 from mtbi.errors import UserError
@@ -63,6 +64,8 @@ class Dialogue:
     start_s: float | None = None  #: seconds at which the item begins in its audio file; None = it is the whole file
     duration_s: float = 0.0  #: of such a segment; 0 = to the end of the file
     extra: dict[str, Any] = field(default_factory=dict)  #: further keys of such an item, for metrics that read more than texts
+    turn: int = 1  #: the number of the prompt in a dialogue of several turns
+    history: list[tuple[str, str]] = field(default_factory=list)  #: prompt and stored answer of each earlier turn
 
     @property
     def cluster(self) -> str:
@@ -73,7 +76,8 @@ class Dialogue:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Dialogue:
         """A saved dialogue. Fields of other versions of this code are ignored."""
-        return cls(**{name: record[name] for name in (known.name for known in fields(cls)) if name in record})
+        values = {name: record[name] for name in (known.name for known in fields(cls)) if name in record}
+        return cls(**values | {"history": [tuple(turn) for turn in values.get("history", ())]})
 
 
 @dataclass
@@ -83,10 +87,11 @@ class Turn:
     dialogue: Dialogue
     waveform: np.ndarray  #: (samples,) float32 at 16 kHz
     other: np.ndarray  #: the waveform of another utterance of about the same length
-    stored: StoredAnswer | None  #: the text LLM's tokens and probabilities, for dialogues from shards
+    stored: StoredAnswer | StoredTurn | None  #: the text LLM's tokens and probabilities, for dialogues from shards
     controlled: bool = False  #: asked under the controls too
     heard: Surroundings = ALONE  #: the text around the sound, as the speech LLM gets it
     read: Surroundings = ALONE  #: the text around the transcript, as the text LLM reads it
+    history_ids: list[int] = field(default_factory=list)  #: from the first answer to the prompt of a later turn
 
 
 def choose_utterances(shards: Shards, dialogues: int) -> list[int]:
@@ -119,7 +124,10 @@ def from_shards(
             dialogue = stored_dialogue(group, sample, stored, tasks.get(stored.task), shards.index.prompt_first)
             if not (stored.task in tasks and tasks[stored.task].max_new_tokens):
                 dialogue.max_new_tokens = max_new_tokens
-            yield Turn(dialogue, sample.waveform, other, stored, heard=sample.heard, read=sample.read)
+            turn = Turn(dialogue, sample.waveform, other, stored, heard=sample.heard, read=sample.read)
+            yield turn
+            for number, later in enumerate(stored.further):
+                yield (turn := next_turn(turn, stored.turns[number], later))
         other = sample.waveform
 
 
@@ -144,6 +152,25 @@ def stored_dialogue(
     if task:
         dialogue.form, dialogue.scorer, dialogue.max_new_tokens = task.form, task.scorer, task.max_new_tokens
     return dialogue
+
+
+def next_turn(turn: Turn, asked: StoredTurn, later: StoredTurn) -> Turn:
+    """The turn after `turn`, which is stored as `asked`. The stored answers stand before it, whatever the speech LLM said.
+
+    So a turn is measured on its own: under each condition only what stands in the place of the speech differs, and a mistake
+    in an earlier answer does not count twice.
+    """
+    dialogue = replace(
+        turn.dialogue,
+        turn=turn.dialogue.turn + 1,
+        history=[*turn.dialogue.history, (asked.prompt, asked.answer)],
+        prompt=later.prompt,
+        gold=later.gold,
+        form="",  # the task's is that of its first answer
+        answers={TEXT_LLM: later.answer},
+        cut_off=[TEXT_LLM] if later.truncated else [],
+    )
+    return replace(turn, dialogue=dialogue, stored=later, history_ids=[*turn.history_ids, *asked.answer_ids, *later.prompt_ids])
 
 
 def with_prompt_moved(turn: Turn) -> Turn:

@@ -46,9 +46,10 @@ class Judge:
 
         Raises UserError if the server does not answer.
         """
+        earlier = "".join(f"{prompt}\nEarlier answer: {answer}\nThen: " for prompt, answer in dialogue.history)
         question = QUESTION.format(
             transcript=dialogue.transcript,
-            prompt=dialogue.prompt,
+            prompt=earlier + dialogue.prompt,
             reference=dialogue.gold or dialogue.answers[TEXT_LLM],
             answer=dialogue.answers[SPEECH],
         )

@@ -20,6 +20,7 @@ from mtbi.benchmark.saved_answers import FINISHED, REPORT, SavedAnswers
 from mtbi.benchmark.scores import Cell
 from mtbi.errors import UserError
 from mtbi.model.recogniser import open_recogniser
+from mtbi.shards.index import further_turns
 from mtbi.shards.open_shards import open_shards as open_as_recipe
 from mtbi.shards.read import Shards
 from mtbi.use.open_run import TrainedRun
@@ -130,7 +131,7 @@ def list_turns(
         return DialogueGroup(name, dialogues.from_items(items), len(items))
     shards = open_shards(address, run)
     turns = dialogues.from_shards(name, shards, tasks, settings.dialogues, behaviour.max_new_tokens)
-    stored = int(shards.index.utterances["branches"].sum(dtype="u8"))
+    stored = len(shards.index.branches) + further_turns(shards.index.branches)
     about = min(stored, settings.dialogues or stored)
     if not settings.prompt_first:
         return DialogueGroup(name, turns, about)
@@ -143,7 +144,9 @@ def add_moved_prompts(turns: Iterator[Turn]) -> Iterator[Turn]:
         asked = list(group)
         yield from asked
         if index % MOVED_PROMPT_EVERY == 0:
-            yield from (dialogues.with_prompt_moved(turn) for turn in asked if "/" not in turn.dialogue.task)
+            yield from (
+                dialogues.with_prompt_moved(turn) for turn in asked if turn.dialogue.turn == 1 and "/" not in turn.dialogue.task
+            )
 
 
 def trained_tasks(run: TrainedRun) -> set[str]:

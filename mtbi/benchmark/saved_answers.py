@@ -90,7 +90,7 @@ def _key(dialogue: Dialogue) -> tuple[Any, ...]:
     """What makes a question the same."""
     return (
         dialogue.group, dialogue.cluster, dialogue.utterance, dialogue.task, dialogue.wording, dialogue.prompt,
-        dialogue.prompt_first,
+        dialogue.prompt_first, dialogue.turn, *dialogue.history,
     )  # fmt: skip
 
 

@@ -82,12 +82,16 @@ def table(dialogues: list[Dialogue], trained: set[str]) -> list[Cell]:
 
 
 def parts(dialogues: list[Dialogue], trained: set[str]) -> Iterator[tuple[str, list[Dialogue]]]:
-    """The dialogues of each part that is not empty, then of each task."""
+    """The dialogues of each part that is not empty, then of each task, and of each turn of a task with several."""
     for name in (TRAINED, NEW, FORMATS):
         if chosen := [dialogue for dialogue in dialogues if part_of(dialogue.task, trained) == name]:
             yield name, chosen
     for task in sorted({dialogue.task for dialogue in dialogues}, key=lambda task: (task not in trained, task)):
-        yield task, [dialogue for dialogue in dialogues if dialogue.task == task]
+        chosen = [dialogue for dialogue in dialogues if dialogue.task == task]
+        yield task, chosen
+        turns = sorted({dialogue.turn for dialogue in chosen})
+        for turn in turns if len(turns) > 1 else ():
+            yield f"{task}, turn {turn}", [dialogue for dialogue in chosen if dialogue.turn == turn]
 
 
 def by_wording(dialogues: list[Dialogue]) -> Iterator[tuple[str, list[Dialogue]]]:

@@ -58,6 +58,8 @@ class Utterance:
     words: list[tuple[str, float, float]] | None = None  #: (unit, start, end) in seconds of the utterance; the spans tile it
     answers: dict[str, str] = field(default_factory=dict)  #: right answers by task, where known
     start_s: float | None = None  #: seconds from the file's start at which the utterance begins; None = it is the whole file
+    #: Further turns of dialogues by task, in order: `prompt` (where it is not the task's own), `answer` (where it is known).
+    follow_ups: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)  #: other keys of the manifest
 
     def to_json(self) -> dict[str, Any]:
@@ -74,14 +76,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "start_s": (int, float),
     "sample_rate": (int,),
 }
-_TYPES |= {"words": (list,), "answers": (dict,)}
+_TYPES |= {"words": (list,), "answers": (dict,), "follow_ups": (dict,)}
 
 
 def parse(record: Any) -> Utterance:
     """An utterance from a manifest's JSON object. `null` counts as absent.
 
     Raises UserError for a wrong type, a missing audio path, a part of a recording whose bounds are unclear, word times that do
-    not rise, or characters that no file can hold.
+    not rise, further turns of another form, or characters that no file can hold.
     """
     if not isinstance(record, dict):
         raise UserError("bad record: a manifest line must be a JSON object")
@@ -114,6 +116,8 @@ def parse(record: Any) -> Utterance:
         known["answers"] = {
             task: nfc(answer) if isinstance(answer, str) else answer for task, answer in known["answers"].items()
         }
+    if "follow_ups" in known:
+        known["follow_ups"] = {task: records.further_turns(turns) for task, turns in known["follow_ups"].items()}
     return Utterance(**known, extra=values)
 
 

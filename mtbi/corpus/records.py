@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from mtbi.errors import UserError
+from mtbi.text_units import nfc
 
 #: Words in keys that choose a part of a recording ("offset", "clip_start", "endTimeMs"), and their role.
 ROLES = dict.fromkeys(("offset", "start", "begin", "onset", "stime", "tstart", "tmin", "xmin", "t0"), "start")
@@ -187,6 +188,19 @@ def of_cut(cut: Mapping[str, Any]) -> Fields:
         fields["duration_s"] = whole
     others = {name: supervision.get(name) for name in ("text", "speaker", "language")}
     return fields | {name: value for name, value in others.items() if value is not None}
+
+
+def further_turns(turns: Any) -> list[dict[str, str]]:
+    """The further turns of a dialogue (`Utterance.follow_ups`). Raises UserError for another form."""
+    whole = isinstance(turns, list) and all(
+        isinstance(turn, dict)
+        and turn.keys() <= {"prompt", "answer"}
+        and all(isinstance(text, str) and text.strip() for text in turn.values())
+        for turn in turns
+    )
+    if not whole:
+        raise UserError('bad record: follow_ups must look like {"task": [{"prompt": "Backwards?", "answer": "five three"}]}')
+    return [{key: nfc(text) for key, text in turn.items()} for turn in turns]
 
 
 def refuse_address(audio: str) -> None:

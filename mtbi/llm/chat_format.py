@@ -230,7 +230,7 @@ class ChatFormat:
 
     def turn_ids(self, prompt: str) -> list[int]:
         """From after the end token of the last answer, through a further user turn, to the opening of the next answer."""
-        return self._after_end(self.text_ids(self._further_turn(self.tokens.harmless(prompt))))
+        return [*self.opening_ids, *self.plain_ids(prompt.strip()), *self.suffix_ids("")]
 
     @cached_property
     def opening_ids(self) -> list[int]:

@@ -22,15 +22,17 @@ from mtbi.shards import index_sums
 from mtbi.shards.record import StoredUtterance, has_teacher
 
 INDEX_NAME = "mtbi_index.json"
-VERSIONS = (2, 3)  # the later one where utterances have text around their sound
+VERSIONS = (2, 3, 4)  # 3 where utterances have text around their sound, 4 where dialogues have several turns
 UTTERANCE = np.dtype([("samples", "u4"), ("branches", "u2"), ("words", "u2"), ("first_branch", "u8"), ("first_word", "u8")])
 #: The same with the number of tokens around the sound. Only indexes that need it have the column.
 SURROUNDED = np.dtype([*UTTERANCE.descr, ("around", "u2")])
 LENGTHS = ("task", "wording", "lead_tokens", "prompt_tokens", "answer_tokens")
 BRANCH = np.dtype([*((name, "u2") for name in LENGTHS), ("heldout", "?"), ("truncated", "?")])
+#: The same with the number of further turns. Their answers count as answer tokens, or as prompt tokens where not supervised.
+CONVERSATION = np.dtype([*BRANCH.descr, ("further", "u2")])
 WORD = np.dtype([("start", "u4"), ("end", "u4"), ("tokens", "u2")])  # samples, samples, LLM tokens
 #: The layouts that each table may have.
-TABLES = {"utterances": (UTTERANCE, SURROUNDED), "branches": (BRANCH,), "words": (WORD,)}
+TABLES = {"utterances": (UTTERANCE, SURROUNDED), "branches": (BRANCH, CONVERSATION), "words": (WORD,)}
 SHARED_FACTS = ("prompt_first", "encoded")  # must be equal in all folders that are read together
 NOT_STORED = {*TABLES, "origins"}  # fields of Index that are not in the JSON file
 
@@ -101,7 +103,7 @@ class Index:
             return "texts around the sound"
         if utterance.features is None and len(utterance.waveform) != samples:
             return "samples"
-        stored = self.branches[first_branch : first_branch + branches].tolist()
+        stored = in_layout(self.branches[first_branch : first_branch + branches], CONVERSATION).tolist()
         if [(self.tasks[task], *row) for task, *row in stored] != [(a.task, *branch_row(a)) for a in utterance.behaviours]:
             return "answers"
         return None if self.words[first_word : first_word + words].tolist() == word_rows(utterance) else "words"
@@ -124,15 +126,23 @@ def around_tokens(rows: np.ndarray) -> Any:
     return rows["around"].astype(np.int64) if "around" in (rows.dtype.names or ()) else np.zeros(rows.shape, np.int64)
 
 
+def further_turns(branches: np.ndarray) -> int:
+    """The turns after the first in BRANCH entries `(dialogues,)`; 0 where the index has none."""
+    return int(branches["further"].sum(dtype="u8")) if "further" in (branches.dtype.names or ()) else 0
+
+
 #: Facts that the indexes of earlier versions lack, with their values.
 LATER_FACTS = {"llm_size": "", "without_teacher": False, "new_tokens": [], "untimed_ids": False}
 FACT_TYPES = {column.name: str(column.type) for column in fields(Index) if column.name not in NOT_STORED}
 
 
-def branch_row(answer: StoredAnswer) -> tuple[int, int, int, int, bool, bool]:
-    """The row of a stored answer in the table `branches`, without its task."""
-    lengths = len(answer.before_speech_ids), len(answer.after_speech_ids), len(answer.answer_ids)
-    return (answer.wording, *lengths, answer.heldout, answer.truncated)
+def branch_row(answer: StoredAnswer) -> tuple[int, int, int, int, bool, bool, int]:
+    """The row of a stored dialogue in the table `branches`, without its task."""
+    turns = answer.turns
+    learnt = sum(len(turn.answer_ids) for turn in turns if turn.supervised)
+    others = sum(len(turn.prompt_ids) + len(turn.answer_ids) for turn in turns) - learnt
+    truncated = any(turn.truncated for turn in turns)
+    return (answer.wording, len(answer.before_speech_ids), others, learnt, answer.heldout, truncated, len(answer.further))
 
 
 def word_rows(utterance: StoredUtterance) -> list[tuple[int, int, int]]:
@@ -158,8 +168,9 @@ class IndexWriter:
         for answer in utterance.behaviours:
             task = self.tasks.setdefault(answer.task, len(self.tasks))
             branches.append((task, *branch_row(answer)))
-            self.top_k = max(self.top_k, answer.topk_ids.shape[1])
-            self.without_teacher |= not has_teacher(answer)
+            for turn in answer.turns:
+                self.top_k = max(self.top_k, turn.topk_ids.shape[1])
+                self.without_teacher |= turn.supervised and not has_teacher(turn)
         words += word_rows(utterance)
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
@@ -167,6 +178,8 @@ class IndexWriter:
         tables = {name: np.array(self.rows[name], layouts[-1]) for name, layouts in TABLES.items()}
         if not tables["utterances"]["around"].any():
             tables["utterances"] = in_layout(tables["utterances"], UTTERANCE)
+        if not tables["branches"]["further"].any():
+            tables["branches"] = in_layout(tables["branches"], BRANCH)
         for name, table in tables.items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
         counted = {"tasks": list(self.tasks), "top_k": self.top_k, "without_teacher": self.without_teacher, "untimed_ids": True}
@@ -177,7 +190,8 @@ def write_index(folder: Path, facts: dict[str, Any]) -> None:
     """Write the JSON file, which makes a folder of shards complete. `facts` are `Index.facts`, with any shard sizes."""
     described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     sizes = [shard["samples"] for shard in described["shards"]]
-    version = VERSIONS["around" in (np.load(folder / "utterances.npy", mmap_mode="r").dtype.names or ())]
+    columns = [np.load(folder / f"{name}.npy", mmap_mode="r").dtype.names or () for name in ("utterances", "branches")]
+    version = VERSIONS[2 if "further" in columns[1] else int("around" in columns[0])]
     record = {"version": version, **facts, "shard_sizes": sizes, "utterances": sum(sizes)}
     record[index_sums.KEY] = index_sums.sums_of(folder, TABLES, record)
     (folder / INDEX_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -251,13 +265,14 @@ def concatenate(
         check_same_llm(fitted, address, first, first.origins[0].address, several_teachers)
     tasks = list(dict.fromkeys(task for index in indexes for task in index.tasks))
     layout = SURROUNDED if any(index.utterances.dtype == SURROUNDED for index in indexes) else UTTERANCE
+    dialogues = CONVERSATION if any(index.branches.dtype == CONVERSATION for index in indexes) else BRANCH
     tables = {
         name: space(name, kind, sum(len(getattr(index, name)) for index in indexes))
-        for name, kind in (("utterances", layout), ("branches", BRANCH), ("words", WORD))
+        for name, kind in (("utterances", layout), ("branches", dialogues), ("words", WORD))
     }
     used = dict.fromkeys(TABLES, 0)
     for index in indexes:
-        utterances, branches = in_layout(index.utterances, layout), index.branches.copy()
+        utterances, branches = in_layout(index.utterances, layout), in_layout(index.branches, dialogues)
         utterances["first_branch"] += used["branches"]
         utterances["first_word"] += used["words"]
         branches["task"] = np.array([tasks.index(task) for task in index.tasks], "u2")[branches["task"]]

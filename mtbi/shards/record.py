@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from mtbi.answers.store import StoredAnswer
+from mtbi.answers.turns import StoredTurn, pad_teacher
 from mtbi.audio import codec
 from mtbi.corpus.manifest import Utterance
 from mtbi.llm.chat_format import ChatFormat
@@ -20,6 +21,8 @@ from mtbi.llm.surroundings import ALONE, Surroundings
 COLUMNS = {"id": "str", "text": "str", "speaker": "str", "audio": "bytes", "answers": "json", "tensors": "bytes"}
 #: Fields of an answer that are stored as JSON. Its token ids and probabilities are stored as tensors.
 TEXT_FIELDS = ("task", "wording", "heldout", "prompt", "answer", "truncated", "gold")
+#: The same of the further turns of a dialogue. An answer has them under `further`, and `supervised` where it is not.
+TURN_FIELDS = ("prompt", "answer", "truncated", "gold", "supervised")
 
 
 @dataclass
@@ -76,6 +79,10 @@ def pack(
         "topk_ids": topk_ids,
         "topk_logprobs": topk_logprobs,
     }
+    if further := [turn for behaviour in behaviours for turn in behaviour.further]:
+        tensors |= joined("turn_prompt", [turn.prompt_ids for turn in further])
+        tensors |= joined("turn_answer", [turn.answer_ids for turn in further])
+        tensors["turn_topk_ids"], tensors["turn_topk_logprobs"] = same_width(further)
     if not word_ids:
         tensors["untimed_ids"] = np.array(heard.transcript_ids(chat, utterance.text), np.int32)
     for name, around in (("heard", heard), ("read", read)):
@@ -86,9 +93,19 @@ def pack(
         "text": utterance.text,
         "speaker": utterance.speaker,
         "audio": codec.encode(wave, kind) if len(wave) else b"",
-        "answers": [{name: getattr(behaviour, name) for name in TEXT_FIELDS} for behaviour in behaviours],
+        "answers": [texts_of(behaviour) for behaviour in behaviours],
         "tensors": save_tensors(tensors),
     }
+
+
+def texts_of(behaviour: StoredAnswer) -> dict[str, Any]:
+    """What is stored of an answer as JSON."""
+    texts = {name: getattr(behaviour, name) for name in TEXT_FIELDS}
+    if not behaviour.supervised:
+        texts["supervised"] = False
+    if behaviour.further:
+        texts["further"] = [{name: getattr(turn, name) for name in TURN_FIELDS} for turn in behaviour.further]
+    return texts
 
 
 def joined(name: str, lists: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
@@ -102,7 +119,7 @@ def split(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
     return np.split(values, ends[:-1]) if len(ends) else []
 
 
-def same_width(behaviours: list[StoredAnswer]) -> tuple[np.ndarray, np.ndarray]:
+def same_width(behaviours: Sequence[StoredAnswer | StoredTurn]) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's top-k ids and log-probabilities of all answers, each `(answer tokens, k)` with the largest k of them."""
     width = max(behaviour.topk_ids.shape[1] for behaviour in behaviours)
     padded = [pad_teacher(behaviour.topk_ids, behaviour.topk_logprobs, width) for behaviour in behaviours]
@@ -110,15 +127,7 @@ def same_width(behaviours: list[StoredAnswer]) -> tuple[np.ndarray, np.ndarray]:
     return ids.astype(np.int32), logprobs.astype(np.float16)
 
 
-def pad_teacher(ids: np.ndarray, logprobs: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Top-k ids and log-probabilities `(tokens, k)` with `width` columns; the new columns are unused: id 0, probability 0."""
-    missing = ((0, 0), (0, width - ids.shape[1]))
-    if not missing[1][1]:
-        return ids, logprobs
-    return np.pad(ids, missing), np.pad(logprobs, missing, constant_values=-np.inf)
-
-
-def has_teacher(behaviour: StoredAnswer) -> bool:
+def has_teacher(behaviour: StoredAnswer | StoredTurn) -> bool:
     """Whether the text LLM's probabilities are stored with an answer. A gold answer has none."""
     return bool((behaviour.topk_logprobs > -np.inf).any()) or not behaviour.answer_ids
 
@@ -135,9 +144,12 @@ def unpack(columns: dict[str, Any]) -> StoredUtterance:
         split(tensors["topk_logprobs"], tensors["answer_ends"]),
         strict=True,
     )
+    later = stored_turns(columns["answers"], tensors)
     behaviours = [
         StoredAnswer(
-            **texts,
+            **{name: texts[name] for name in TEXT_FIELDS},
+            supervised=texts.get("supervised", True),
+            further=[next(later) for _ in texts.get("further", ())],
             before_speech_ids=before.tolist(),
             after_speech_ids=after.tolist(),
             answer_ids=answer.tolist(),
@@ -159,6 +171,20 @@ def unpack(columns: dict[str, Any]) -> StoredUtterance:
         tensors.get("untimed_ids"),
         **{name: surroundings(name, tensors) for name in ("heard", "read")},
     )
+
+
+def stored_turns(answers: list[dict[str, Any]], tensors: dict[str, np.ndarray]) -> Iterator[StoredTurn]:
+    """The further turns of all answers of an utterance, in order."""
+    texts = [turn for answer in answers for turn in answer.get("further", ())]
+    if not texts:
+        return
+    ends = tensors["turn_answer_ends"]
+    prompts = split(tensors["turn_prompt_ids"], tensors["turn_prompt_ends"])
+    parts = [split(tensors[f"turn_{name}"], ends) for name in ("answer_ids", "topk_ids", "topk_logprobs")]
+    for text, prompt, ids, topk_ids, topk_logprobs in zip(texts, prompts, *parts, strict=True):
+        yield StoredTurn(
+            **text, prompt_ids=prompt.tolist(), answer_ids=ids.tolist(), topk_ids=topk_ids, topk_logprobs=topk_logprobs
+        )
 
 
 def surroundings(name: str, tensors: dict[str, np.ndarray]) -> Surroundings:
