@@ -185,11 +185,12 @@ def test_the_corpus_page_lists_what_there_is() -> None:
     assert all(f"`{name}`" in text or f"--text-style {name}" in text for name in STYLES)
 
 
-def test_the_example_of_a_task_file_is_one(tmp_path: Path) -> None:
-    (example,) = fenced(REPOSITORY / "docs" / "your-task.md", "yaml")
-    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
-    tasks = task_library.load([str(tmp_path / "mine.yaml")])
-    assert set(tasks) == {"action_items", "urgency", "urgency/lower_case"}
+def test_the_examples_of_task_files_are_some(tmp_path: Path) -> None:
+    found = []
+    for example in fenced(REPOSITORY / "docs" / "your-task.md", "yaml"):
+        (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+        found.append(set(task_library.load([str(tmp_path / "mine.yaml")])))
+    assert found == [{"action_items", "urgency", "urgency/lower_case"}, {"summary_then_questions"}]
     assert table("your-task.md", "key") >= set(task_library.Task.__dataclass_fields__) - {"name"}
 
 

@@ -54,8 +54,8 @@ def read_ahead(source: Shards, numbers: range, batch_size: int) -> Iterator[list
     """Records (`Shards.record`) by number, in batches. Threads decode the next batch while this one is in use."""
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     with ThreadPoolExecutor() as pool:
-        following = pool.map(source.record, parts[0]) if parts else iter(())
-        for part in [*parts[1:], range(0)]:
+        following = pool.map(source.record, parts[0] if parts else ())
+        for part in [*parts[1:], range(0)][: len(parts)]:
             batch, following = list(following), pool.map(source.record, part)
             yield batch
 

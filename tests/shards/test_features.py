@@ -112,11 +112,12 @@ def test_features_of_another_encoder_or_use_are_refused(shard_folder: Path, enco
 
 def test_records_are_read_ahead_in_their_order(shard_folder: Path) -> None:
     shards = Shards(str(shard_folder))
-    batches = list(features.read_ahead(shards, 7))
+    batches = list(features.read_ahead(shards, range(60), 7))
     assert [len(batch) for batch in batches] == [7] * 8 + [4]
     assert [utterance.id for batch in batches for _, utterance in batch] == [
         one.id for one in map(shards.__getitem__, range(60))
     ]
+    assert not list(features.read_ahead(shards, range(0), 7))
 
 
 def test_half_precision_is_stored_too(shard_folder: Path, tmp_path: Path) -> None:
