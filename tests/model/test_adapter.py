@@ -14,8 +14,8 @@ from mtbi.recipe import AdapterConfig, ModelConfig
 KINDS = [
     *(AdapterConfig(kind, 3) for kind in ("mlp", "swiglu", "conv")),
     AdapterConfig("qformer", 3, queries=2, heads=2),
-    AdapterConfig("transformer", 3),
     AdapterConfig("clip-qformer", queries=5, heads=2),
+    AdapterConfig("transformer", 3),
     AdapterConfig("conformer", 3, heads=2),
 ]
 

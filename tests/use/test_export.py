@@ -56,7 +56,7 @@ KINDS = {
         "model.llm_trainable=last 2",
         "train.llm_learning_rate=1e-5",
     ],
-    "llm-layers": ["model.encoder.layer=3", "model.llm_trainable=0,2-3", "train.llm_learning_rate=1e-5"],
+    "llm-layers": ["model.llm_trainable=0,2-3", "train.llm_learning_rate=1e-5"],
     "wav2vec2": [
         "model.encoder.trainable=true",
         "model.adapter.kind=qformer",
@@ -84,7 +84,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         torch.manual_seed(0)
         place, step = folder / f"{kind}-encoder", folder / kind / "step-00000001"
         overrides = [f"run_dir={folder / kind}", "plan.max_audio_seconds=5", *KINDS[kind]]
-        if kind not in ("demo", "silence", "llm-layers"):
+        if kind not in ("demo", "silence"):
             encoder = (
                 WhisperModel(WhisperConfig(**WHISPER)) if kind != "wav2vec2" else Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC2))
             )
