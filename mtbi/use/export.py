@@ -198,8 +198,9 @@ def card(run: TrainedRun, layout: str) -> str:
 # {recipe.name}
 
 A speech LLM: the speech encoder {encoder} and a trained adapter (`{model.adapter.kind}`) give speech to the text LLM
-`{llm}`. It was trained by multi-task behaviour imitation with speech-text interleaving (arXiv 2505.18644)
-with mtbi {versions.installed("mtbi")}, `{run.checkpoint.name}` of {recipe.train.steps} steps; settings: `recipe.yaml`.
+`{llm}`. It was trained with mtbi {versions.installed("mtbi")}, an implementation of multi-task behaviour imitation (arXiv
+2505.18644): `{run.checkpoint.name}` of {recipe.train.steps} steps, {recipe.interleave.share:.0%} of the utterances
+interleaved with their text. Settings: `recipe.yaml`.
 {changed}The weights here are {LAYOUTS[layout].weights}.
 
 {LAYOUTS[layout].usage}
