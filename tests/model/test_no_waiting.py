@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from mtbi.batches.batch import Batch
 from mtbi.engine.sums import Sums
@@ -31,6 +32,7 @@ def step(model: SpeechLLMModule, batch: Batch) -> Sums:
     return total
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="rotary positions of transformers 4 do not run on the device `meta`")
 @pytest.mark.parametrize("back_end", [attention.FLASH, attention.DENSE])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_a_micro_batch_asks_the_gpu_for_no_value(make_model: Make, packed: Batch, kind: str, back_end: str) -> None:

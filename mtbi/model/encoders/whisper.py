@@ -102,6 +102,14 @@ class Whisper(SpeechEncoder):
         self.encoder.embed_positions.requires_grad_(False)
 
 
+def encoder_class() -> Any:
+    """transformers' encoder, which leaves a decoder in the file and does not report it."""
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    ignored = [r"^(model\.)?decoder\.", r"^proj_out\."]
+    return type("EncoderOfWhisper", (WhisperEncoder,), {"_keys_to_ignore_on_load_unexpected": ignored})
+
+
 class WhisperFamily(PretrainedFamily):
     """Whisper models, of which the encoder alone is used."""
 
@@ -111,14 +119,12 @@ class WhisperFamily(PretrainedFamily):
 
     def build(self, config: EncoderConfig, dtype: torch.dtype, /) -> nn.Module:
         """Layers above the highest output layer are dropped, the final norm stays. The decoder's weights are not read."""
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+        import transformers
 
-        class EncoderOfWhisper(WhisperEncoder):
-            """It leaves a decoder in the file, and does not report it."""
-
-            _keys_to_ignore_on_load_unexpected: Any = (r"^(model\.)?decoder\.", r"^proj_out\.")
-
-        encoder = self.load(config, dtype, EncoderOfWhisper, key_mapping={r"^(model\.)?encoder\.": ""})
+        if transformers.__version__ < "5":  # its `key_mapping` does not find the encoder's weights
+            encoder = self.load(config, dtype).encoder
+        else:
+            encoder = self.load(config, dtype, encoder_class(), key_mapping={r"^(model\.)?encoder\.": ""})
         chosen = output_layers(len(encoder.layers), config)
         encoder.layers = keep_layers(encoder.layers, config)
         return Whisper(encoder, mel_filters(encoder.config.num_mel_bins, config.path), chosen)
