@@ -75,7 +75,7 @@ def behind(ranks: Ranks, out: Path) -> None:
         counts = new_counts()
         lines: list[str] = []  # noqa: RUF012
 
-        def snapshot(self, state: dict[str, Any]) -> Snapshot:
+        def snapshot(self, state: dict[str, Any], keep: bool = True) -> Snapshot:
             return Snapshot({"w": torch.ones(1000)}, {}, state)
 
         def write_line(self, text: str) -> None:
