@@ -68,8 +68,8 @@ class Workload:
         wave = (0.1 * rng.standard_normal(int(self.seconds * SAMPLE_RATE))).astype(np.float32)
         behaviours = [
             StoredAnswer(
-                "task", 0, False, "", [], rng.integers(3, self.vocabulary, PROMPT).tolist(), "",
-                rng.integers(3, self.vocabulary, ANSWER).tolist(), False, *self.teacher(rng),
+                "", rng.integers(3, self.vocabulary, PROMPT).tolist(), "", rng.integers(3, self.vocabulary, ANSWER).tolist(),
+                False, *self.teacher(rng), task="task", wording=0, heldout=False, before_speech_ids=[],
             )
             for _ in range(MOST_TASKS)
         ]  # fmt: skip

@@ -41,40 +41,20 @@ NOT_STORED = {"transcript", "around", "max_new_tokens", "source", "unfiltered", 
 FORMER_SETTINGS = {"answers": "llm", "temperature": 0.0, "prompt_first": False, "reads": rendering.READS}
 
 
-@dataclass
-class StoredAnswer:
-    """One prompt about one transcript, the text LLM's answer, and the further turns of the dialogue."""
+@dataclass(kw_only=True)
+class StoredAnswer(StoredTurn):
+    """A stored dialogue: its first turn, the turns after it, and what holds for all of them."""
 
     task: str
     wording: int  #: number among the task's wordings
     heldout: bool  #: the wording is kept out of training
-    prompt: str
     before_speech_ids: list[int]  #: between the opening of the user's turn and the speech: a prompt that comes first
-    after_speech_ids: list[int]  #: everything between the speech and the answer
-    answer: str
-    answer_ids: list[int]  #: with the end token unless the answer was cut off
-    truncated: bool
-    topk_ids: np.ndarray  #: (answer tokens, k) int32
-    topk_logprobs: np.ndarray  #: (answer tokens, k) float16
-    gold: str | None = None  #: the right answer, where the corpus knows one
-    supervised: bool = True  #: the answer is learnt; else it only stands in the context of later ones
     further: list[StoredTurn] = field(default_factory=list)  #: in order; the last one is supervised
 
     @property
     def turns(self) -> list[StoredTurn]:
         """All turns of the dialogue, in order."""
-        first = StoredTurn(
-            self.prompt,
-            self.after_speech_ids,
-            self.answer,
-            self.answer_ids,
-            self.truncated,
-            self.topk_ids,
-            self.topk_logprobs,
-            self.gold,
-            self.supervised,
-        )
-        return [first, *self.further]
+        return [self, *self.further]
 
 
 def settings_record(config: BehaviourConfig, chat: ChatFormat) -> dict[str, object]:
@@ -312,20 +292,12 @@ class AnswerStore:
             first, further = dialogue_turns(record, chunk, span)
             answers.append(
                 StoredAnswer(
-                    record["task"],
-                    record["wording"],
-                    record["heldout"],
-                    record["prompt"],
-                    record.get("lead_ids", []),
-                    record["prompt_ids"],
-                    record["answer"],
-                    first.answer_ids,
-                    record["truncated"],
-                    first.topk_ids,
-                    first.topk_logprobs,
-                    record["gold"],
-                    record.get("supervised", True),
-                    further,
+                    **vars(first),
+                    task=record["task"],
+                    wording=record["wording"],
+                    heldout=record["heldout"],
+                    before_speech_ids=record.get("lead_ids", []),
+                    further=further,
                 )
             )
         return sorted(answers, key=lambda answer: (answer.task, answer.wording))

@@ -65,11 +65,11 @@ def refuse_outside(first: int, size: int, end: int) -> None:
         raise UserError(f"truncated: the archive has {end} bytes, and the recording lies at {first} to {first + size}")
 
 
-class Window(io.RawIOBase):
-    """A stretch of bytes of a file as a file."""
+class SeekableFile(io.RawIOBase):
+    """A file of `size` bytes that can be read from any position. A subclass says how (`readinto`)."""
 
-    def __init__(self, file: BinaryIO, first: int, size: int) -> None:
-        self.file, self.first, self.size, self.position = file, first, size, 0
+    def __init__(self, size: int) -> None:
+        self.size, self.position = size, 0
 
     def seekable(self) -> bool:
         return True
@@ -84,6 +84,14 @@ class Window(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         self.position = max(0, base + offset)
         return self.position
+
+
+class Window(SeekableFile):
+    """A stretch of bytes of a file as a file."""
+
+    def __init__(self, file: BinaryIO, first: int, size: int) -> None:
+        super().__init__(size)
+        self.file, self.first = file, first
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")

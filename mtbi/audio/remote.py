@@ -53,7 +53,7 @@ class Blocks:
 BLOCKS = Blocks()
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(members.SeekableFile):
     """A remote file as a seekable file. Where the store fails, it ends early, and `failure` says why.
 
     libsndfile calls it from C, where an exception would be lost.
@@ -61,24 +61,10 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, address: str) -> None:
         """Raises UserError where the first block cannot be read."""
-        self.address, self.position = address, 0
         start = BLOCKS.get(address, 0)
-        self.size, self.tag = start.total, start.tag
+        super().__init__(start.total)
+        self.address, self.tag = address, start.tag
         self.failure: UserError | None = None
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        self.position = max(0, base + offset)
-        return self.position
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")

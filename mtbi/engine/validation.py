@@ -110,7 +110,7 @@ class Evaluation:
             prompt: list[torch.Tensor | np.ndarray] = [
                 torch.tensor([*self.chat.prefix_ids, *stored.before_speech_ids, *sample.heard.before]),
                 sample.waveform,
-                torch.tensor([*sample.heard.after, *stored.after_speech_ids]),
+                torch.tensor([*sample.heard.after, *stored.prompt_ids]),
             ]
             (ids,) = generate(model, [prompt], len(stored.answer_ids) + 8, self.chat.end_id)
             answer = self.chat.decode(ids)

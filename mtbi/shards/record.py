@@ -74,7 +74,7 @@ def pack(
         **joined("word", word_ids),
         # The names of these tensors are those of the first version of the format.
         **joined("lead", [behaviour.before_speech_ids for behaviour in behaviours]),
-        **joined("prompt", [behaviour.after_speech_ids for behaviour in behaviours]),
+        **joined("prompt", [behaviour.prompt_ids for behaviour in behaviours]),
         **joined("answer", [behaviour.answer_ids for behaviour in behaviours]),
         "topk_ids": topk_ids,
         "topk_logprobs": topk_logprobs,
@@ -119,7 +119,7 @@ def split(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
     return np.split(values, ends[:-1]) if len(ends) else []
 
 
-def same_width(behaviours: Sequence[StoredAnswer | StoredTurn]) -> tuple[np.ndarray, np.ndarray]:
+def same_width(behaviours: Sequence[StoredTurn]) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's top-k ids and log-probabilities of all answers, each `(answer tokens, k)` with the largest k of them."""
     width = max(behaviour.topk_ids.shape[1] for behaviour in behaviours)
     padded = [pad_teacher(behaviour.topk_ids, behaviour.topk_logprobs, width) for behaviour in behaviours]
@@ -127,7 +127,7 @@ def same_width(behaviours: Sequence[StoredAnswer | StoredTurn]) -> tuple[np.ndar
     return ids.astype(np.int32), logprobs.astype(np.float16)
 
 
-def has_teacher(behaviour: StoredAnswer | StoredTurn) -> bool:
+def has_teacher(behaviour: StoredTurn) -> bool:
     """Whether the text LLM's probabilities are stored with an answer. A gold answer has none."""
     return bool((behaviour.topk_logprobs > -np.inf).any()) or not behaviour.answer_ids
 
@@ -151,7 +151,7 @@ def unpack(columns: dict[str, Any]) -> StoredUtterance:
             supervised=texts.get("supervised", True),
             further=[next(later) for _ in texts.get("further", ())],
             before_speech_ids=before.tolist(),
-            after_speech_ids=after.tolist(),
+            prompt_ids=after.tolist(),
             answer_ids=answer.tolist(),
             topk_ids=topk_ids,
             topk_logprobs=topk_logprobs,

@@ -35,7 +35,7 @@ def test_answers_and_teacher_are_the_llms_own(tmp_path: Path, chat: ChatFormat, 
         found = store.get(utterance.id)
         assert len(found) == len({one.task for one in found}) == 3
         for one in found:
-            prompt = [*chat.prefix_ids, *chat.transcript_ids(utterance.text), *one.after_speech_ids]
+            prompt = [*chat.prefix_ids, *chat.transcript_ids(utterance.text), *one.prompt_ids]
             with torch.no_grad():
                 logits = teacher.llm(torch.tensor([[*prompt, *one.answer_ids]])).logits[0, len(prompt) - 1 : -1]
             expected = logits.log_softmax(-1)

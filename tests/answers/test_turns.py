@@ -99,7 +99,7 @@ def test_the_turns_are_laid_out_as_a_conversation_feeds_them(talks: Shards, untr
     for one in sample.behaviours:
         conversation = Conversation(untrained_run)
         conversation.recall([sample.waveform], one.prompt, one.answer)
-        trained = [*one.after_speech_ids, *one.answer_ids]
+        trained = [*one.prompt_ids, *one.answer_ids]
         for turn in one.further:
             conversation.recall([], turn.prompt, turn.answer)
             trained += [*turn.prompt_ids, *turn.answer_ids]

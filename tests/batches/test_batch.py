@@ -56,12 +56,12 @@ def test_a_branch_reads_prompt_and_answer_and_predicts_the_answer(shard_folder: 
     start = prefix
     for place, number in enumerate(group.branches, start=1):
         one = sample.behaviours[number]
-        text = [*one.after_speech_ids, *one.answer_ids]
+        text = [*one.prompt_ids, *one.answer_ids]
         assert ids[start : start + len(text) - 1] == text[:-1]
         assert batch.branch[0, start : start + len(text) - 1].tolist() == [place] * (len(text) - 1)
         assert batch.position_ids[0, start : start + len(text) - 1].tolist() == list(range(prefix, prefix + len(text) - 1))
         for offset, token in enumerate(one.answer_ids):
-            assert next(targets) == (start + len(one.after_speech_ids) - 1 + offset, token)
+            assert next(targets) == (start + len(one.prompt_ids) - 1 + offset, token)
         start += len(text) - 1
     assert batch.audio_slot.tolist() == list(range(len(plan.index.prefix_ids), prefix))
     assert batch.audio_frame.tolist() == list(range(frames))

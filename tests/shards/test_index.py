@@ -22,7 +22,7 @@ def test_the_index_has_every_length(shard_folder: Path) -> None:
         words = index.words[row["first_word"] : row["first_word"] + row["words"]]
         assert row["samples"] == len(sample.waveform)
         assert [index.tasks[t] for t in branches["task"]] == [b.task for b in sample.behaviours]
-        assert branches["prompt_tokens"].tolist() == [len(b.after_speech_ids) for b in sample.behaviours]
+        assert branches["prompt_tokens"].tolist() == [len(b.prompt_ids) for b in sample.behaviours]
         assert branches["answer_tokens"].tolist() == [len(b.answer_ids) for b in sample.behaviours]
         assert words["tokens"].tolist() == [len(ids) for ids in sample.word_ids]
         assert words["start"].tolist() == sample.word_times[:, 0].tolist()

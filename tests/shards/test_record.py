@@ -24,7 +24,7 @@ def test_what_was_written_is_read(
         for one, kept in zip(sample.behaviours, answered.get(utterance.id), strict=True):
             np.testing.assert_array_equal(one.topk_logprobs, kept.topk_logprobs)
             np.testing.assert_array_equal(one.topk_ids, kept.topk_ids)
-            assert (one.task, one.after_speech_ids, one.answer_ids) == (kept.task, kept.after_speech_ids, kept.answer_ids)
+            assert (one.task, one.prompt_ids, one.answer_ids) == (kept.task, kept.prompt_ids, kept.answer_ids)
         words = [] if utterance.words is None else utterance.text.split()
         assert [ids.tolist() for ids in sample.word_ids] == chat.word_ids(words)
         assert sample.spoken_ids.tolist() == chat.transcript_ids(utterance.text)  # also of the last one, without word times
