@@ -17,12 +17,9 @@ from launcher.ranks import find_ranks
 from mtbi import recipe as recipes
 from mtbi.batches.batch import Batch
 from mtbi.batches.loader import LoadedStep, Loader
-from mtbi.batches.plan import Plan
 from mtbi.engine.engine import Engine
-from mtbi.engine.inputs import open_training_shards
+from mtbi.engine.inputs import open_inputs
 from mtbi.engine.sums import StepSums
-from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
-from mtbi.model.frame_counts import FrameGeometry
 
 Change = Callable[[Batch], Batch]
 
@@ -44,11 +41,10 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     ranks = find_ranks()
     recipe = recipes.load("demo", options.overrides)
-    shards = open_training_shards(recipe.data.shards, recipe, ChatFormat(load_llm_tokenizer("demo")))
-    plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
+    inputs = open_inputs(recipe)
     device = start_distributed(ranks)
-    engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks, None)
-    with Loader(shards, plan, ranks.rank, ranks.world) as loader:
+    engine = Engine(recipe, options.deepspeed, len(inputs.shards.index.tasks), device, ranks, None)
+    with Loader(inputs.shards, inputs.plan, ranks.rank, ranks.world) as loader:
         steps = [(step, list(step.micro_batches)) for step in islice(loader, 3)]
     fresh, real = engine.snapshot({}), LoadedStep.micro_batches
 

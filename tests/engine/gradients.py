@@ -14,14 +14,10 @@ from safetensors.torch import save_file
 from launcher.distributed import start_distributed
 from launcher.ranks import find_ranks
 from mtbi import recipe as recipes
-from mtbi.batches.augment import Augmentation
 from mtbi.batches.loader import Loader
-from mtbi.batches.plan import Plan
 from mtbi.engine.engine import Engine
-from mtbi.engine.inputs import open_training_shards
-from mtbi.llm.chat_format import ChatFormat, load_llm_tokenizer
+from mtbi.engine.inputs import open_inputs
 from mtbi.model import by_length
-from mtbi.model.frame_counts import FrameGeometry
 
 
 def main() -> None:
@@ -32,14 +28,13 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     ranks = find_ranks()
     recipe = recipes.load("demo", options.overrides)
-    shards = open_training_shards(recipe.data.shards, recipe, ChatFormat(load_llm_tokenizer("demo")))
-    plan = Plan(shards.index, recipe, FrameGeometry.from_config(recipe.model))
-    augmentation = Augmentation.of(recipe, plan.geometry, shards)
+    inputs = open_inputs(recipe)
     device = start_distributed(ranks)
     if ranks.rank:
         by_length.CPU_CALL_SAMPLES = 0  # others call the frozen encoder more often than rank 0: none of it may be partitioned
-    engine = Engine(recipe, options.deepspeed, len(shards.index.tasks), device, ranks, None)
-    with Loader(shards, plan, ranks.rank, ranks.world, recipe.plan.rows_per_micro_batch, augmentation=augmentation) as loader:
+    engine = Engine(recipe, options.deepspeed, len(inputs.shards.index.tasks), device, ranks, None)
+    rows, augmentation = recipe.plan.rows_per_micro_batch, inputs.augmentation
+    with Loader(inputs.shards, inputs.plan, ranks.rank, ranks.world, rows, augmentation=augmentation) as loader:
         sums = engine.train_step(next(iter(loader)), 0, stop=False)
     # After one step of Adam from zero, its first moment is (1 - beta1) times the gradient, clipping aside.
     tensors = {}
